@@ -1,0 +1,47 @@
+# One command each: `make test` sets up and runs every check; `make demo` sets up and runs the main job.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: help setup setup-dev data lint test demo docs bench papers clean
+
+help:
+	@grep -E '^# |^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
+
+$(BIN)/bigbatch: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev: $(BIN)/bigbatch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(BIN)/bigbatch  ## install into .venv
+setup-dev: $(VENV)/dev  ## install with the tools of the tests
+
+lint: $(VENV)/dev  ## formatting, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint  ## set up and run all checks and tests
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+demo: $(BIN)/bigbatch  ## set up and run the main job on real images, in minutes
+	@BIN=$(BIN) sh examples/demo.sh
+
+docs: $(BIN)/bigbatch  ## build the site into site/
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/dev  ## measure what the loop costs
+	$(BIN)/python benchmarks/loop_overhead.py
+
+papers: $(BIN)/bigbatch  ## write PAPERS.md anew
+	$(BIN)/python docs/papers_table.py > PAPERS.md
+
+clean:  ## remove what make made
+	rm -rf $(VENV) site

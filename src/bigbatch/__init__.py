@@ -1,0 +1,57 @@
+"""bigbatch scales a PyTorch training run to large batches and many workers without losing accuracy.
+
+    recipe = bigbatch.Recipe.named("fashion_mnist/mlp")                   # tuned at a batch of 128
+    plan = bigbatch.plan(recipe, global_batch=1024, rule="linear")        # what must change, and why
+    result = bigbatch.fit("fashion_mnist/mlp", plan.recipe)               # run it
+
+Names below are imported on first use: `import bigbatch` costs neither torch nor pydantic.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigbatch.core.checks import Diverged, Interrupted, UserError
+    from bigbatch.core.clock import Clock
+    from bigbatch.recipe import Recipe
+    from bigbatch.scaling import Plan, plan
+    from bigbatch.study.compare import Comparison, scale
+    from bigbatch.train import Result, fit
+
+_HOMES = {
+    "Clock": "bigbatch.core.clock",
+    "Comparison": "bigbatch.study.compare",
+    "Diverged": "bigbatch.core.checks",
+    "Interrupted": "bigbatch.core.checks",
+    "Plan": "bigbatch.scaling",
+    "Recipe": "bigbatch.recipe",
+    "Result": "bigbatch.train",
+    "UserError": "bigbatch.core.checks",
+    "fit": "bigbatch.train",
+    "plan": "bigbatch.scaling",
+    "scale": "bigbatch.study.compare",
+}
+__version__ = "0.1.0"
+__all__ = [
+    "Clock",
+    "Comparison",
+    "Diverged",
+    "Interrupted",
+    "Plan",
+    "Recipe",
+    "Result",
+    "UserError",
+    "fit",
+    "plan",
+    "scale",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bigbatch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,5 @@
+"""`python -m bigbatch`."""
+
+from bigbatch.cli.app import main
+
+main()

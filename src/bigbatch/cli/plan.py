@@ -1,0 +1,29 @@
+"""`bigbatch plan`: what changes when the batch does."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bigbatch.cli.settings import Rule, Sets, find_recipe
+
+
+def plan(
+    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task with a shipped recipe, or a recipe file (TOML).")],
+    global_batch: Annotated[int, typer.Option("--global-batch", help="Batch to plan for, samples per update over all workers.")],
+    rule: Rule = "auto",
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the new recipe here (TOML).")] = None,
+) -> None:
+    """Show what a rule changes for another batch, each change with its reason and its paper."""
+    from bigbatch.cli.tables import show_plan
+    from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.scaling import plan as make_plan
+
+    file = Path(task) if task.endswith(".toml") or Path(task).is_file() else None
+    planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, rule=rule)
+    show_plan(planned)
+    if out is not None:
+        make_folder(out.parent)
+        write_atomically(out, planned.recipe.to_toml().encode())
+        typer.echo(f"wrote {out}")

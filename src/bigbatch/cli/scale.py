@@ -1,0 +1,48 @@
+"""`bigbatch scale`: the main job. Reference, batch only, plan; did accuracy hold?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bigbatch.cli.settings import Data, Quiet, RecipeFile, Rule, Sets, TaskName, find_recipe
+
+
+def scale(
+    task: TaskName,
+    to: Annotated[int, typer.Option("--to", help="Global batch to scale to.")],
+    rule: Rule = "auto",
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs an arm.")] = 3,
+    recipe: RecipeFile = None,
+    sets: Sets = None,
+    data: Data = None,
+    margin: Annotated[float, typer.Option("--margin", help="Points that may be lost without calling it a loss.")] = 0.5,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of all runs; runs/scale/TASK if left out.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the tuned reference, the same with only the batch changed, and the plan; compare them and write a report."""
+    from bigbatch.cli.tables import console, show, show_plan
+    from bigbatch.scaling import plan
+
+    chosen = find_recipe(task, recipe, sets)
+    planned = plan(chosen, global_batch=to, rule=rule)
+    if not quiet:
+        show_plan(planned)
+
+    from bigbatch.report import write_report
+    from bigbatch.study.compare import rows_of
+    from bigbatch.study.compare import scale as compare
+    from bigbatch.tasks import load_task
+
+    folder = out or Path("runs/scale") / task.replace("/", "-").replace(":", "-")
+    loaded = load_task(task, data=data)
+    say = None if quiet else lambda text: typer.echo(text, err=True)
+    comparison = compare(loaded, to=to, rule=rule, seeds=seeds, recipe=chosen, out=folder, margin=margin, quiet=quiet, say=say)
+    report = write_report(folder)
+
+    columns = ["arm", "global batch", f"test {loaded.metric}", "updates", "samples/s", "seconds", "diverged"]
+    stored = comparison.to_dict()
+    show(f"{task}, {seeds} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
+    for arm in comparison.arms[1:]:
+        console().print(comparison.sentence(arm), highlight=False)
+    console().print(f"report: {report}", highlight=False)

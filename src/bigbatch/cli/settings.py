@@ -1,0 +1,50 @@
+"""Options that several commands share, and how a recipe is found from them."""
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigbatch.core.checks import UserError
+
+if TYPE_CHECKING:
+    from bigbatch.recipe import Recipe
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of `bigbatch tasks`, or your own as module:Class.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe (TOML); the task's own if left out.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
+Rule = Annotated[str, typer.Option("--rule", help="none, linear, sqrt, legw or auto.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe":
+    """The recipe in `file`, else the task's named one, with the `--set` options applied.
+
+    Raises:
+        UserError: If there is no such recipe, or a setting is malformed.
+    """
+    from bigbatch.recipe import Recipe, recipe_names
+
+    if file is not None:
+        recipe = Recipe.load(file)
+    elif task in recipe_names():
+        recipe = Recipe.named(task)
+    elif ":" in task:
+        raise UserError(f"task {task!r}: has no shipped recipe; give yours with --recipe FILE")
+    else:
+        from bigbatch.core.checks import unknown
+
+        raise UserError(unknown("task", task, recipe_names()) + "; your own is given as module:Class")
+    return recipe.replace(dict(_parse(text) for text in sets or []))
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: must be FIELD=VALUE, such as optimizer.lr=0.2")
+    try:
+        return field.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return field.strip(), value.strip()  # an unquoted word

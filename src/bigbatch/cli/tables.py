@@ -1,0 +1,43 @@
+"""Tables for the terminal."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bigbatch.scaling import Plan
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal, or wide enough for a table where there is none."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=160)
+
+
+def show(title: str, columns: list[str], rows: list[list[Any]], *, numbers: set[str] | None = None) -> None:
+    """Print a table; columns in `numbers` are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in (numbers or set()) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console().print(table)
+
+
+def show_plan(plan: "Plan") -> None:
+    """Print what a plan changes, and its warnings."""
+    title = f"{plan.reference.task or 'recipe'}: batch {plan.reference.batch.global_batch:,} to {plan.recipe.batch.global_batch:,}"
+    rows = [
+        [c.field, "absent" if c.before is None else _value(c.before), _value(c.after), c.why, c.paper.short if c.paper else ""]
+        for c in plan.changes
+    ]
+    show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
+    for warning in plan.warnings:
+        console().print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,43 @@
+"""`bigbatch train`: one run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bigbatch.cli.settings import Data, Quiet, RecipeFile, Rule, Sets, TaskName, find_recipe
+
+
+def train(
+    task: TaskName,
+    recipe: RecipeFile = None,
+    global_batch: Annotated[int | None, typer.Option("--global-batch", help="Scale the recipe to this batch first.")] = None,
+    rule: Rule = "auto",
+    sets: Sets = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the record and checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
+    quiet: Quiet = False,
+) -> None:
+    """Train a task by its recipe, or by the recipe rewritten for another batch."""
+    from bigbatch.cli.tables import console, show_plan
+    from bigbatch.scaling import plan
+
+    chosen = find_recipe(task, recipe, sets)
+    if global_batch is not None:
+        planned = plan(chosen, global_batch=global_batch, rule=rule)
+        chosen = planned.recipe
+        if not quiet:
+            show_plan(planned)
+
+    from bigbatch.tasks import load_task
+    from bigbatch.train import fit
+
+    loaded = load_task(task, data=data)
+    result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, quiet=quiet)
+    console().print(
+        f"{task}: test {loaded.metric} {100 * result.test_score:.2f} %, validation {100 * result.validation_score:.2f} %, "
+        f"{result.updates:,} updates of {chosen.batch.global_batch:,}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s",
+        highlight=False,
+    )

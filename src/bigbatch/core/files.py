@@ -1,0 +1,56 @@
+"""Writing files so that a crash, a full disk or a kill leaves the old file or the new one, never half of one."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from bigbatch.core.checks import OutputError
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and prove that it can be written.
+
+    Raises:
+        OutputError: If it can't be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(f"output folder {path}: {error.strerror}; choose a folder that you can write with --out") from error
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Raises:
+        OutputError: If the disk is full or the folder is not writable; an earlier `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        kept = "the earlier file is intact" if path.exists() else "nothing was written"
+        raise OutputError(
+            f"can't write {path} ({len(content):,} bytes): {error.strerror}; {kept}; free some space, then continue with --resume"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a killed run left behind."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""The citation record: each method's file holds one, and PAPERS.md, the docs and the command line read it from there."""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+FAMILIES = ("scaling", "schedules", "layers", "optim")
+"""Packages whose modules may hold a method."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from.
+
+    Attributes:
+        method: What the file implements, in the field's words.
+        title: Title of the paper.
+        authors: First author and "et al.", or all of up to three.
+        year: Year of the first public version.
+        arxiv: arXiv number.
+        where: Section, equation or algorithm in the paper.
+        study: File of the study in this repository that measures the method, if there is one.
+    """
+
+    method: str
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+    where: str
+    study: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of the abstract."""
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+    @property
+    def short(self) -> str:
+        """Citation for a table cell: authors, year and place.
+
+        >>> Paper("m", "T", "Goyal et al.", 2017, "1706.02677", "Section 2.2").short
+        'Goyal et al. 2017, Section 2.2'
+        """
+        return f"{self.authors} {self.year}, {self.where}"
+
+
+def find_papers() -> dict[str, Paper]:
+    """Import every module of every family and collect the records.
+
+    Returns:
+        Full module name to its `PAPER`, sorted by module name.
+    """
+    found: dict[str, Paper] = {}
+    for family in FAMILIES:
+        package = importlib.import_module(f"bigbatch.{family}")
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            paper = getattr(importlib.import_module(info.name), "PAPER", None)
+            if isinstance(paper, Paper):
+                found[info.name] = paper
+    return dict(sorted(found.items()))

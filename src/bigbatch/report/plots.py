@@ -1,0 +1,78 @@
+"""Line plots as SVG text, from the records of runs."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+COLOURS = ("#3b6ea5", "#c8553d", "#2f8f5b", "#8a5fb0", "#b58a1b")  # told apart by most colour-blind readers
+MOST_POINTS = 250
+Record = Sequence[Mapping[str, Any]]
+Points = tuple[list[float], list[float]]
+
+
+def training_loss(record: Record, against: str) -> Points:
+    """Mean training loss of at most `MOST_POINTS` stretches of the run, against "samples" or "update"."""
+    updates = [line for line in record if line["kind"] == "update"]
+    xs, ys = [float(u[against]) for u in updates], [float(u["loss"]) for u in updates]
+    if len(xs) <= MOST_POINTS:
+        return xs, ys
+    pieces = np.array_split(np.arange(len(xs)), MOST_POINTS)
+    return [xs[p[-1]] for p in pieces], [float(np.mean([ys[i] for i in p])) for p in pieces]
+
+
+def validation_score(record: Record, against: str) -> Points:
+    """Validation score in per cent against "samples" or "update"."""
+    lines = [line for line in record if line["kind"] == "evaluation" and line["split"] == "validation"]
+    return [float(e[against]) for e in lines], [100 * float(e["score"]) for e in lines]
+
+
+def learning_rate(record: Record, against: str) -> Points:
+    """Learning rate against "samples" or "update"."""
+    updates = [line for line in record if line["kind"] == "update"]
+    updates = updates[:: max(1, len(updates) // MOST_POINTS)] + updates[-1:]
+    return [float(u[against]) for u in updates], [float(u["lr"]) for u in updates]
+
+
+def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], Points], *, against: str, ylabel: str, title: str) -> str:
+    """One plot: a thin line per run, a colour per arm.
+
+    Args:
+        arms: Name of an arm to the records of its runs.
+        points: One of the functions above.
+        against: "samples" or "update".
+        ylabel: Label of the vertical axis.
+        title: Title of the plot, also its accessible name.
+
+    Returns:
+        An `<svg>` element.
+    """
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    values: list[float] = []
+    for colour, (name, records) in zip(COLOURS, arms.items(), strict=False):
+        for i, record in enumerate(records):
+            xs, ys = points(record, against)
+            marker = "." if points is validation_score or len(xs) < 30 else ""
+            axes.plot(xs, ys, color=colour, lw=1.3, alpha=0.75, marker=marker, ms=4, label=name if i == 0 else None)
+            values += ys
+    if against == "update":
+        axes.set_xscale("log")
+    if points is training_loss and values and min(values) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("updates (log)" if against == "update" else "samples")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{title}" ', svg, count=1)

@@ -1,0 +1,98 @@
+"""One self-contained HTML file for a folder of comparisons, or for a single run."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+from bigbatch import __version__
+from bigbatch.core.checks import UserError
+from bigbatch.core.files import write_atomically
+from bigbatch.report.plots import Record, draw, learning_rate, training_loss, validation_score
+from bigbatch.study.compare import SUFFIX, rows_of
+from bigbatch.train.record import read_record
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` into a folder that `bigbatch scale` or `bigbatch train --out` wrote.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: If the folder holds nothing to report.
+        OutputError: If the report can't be written.
+    """
+    folder = Path(folder)
+    comparisons = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*{SUFFIX}"), key=_by_batch)]
+    if comparisons:
+        sections = [_comparison(folder, c) for c in comparisons]
+    elif (folder / "record.jsonl").exists():
+        sections = [_single_run(folder)]
+    else:
+        raise UserError(f"{folder}: holds neither a comparison nor a run; name the --out folder of `bigbatch scale` or `bigbatch train`")
+    loader = jinja2.PackageLoader("bigbatch.report", "templates")
+    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html.j2")
+    path = folder / "report.html"
+    write_atomically(path, page.render(sections=sections, version=__version__).encode())
+    return path
+
+
+def _by_batch(path: Path) -> tuple[int, str]:
+    digits = "".join(c for c in path.name.split("-")[1] if c.isdigit()) if "-" in path.name else ""
+    return int(digits or 0), path.name
+
+
+def _comparison(folder: Path, comparison: dict[str, Any]) -> dict[str, Any]:
+    records = {
+        f"{arm['name']} ({arm['global_batch']:,})": [read_record(run / "record.jsonl") for run in _runs(folder / arm["folder"], arm)]
+        for arm in comparison["arms"]
+    }
+    reference, only, planned = comparison["arms"]
+    return {
+        "title": f"{comparison['task']}: {reference['global_batch']:,} to {planned['global_batch']:,}",
+        "comparison": comparison,
+        "rows": rows_of(comparison),
+        "plots": list(_plots(records, comparison["metric"])),
+        "environment": _environment(next(iter(records.values()))),
+        "verdicts": [(arm["outcome"], arm["sentence"]) for arm in (only, planned)],
+        "recipe": None,
+    }
+
+
+def _single_run(folder: Path) -> dict[str, Any]:
+    record = read_record(folder / "record.jsonl")
+    start = record[0]
+    return {
+        "title": f"{start['task']}: one run at {start['recipe']['batch']['global_batch']:,}",
+        "comparison": None,
+        "rows": [],
+        "plots": list(_plots({"run": [record]}, "score")),
+        "environment": _environment([record]),
+        "verdicts": [],
+        "recipe": (folder / "recipe.toml").read_text(),
+    }
+
+
+def _runs(folder: Path, arm: dict[str, Any]) -> list[Path]:
+    return sorted(folder.glob("seed-*"))[: len(arm["results"])]
+
+
+def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str]:
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bigbatch", "font.family": "sans-serif"}):
+        for against in ("samples", "update"):
+            by = "samples" if against == "samples" else "updates"
+            yield draw(records, training_loss, against=against, ylabel="training loss", title=f"Training loss by {by}")
+            yield draw(records, validation_score, against=against, ylabel=f"validation {metric}, %", title=f"Validation {metric} by {by}")
+        yield draw(records, learning_rate, against="samples", ylabel="learning rate", title="Learning rate by samples")
+
+
+def _environment(records: Sequence[Record]) -> dict[str, Any]:
+    for record in records:
+        for line in record:
+            if line["kind"] == "start":
+                return dict(line["environment"])
+    return {}

@@ -1,0 +1,61 @@
+r"""LEGW, linear-epoch gradual warm-up: square-root rate, and a warm-up whose *epochs* grow with the batch.
+
+Paper:   You et al. 2019, Large-Batch Training for LSTM and Beyond, arXiv:1901.08256, Section 3.
+Formula: eta_k = sqrt(k) eta,   warm-up epochs e_k = k e,   rate from 0 in a straight line per update, then the ordinary schedule.
+         e_k epochs are e_k N / (k B) = e N / B updates: the number of warm-up *updates* is the same at every k.
+Keeps:   everything else.
+Differs: with a decay that is already moving during the warm-up (cosine, linear) the two factors multiply; with the paper's own
+         decays (constant, step) the ramp is its straight line.
+"""
+
+import math
+
+from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.recipe import ConstantWarmup, GradualWarmup
+from bigbatch.scaling.plan import Change
+
+PAPER = Paper(
+    method="LEGW",
+    title="Large-Batch Training for LSTM and Beyond",
+    authors="You et al.",
+    year=2019,
+    arxiv="1901.08256",
+    where="Section 3",
+    study="studies/scaling_rules",
+)
+
+
+def legw_lr(lr: float, k: float) -> float:
+    """The peak rate for k times the batch.
+
+    >>> legw_lr(0.1, 16)
+    0.4
+    """
+    return math.sqrt(k) * lr
+
+
+def legw_warmup_epochs(warmup_epochs: float, k: float) -> float:
+    """The warm-up for k times the batch, in epochs.
+
+    >>> legw_warmup_epochs(0.25, 16)
+    4.0
+    """
+    return k * warmup_epochs
+
+
+def legw(recipe: Recipe, k: float) -> list[Change]:
+    """What LEGW changes besides the batch."""
+    lr, warmup = recipe.optimizer.lr, recipe.schedule.warmup
+    changes = [Change("optimizer.lr", lr, legw_lr(lr, k), f"times sqrt(k) = {math.sqrt(k):g}", PAPER)]
+    if isinstance(warmup, GradualWarmup | ConstantWarmup):
+        epochs = legw_warmup_epochs(warmup.epochs, k)
+        why = f"times k = {k:g}: as many warm-up updates as in the reference"
+        changes.append(Change("schedule.warmup.kind", warmup.kind, "gradual", "a straight line, per update", PAPER))
+        changes.append(Change("schedule.warmup.epochs", warmup.epochs, epochs, why, PAPER))
+        before = warmup.start_factor if isinstance(warmup, GradualWarmup) else None
+        changes.append(Change("schedule.warmup.start_factor", before, 0.0, "the ramp starts at zero", PAPER))
+    if recipe.batch.ghost_batch == "global":
+        why = "keep the samples per normalisation group of the reference"
+        changes.append(Change("batch.ghost_batch", "global", recipe.batch.global_batch, why, PAPER))
+    return changes

@@ -1,0 +1,131 @@
+"""From a recipe tuned at one batch to the recipe for another: every change with its reason, every doubt as a warning."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from bigbatch.core.checks import UserError, check_positive, unknown
+from bigbatch.core.paper import Paper
+from bigbatch.recipe.recipe import ConstantWarmup, GradualWarmup, Recipe, StepDecay
+
+FEW_UPDATES = 100
+"""Below this many updates every method has trouble; see warnings."""
+
+
+class Change(NamedTuple):
+    """One field of the recipe that a rule changes."""
+
+    field: str  # dotted name, such as "optimizer.lr"
+    before: Any  # value in the reference; None where it was absent
+    after: Any
+    why: str
+    paper: Paper | None = None
+
+
+class Plan(NamedTuple):
+    """The recipe for the new batch, and how it came about."""
+
+    recipe: Recipe
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+    rule: str  # the rule that was applied; never "auto"
+    reason: str  # why this rule
+    reference: Recipe
+
+    @property
+    def multiple(self) -> float:
+        """k: the new global batch over the reference's."""
+        return self.recipe.batch.global_batch / self.reference.batch.global_batch
+
+
+Rule = Callable[[Recipe, float], list[Change]]
+"""A rule takes the reference recipe and the multiple k and returns what changes besides the batch."""
+
+
+def plan(recipe: Recipe, *, global_batch: int, rule: str = "auto") -> Plan:
+    """Rewrite a tuned recipe for another global batch. The samples seen stay the same.
+
+    Args:
+        recipe: Tuned at its own `batch.global_batch`.
+        global_batch: The batch to plan for, in samples per update over all workers.
+        rule: "none" (only the batch changes), "linear", "sqrt", "legw", or "auto" (see auto.py for how it chooses).
+
+    Returns:
+        The new recipe with its changes and warnings.
+
+    Raises:
+        UserError: If the rule is unknown or the batch is not positive.
+        RecipeError: If the batch does not fit the training set.
+
+    >>> plan(Recipe.named("digits/mlp"), global_batch=64, rule="sqrt").recipe.optimizer.lr  # doctest: +ELLIPSIS
+    0.1414...
+    """
+    from bigbatch.scaling import RULES
+    from bigbatch.scaling.auto import auto
+
+    check_positive("global_batch", global_batch)
+    if rule not in ("auto", *RULES):
+        raise UserError(unknown("rule", rule, ["auto", *RULES]))
+    k = global_batch / recipe.batch.global_batch
+    rule, reason = auto(recipe, k) if rule == "auto" else (rule, "asked for")
+    changes = [*_keep_samples(recipe, global_batch), *RULES[rule](recipe, k)]
+    changes = [change for change in changes if change.before != change.after]
+    planned = recipe.replace({change.field: change.after for change in changes})
+    return Plan(planned, tuple(changes), tuple(_warnings(recipe, planned, rule)), rule, reason, recipe)
+
+
+def _keep_samples(recipe: Recipe, global_batch: int) -> Iterator[Change]:
+    before = recipe.batch.global_batch
+    yield Change("batch.global_batch", before, global_batch, f"the batch to plan for: {global_batch / before:g} times the reference's")
+    micro, ghost = recipe.batch.micro_batch, recipe.batch.ghost_batch
+    if isinstance(micro, int) and (micro > global_batch or ghost == "global"):
+        yield Change("batch.micro_batch", micro, "auto", "a forward pass must fit the new batch; it never changes the update")
+    if isinstance(ghost, int) and ghost > global_batch:
+        yield Change("batch.ghost_batch", ghost, global_batch, "a normalisation group can't be larger than the batch")
+    if recipe.budget.updates is not None:
+        after = max(1, round(recipe.total_samples / global_batch))
+        yield Change("budget.updates", recipe.budget.updates, after, "the same number of samples, in updates of the new batch")
+
+
+def _warnings(reference: Recipe, planned: Recipe, rule: str) -> Iterator[str]:
+    """What can go wrong with the planned run, each with a remedy."""
+    epochs, warmup = planned.total_epochs, planned.schedule.warmup
+    k = planned.batch.global_batch / reference.batch.global_batch
+    if isinstance(warmup, GradualWarmup | ConstantWarmup):
+        if warmup.epochs >= epochs:
+            yield (
+                f"warm-up of {warmup.epochs:g} epochs is not shorter than the run of {epochs:g}: the peak rate is never reached; "
+                "train longer, choose a smaller batch, or shorten it with --set schedule.warmup.epochs=..."
+            )
+        elif isinstance(planned.schedule.decay, StepDecay) and min(planned.schedule.decay.milestones) < warmup.epochs:
+            yield (
+                f"the rate first drops at epoch {min(planned.schedule.decay.milestones):g}, inside the warm-up of {warmup.epochs:g}: "
+                "move the milestone or shorten the warm-up"
+            )
+    if planned.num_updates < FEW_UPDATES and k > 1:
+        yield (
+            f"only {planned.num_updates} updates: below about {FEW_UPDATES} the number of updates is the limit, whatever the rate; "
+            "train longer or choose a smaller batch"
+        )
+    if planned.batch.ghost_batch == "global" and k != 1:
+        yield (
+            f"batch norm over the whole batch of {planned.batch.global_batch:,}: a different model from the one tuned at "
+            f"{reference.batch.global_batch:,}; set batch.ghost_batch = {reference.batch.global_batch}"
+        )
+    ghost = planned.batch.ghost_batch
+    if isinstance(ghost, int) and planned.batch.global_batch % ghost:
+        yield (
+            f"global_batch = {planned.batch.global_batch} is not a multiple of ghost_batch = {ghost}: one normalisation group of "
+            "each update has another size; choose a multiple"
+        )
+    if rule == "linear" and planned.optimizer.name != "sgd" and k > 1:
+        yield (
+            f"the linear rule was made for SGD, not for {planned.optimizer.name}: its step does not shrink with the batch's noise in "
+            'the same way; use rule="sqrt"'
+        )
+    if rule == "legw" and reference.schedule.warmup.kind == "none" and k > 1:
+        yield (
+            "LEGW multiplies the reference's warm-up, and the reference has none, so there is none: tune the reference with a short "
+            "one first (schedule.warmup.kind = 'gradual')"
+        )
+    if k < 1:
+        yield "the batch shrinks: the rules were made, and tested, for growing it; compare by measurement"

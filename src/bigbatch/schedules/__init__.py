@@ -1,0 +1,42 @@
+"""Schedules: pure functions from the clock to a factor of the peak rate. Only `ClockLR` and `set_lr` import torch."""
+
+from typing import TYPE_CHECKING, Any
+
+from bigbatch.schedules.compose import Schedule, product, sequence
+from bigbatch.schedules.constant import constant
+from bigbatch.schedules.constant_warmup import constant_warmup
+from bigbatch.schedules.cosine import cosine
+from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.schedules.gradual_warmup import gradual_warmup
+from bigbatch.schedules.linear import linear
+from bigbatch.schedules.momentum_correction import corrected_momentum
+from bigbatch.schedules.polynomial import polynomial
+from bigbatch.schedules.step_decay import step_decay
+
+if TYPE_CHECKING:
+    from bigbatch.schedules.clock_lr import ClockLR, set_lr
+
+__all__ = [
+    "ClockLR",
+    "Schedule",
+    "constant",
+    "constant_warmup",
+    "corrected_momentum",
+    "cosine",
+    "gradual_warmup",
+    "linear",
+    "polynomial",
+    "product",
+    "schedule_of",
+    "sequence",
+    "set_lr",
+    "step_decay",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ClockLR", "set_lr"):
+        from bigbatch.schedules import clock_lr
+
+        return getattr(clock_lr, name)
+    raise AttributeError(f"module 'bigbatch.schedules' has no attribute {name!r}")

@@ -1,0 +1,49 @@
+"""The schedule that a recipe describes."""
+
+from functools import partial
+from typing import assert_never
+
+from bigbatch.recipe import recipe as r
+from bigbatch.schedules.compose import Schedule, product
+from bigbatch.schedules.constant import constant
+from bigbatch.schedules.constant_warmup import constant_warmup
+from bigbatch.schedules.cosine import cosine
+from bigbatch.schedules.gradual_warmup import gradual_warmup
+from bigbatch.schedules.linear import linear
+from bigbatch.schedules.polynomial import polynomial
+from bigbatch.schedules.step_decay import step_decay
+
+
+def schedule_of(recipe: r.Recipe) -> Schedule:
+    """Warm-up times decay, with epochs turned into samples.
+
+    >>> from bigbatch import Clock, Recipe
+    >>> schedule_of(Recipe.named("digits/mlp"))(Clock(samples=0))
+    0.0
+    """
+    epoch, total = recipe.num_train_samples, recipe.total_samples
+    warmup: Schedule
+    decay: Schedule
+    match recipe.schedule.warmup:
+        case r.NoWarmup():
+            warmup = constant
+        case r.GradualWarmup() as w:
+            warmup = partial(gradual_warmup, warmup_samples=w.epochs * epoch, start_factor=w.start_factor)
+        case r.ConstantWarmup() as w:
+            warmup = partial(constant_warmup, warmup_samples=w.epochs * epoch, factor=w.factor)
+        case other:
+            assert_never(other)
+    match recipe.schedule.decay:
+        case r.ConstantDecay():
+            decay = constant
+        case r.StepDecay() as d:
+            decay = partial(step_decay, milestones=[m * epoch for m in d.milestones], factor=d.factor)
+        case r.PolynomialDecay() as d:
+            decay = partial(polynomial, total_samples=total, power=d.power, final_factor=d.final_factor)
+        case r.CosineDecay() as d:
+            decay = partial(cosine, total_samples=total, final_factor=d.final_factor)
+        case r.LinearDecay() as d:
+            decay = partial(linear, total_samples=total, final_factor=d.final_factor)
+        case other_decay:
+            assert_never(other_decay)
+    return product(warmup, decay)

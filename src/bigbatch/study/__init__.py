@@ -1,0 +1,1 @@
+"""Grids of runs: comparing arms over seeds, searching settings on validation data."""

@@ -1,0 +1,28 @@
+"""What the Fashion-MNIST tasks share: the data, cross-entropy and accuracy."""
+
+import os
+from pathlib import Path
+
+from bigbatch.tasks.classification import Classification
+from bigbatch.tasks.data.fashion_mnist import fashion_mnist
+from bigbatch.tasks.task import Splits
+
+
+class FashionMNIST(Classification):
+    """Base of the Fashion-MNIST tasks.
+
+    Args:
+        data: Folder with the four .gz files; None looks in `BIGBATCH_DATA`, the cache, the system's data folder and on the network.
+    """
+
+    def __init__(self, data: str | Path | None = None) -> None:
+        folder = data or os.environ.get("BIGBATCH_DATA")
+        self._data = Path(folder) if folder else None
+
+    def splits(self) -> Splits:
+        """55,000 / 5,000 / 10,000 images of 28 x 28.
+
+        Raises:
+            DataError: If the data is missing or damaged.
+        """
+        return fashion_mnist(self._data)

@@ -1,0 +1,8 @@
+"""Models as plain functions: sizes in, freshly initialised `nn.Module` out, from torch's global random state."""
+
+from bigbatch.tasks.models.cnn import cnn
+from bigbatch.tasks.models.lstm import RowLSTM
+from bigbatch.tasks.models.mlp import mlp
+from bigbatch.tasks.models.resnet8 import resnet8
+
+__all__ = ["RowLSTM", "cnn", "mlp", "resnet8"]

@@ -1,0 +1,95 @@
+"""What a task is: data, model, loss and metric. A user's own task is the same small protocol, named `module:Class`."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from bigbatch.core.checks import UserError, unknown
+
+SHIPPED = {
+    "digits/mlp": "bigbatch.tasks.digits_mlp:DigitsMLP",
+    "fashion_mnist/cnn": "bigbatch.tasks.fashion_mnist_cnn:FashionMNISTCNN",
+    "fashion_mnist/lstm": "bigbatch.tasks.fashion_mnist_lstm:FashionMNISTLSTM",
+    "fashion_mnist/mlp": "bigbatch.tasks.fashion_mnist_mlp:FashionMNISTMLP",
+    "fashion_mnist/resnet8": "bigbatch.tasks.fashion_mnist_resnet8:FashionMNISTResNet8",
+}
+
+
+class Splits(NamedTuple):
+    """The data of a task. A `TensorDataset` of (inputs, targets) is fed from memory; any other map-style data set through a DataLoader."""
+
+    train: Dataset[Any]
+    validation: Dataset[Any]  # settings are chosen on this
+    test: Dataset[Any]  # used once, at the end of a run
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Data, model, loss and metric. See examples/own_task.py."""
+
+    name: str
+    metric: str  # name of the mean of `scores`, such as "accuracy"; higher is better; shown times 100
+
+    def splits(self) -> Splits:
+        """The data, the same at every call."""
+        ...
+
+    def model(self, **options: Any) -> nn.Module:
+        """A freshly initialised model; `options` are the recipe's `[model]` section."""
+        ...
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """One loss per sample, shape (n,), from `outputs = model(inputs)`. The trainer owns the mean."""
+        ...
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """One score per sample in [0, 1], shape (n,)."""
+        ...
+
+
+def load_task(name: str, *, data: str | Path | None = None) -> Task:
+    """A shipped task by name, or a user's own as `module:Class` (the current folder is searched too).
+
+    Args:
+        name: As in `SHIPPED`, or `module:Class`.
+        data: Folder of the data set, passed to the task as `data`; None leaves the search to the task.
+
+    Returns:
+        The task, built without arguments other than `data`.
+
+    Raises:
+        UserError: If the task is unknown, can't be imported, or lacks part of the protocol.
+
+    >>> load_task("digits/mlp").metric
+    'accuracy'
+    """
+    if name in SHIPPED:
+        module_name, _, class_name = SHIPPED[name].partition(":")
+    elif ":" in name:
+        module_name, _, class_name = name.partition(":")
+    else:
+        raise UserError(unknown("task", name, SHIPPED) + "; your own is given as module:Class")
+    cls = _import(name, module_name, class_name)
+    task = cls() if data is None else cls(data=data)
+    missing = [part for part in ("name", "metric", "splits", "model", "losses", "scores") if not hasattr(task, part)]
+    if missing:
+        raise UserError(f"task {name!r}: lacks {', '.join(missing)}; see examples/own_task.py for the whole protocol")
+    return task  # type: ignore[no-any-return]
+
+
+def _import(name: str, module_name: str, class_name: str) -> Any:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name:  # the task's module exists; something it needs does not
+            raise
+        raise UserError(f"task {name!r}: no module named {module_name!r} here or on the Python path; check its name") from None
+    if not hasattr(module, class_name):
+        raise UserError(f"task {name!r}: " + unknown(f"class in {module_name}", class_name, [n for n in dir(module) if n[:1].isupper()]))
+    return getattr(module, class_name)

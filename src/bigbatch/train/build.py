@@ -1,0 +1,63 @@
+"""From a recipe to the objects that run it."""
+
+import inspect
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from bigbatch.core.checks import RecipeError, unknown
+from bigbatch.core.groups import param_groups
+from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
+from bigbatch.recipe.recipe import SGD, Adam, AdamW, Recipe
+from bigbatch.tasks.task import Task
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""Precision of a recipe to the type of the weights; bfloat16 is autocast over float32 weights."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
+    """The task's model with the recipe's options, precision and normalisation groups.
+
+    Raises:
+        RecipeError: If an option is unknown, or the model has batch norm and the recipe does not say over how many samples.
+    """
+    parameters = inspect.signature(task.model).parameters
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    takes_any = len(known) < len(parameters)
+    for name in recipe.model:
+        if name not in known and not takes_any:
+            raise RecipeError(f"task {task.name}: " + unknown("model option", name, known))
+    model = task.model(**recipe.model)
+    norms, ghost_batch = batch_norms(model), recipe.batch.ghost_batch
+    if norms and ghost_batch is None:
+        raise RecipeError(
+            f"the model normalises over the batch ({', '.join(list(norms)[:3])}{', ...' if len(norms) > 3 else ''}) and the recipe does "
+            f"not say over how many samples: set batch.ghost_batch to the batch that it was tuned at (say {recipe.batch.global_batch}), "
+            "or to 'global'"
+        )
+    if norms:
+        convert_batch_norm(model, ghost_batch if isinstance(ghost_batch, int) else None)
+    return model.to(device, DTYPES[recipe.precision])
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer at its peak rate."""
+    o = recipe.optimizer
+    groups = param_groups(model, weight_decay=o.weight_decay, decay_norms_and_biases=o.decay_norms_and_biases)
+    match o:
+        case SGD():
+            return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)
+        case Adam():
+            return torch.optim.Adam(groups, lr=o.lr, betas=o.betas, eps=o.eps)
+        case AdamW():
+            return torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps)

@@ -1,0 +1,47 @@
+"""Is it the data? Checked before a run where it is cheap, and after a divergence where it is not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from bigbatch.core.checks import DataError, Diverged
+from bigbatch.recipe import Recipe
+from bigbatch.train.sampler import sample_indices
+
+
+def check_finite(name: str, dataset: Dataset[Any]) -> None:
+    """Refuse an in-memory data set whose inputs hold NaN or infinity; other data sets would have to be read whole, and are not.
+
+    Raises:
+        DataError: Saying how many samples are affected and which is the first.
+    """
+    if isinstance(dataset, TensorDataset):
+        bad = _not_finite(dataset.tensors[0])
+        if len(bad):
+            raise DataError(
+                f"{name} inputs: {len(bad):,} of {len(dataset):,} samples hold NaN or infinity, the first is sample {bad[0]}; "
+                "clean or drop them"
+            )
+
+
+def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], folder: Path | None) -> str:
+    """The error's message with what is to blame, as far as the data tells, and a remedy."""
+    kept = f"; the record and the last good checkpoint are in {folder}" if folder is not None else ""
+    update = error.update
+    if update is not None and not isinstance(train, TensorDataset):
+        start = (update - 1) * recipe.batch.global_batch
+        count = min(recipe.batch.global_batch, recipe.total_samples - start)
+        indices = sample_indices(recipe.seed, recipe.num_train_samples, start, count).tolist()
+        bad = [i for i in indices if len(_not_finite(torch.as_tensor(train[i][0])[None]))]
+        if bad:
+            return f"{error}; the inputs themselves hold NaN or infinity, first in training sample {bad[0]}: clean or drop it{kept}"
+    return f"{error}; lower the rate, lengthen the warm-up, or try another rule{kept}"
+
+
+def _not_finite(inputs: Tensor) -> list[int]:
+    if not inputs.is_floating_point():
+        return []
+    return [int(i) for i in (~torch.isfinite(inputs).flatten(1).all(1)).nonzero().flatten()]

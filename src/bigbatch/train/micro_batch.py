@@ -1,0 +1,115 @@
+"""How an update is cut into forward passes, and which size is the fastest here.
+
+The cut never changes the update: losses are summed and divided once, and normalisation groups are never cut in two.
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bigbatch.core.checks import OutputError
+from bigbatch.core.files import write_atomically
+from bigbatch.layers.ghost_batch_norm import ghost_groups
+from bigbatch.tasks.data.locate import cache_folder
+
+CANDIDATES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+def micro_batches(num_samples: int, micro_batch: int, ghost_batch: int | Literal["global"] | None) -> list[int]:
+    """Sizes of the forward passes of one update.
+
+    Args:
+        num_samples: Samples in the update.
+        micro_batch: Most samples in one pass; exceeded only where one normalisation group is larger.
+        ghost_batch: Samples in one normalisation group, "global" for one group, None for a model without batch norm.
+
+    Returns:
+        Sizes that sum to `num_samples`; only the last may be smaller than the others.
+
+    >>> micro_batches(600, 256, None), micro_batches(600, 256, 128), micro_batches(600, 100, 128)
+    ([256, 256, 88], [256, 256, 88], [128, 128, 128, 128, 88])
+    """
+    if ghost_batch == "global":
+        return [num_samples]
+    groups = ghost_groups(num_samples, ghost_batch) if ghost_batch is not None else None
+    if groups is None:
+        full, rest = divmod(num_samples, micro_batch)
+        return [micro_batch] * full + ([rest] if rest else [])
+    sizes: list[int] = []
+    for group in groups:
+        if sizes and sizes[-1] + group <= micro_batch:
+            sizes[-1] += group
+        else:
+            sizes.append(group)
+    return sizes
+
+
+def fastest_micro_batch(
+    forward_backward: Callable[[nn.Module, int], None], model: nn.Module, *, global_batch: int, ghost_batch: int | None, key: str
+) -> int:
+    """Measure candidate sizes and return the fastest that fits; remembered per machine and `key`.
+
+    Larger is not faster everywhere: a CPU's caches favour pieces of a few hundred samples.
+
+    Args:
+        forward_backward: Runs one pass of a given number of samples on a given copy of the model.
+        model: Left untouched, as are the random states.
+        global_batch: No candidate is larger.
+        ghost_batch: Candidates are multiples of it.
+        key: Names the work, such as the task and its precision; the machine is added here.
+
+    Returns:
+        A size from `CANDIDATES` (or `global_batch` or `ghost_batch` itself where none fits).
+    """
+    unit = ghost_batch or 1
+    candidates = sorted({c for c in (*CANDIDATES, unit, global_batch) if c <= min(global_batch, CANDIDATES[-1]) and c % unit == 0})
+    if len(candidates) <= 1:
+        return candidates[0] if candidates else unit
+    machine = f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads"
+    name = hashlib.sha256(f"{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
+    path = cache_folder() / "micro_batch" / f"{name}.json"
+    try:
+        return int(json.loads(path.read_text())["micro_batch"])
+    except (OSError, ValueError, KeyError):
+        pass
+    seconds = _measure(forward_backward, copy.deepcopy(model), candidates)
+    best = min(seconds, key=lambda size: seconds[size])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"micro_batch": best, "seconds_per_sample": seconds, "key": key}).encode())
+    except (OSError, OutputError):
+        pass  # a cache that can't be written costs a second next time, nothing else
+    return best
+
+
+def _measure(forward_backward: Callable[[nn.Module, int], None], model: nn.Module, candidates: list[int]) -> dict[int, float]:
+    """Median seconds per sample of each candidate, largest first left out once they fail or get slower."""
+    per_sample: dict[int, float] = {}
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        for size in candidates:
+            try:
+                times = []
+                for trial in itertools.count():
+                    begin = time.perf_counter()
+                    forward_backward(model, size)
+                    if cuda:
+                        torch.cuda.synchronize()
+                    times.append(time.perf_counter() - begin)
+                    if trial >= 2 and (trial >= 12 or sum(times) > 0.15):
+                        break
+            except torch.OutOfMemoryError:
+                break
+            per_sample[size] = statistics.median(times[1:]) / size
+            if per_sample[size] > 1.5 * min(per_sample.values()):
+                break
+    return per_sample

@@ -1,0 +1,174 @@
+"""What a run records: one JSON line per update and evaluation, the source of truth, and TensorBoard beside it."""
+
+import json
+import math
+import platform
+import time
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigbatch.core.checks import Diverged, OutputError
+from bigbatch.core.clock import Clock
+from bigbatch.recipe import Recipe
+from bigbatch.train.evaluate import Evaluation
+
+FLUSH_S = 0.25
+"""Losses are read from the device at most this often: reading each one would make the device wait."""
+
+
+class _Pending(NamedTuple):
+    clock: Clock
+    loss: Tensor
+    lr: float
+    num_samples: int
+
+
+class Record:
+    """Writes `record.jsonl` and TensorBoard events into a folder, and notices a loss that is no longer finite.
+
+    Args:
+        folder: None records nothing but still checks the losses.
+        clock: Where the run (re)starts; later lines of an earlier attempt are cut off.
+        tensorboard: Whether to write TensorBoard events too.
+    """
+
+    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool) -> None:
+        self.last_loss = math.nan  # of the newest flushed update
+        self._pending: list[_Pending] = []
+        self._flushed = time.monotonic()
+        self._file: IO[str] | None = None
+        self._board: Any = None
+        if folder is not None:
+            path = folder / "record.jsonl"
+            try:
+                kept = [line for line in _complete_lines(path) if line.get("samples", 0) <= clock.samples and line["kind"] != "end"]
+                with path.open("w") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in kept)
+                self._file = path.open("a")
+            except OSError as error:
+                raise OutputError(f"can't write {path}: {error.strerror}; choose another folder with --out") from error
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=clock.updates)
+
+    def start(self, recipe: Recipe, **facts: Any) -> None:
+        """First line: the recipe and the environment."""
+        self._write({"kind": "start", "recipe": recipe.to_dict(), "environment": environment(), **facts})
+
+    def update(self, clock: Clock, loss: Tensor, *, lr: float, num_samples: int) -> None:
+        """One update; `clock` stands after it. `loss` is read later.
+
+        Raises:
+            Diverged: If a loss is not finite.
+        """
+        self._pending.append(_Pending(clock, loss, lr, num_samples))
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read and write the updates since the last flush.
+
+        Raises:
+            Diverged: If a loss is not finite; the record ends with that update.
+        """
+        self._flushed = time.monotonic()
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        losses = torch.stack([p.loss for p in pending]).tolist()  # synchronises with the device, once for all of them
+        for p, loss in zip(pending, losses, strict=True):
+            finite = math.isfinite(loss)
+            self._write(
+                {
+                    "kind": "update" if finite else "diverged",
+                    "update": p.clock.updates,
+                    "samples": p.clock.samples,
+                    "loss": loss if finite else str(loss),
+                    "lr": p.lr,
+                    "global_batch": p.num_samples,
+                }
+            )
+            if not finite:
+                self.close()
+                raise Diverged(
+                    f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite", update=p.clock.updates
+                )
+        self.last_loss = losses[-1]
+        if self._board is not None:
+            self._board.add_scalar("train/loss", self.last_loss, pending[-1].clock.updates)
+            self._board.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
+        if self._file is not None:
+            self._file.flush()
+
+    def evaluation(self, clock: Clock, split: str, result: Evaluation) -> None:
+        """One evaluation at `clock`.
+
+        Raises:
+            Diverged: If its loss is not finite.
+        """
+        self.flush()
+        line = {"kind": "evaluation", "split": split, "update": clock.updates, "samples": clock.samples}
+        if not math.isfinite(result.loss):
+            self._write({**line, "kind": "diverged", "loss": str(result.loss)})
+            self.close()
+            raise Diverged(f"{split} loss = {result.loss} after update {clock.updates}: must be finite")
+        self._write({**line, "loss": result.loss, "score": result.score, "num_samples": result.num_samples})
+        if self._board is not None:
+            self._board.add_scalar(f"{split}/loss", result.loss, clock.updates)
+            self._board.add_scalar(f"{split}/score", result.score, clock.updates)
+
+    def end(self, clock: Clock, **facts: Any) -> None:
+        """Last line."""
+        self._write({"kind": "end", "update": clock.updates, "samples": clock.samples, **facts})
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; safe to call twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise OutputError(
+                    f"can't write {self._file.name}: {error.strerror}; free some space, then continue with --resume"
+                ) from error
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record; a line that a killed run left unfinished is dropped."""
+    return _complete_lines(path)
+
+
+def environment() -> dict[str, Any]:
+    """Where a run ran, without names of hosts or users."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "num_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
