@@ -13,7 +13,8 @@ from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.loop import Result, fit
+from bigbatch.train.loop import fit
+from bigbatch.train.result import Result
 
 MARGIN_POINTS = 0.5
 CONFIDENCE = 0.95

@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigbatch.core.checks import Diverged
 from bigbatch.core.files import make_folder
@@ -14,45 +15,56 @@ from bigbatch.train.loop import fit
 from bigbatch.train.record import read_record
 
 
+class Trial(NamedTuple):
+    """One combination of settings over the seeds."""
+
+    settings: dict[str, Any]
+    mean: float  # validation score of the final weights; a diverged run counts 0
+    scores: tuple[float, ...]
+
+
 def grid(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Every combination of the choices.
 
-    >>> grid({"optimizer.lr": [0.1, 0.2], "seed": [0]})
-    [{'optimizer.lr': 0.1, 'seed': 0}, {'optimizer.lr': 0.2, 'seed': 0}]
+    >>> grid({"optimizer.lr": [0.1, 0.2], "optimizer.momentum": [0.9]})
+    [{'optimizer.lr': 0.1, 'optimizer.momentum': 0.9}, {'optimizer.lr': 0.2, 'optimizer.momentum': 0.9}]
     """
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, out: Path) -> list[dict[str, Any]]:
-    """Run every combination that `out/trials.jsonl` does not hold yet.
+def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, seeds: Sequence[int], out: Path) -> list[Trial]:
+    """Run every combination and seed that `out/trials.jsonl` does not hold yet.
 
     Args:
         task: What to train.
         recipe: Where the other fields come from.
         choices: Dotted field to the values to try.
-        out: Folder of the study; one line is appended per finished trial, so a search can be stopped and continued.
+        seeds: Each combination is run once per seed.
+        out: Folder of the study; one line is appended per finished run, so a search can be stopped and continued.
 
     Returns:
-        All trials of the grid, the best validation score first; a diverged one scores 0.
+        The trials of the grid, the best mean validation score first.
     """
     path = make_folder(out) / "trials.jsonl"
-    done = {json.dumps(line["settings"], sort_keys=True): line for line in read_record(path)}
-    combinations = grid(choices)
-    for settings in combinations:
-        key = json.dumps(settings, sort_keys=True)
-        if key in done:
-            continue
-        try:
-            result = fit(task, recipe.replace(settings), quiet=True, tensorboard=False, measure_test=False)
-            facts: dict[str, Any] = {
-                "validation_score": result.validation_score,
-                "updates": result.updates,
-                "train_s": round(result.train_s, 2),
-            }
-        except Diverged as error:
-            facts = {"validation_score": 0.0, "diverged": str(error)}
-        done[key] = {"settings": settings, **facts}
-        with path.open("a") as file:
-            file.write(json.dumps(done[key]) + "\n")
-    trials = [done[json.dumps(settings, sort_keys=True)] for settings in combinations]
-    return sorted(trials, key=lambda trial: -float(trial["validation_score"]))
+    done = {(json.dumps(line["settings"], sort_keys=True), line["seed"]): line for line in read_record(path)}
+    trials = []
+    for settings in grid(choices):
+        scores = []
+        for seed in seeds:
+            key = (json.dumps(settings, sort_keys=True), seed)
+            if key not in done:
+                done[key] = _run(task, recipe.replace({**settings, "seed": seed}), settings, seed)
+                with path.open("a") as file:
+                    file.write(json.dumps(done[key]) + "\n")
+            scores.append(float(done[key]["validation_score"]))
+        trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
+    return sorted(trials, key=lambda trial: -trial.mean)
+
+
+def _run(task: Task, recipe: Recipe, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    line: dict[str, Any] = {"settings": settings, "seed": seed}
+    try:
+        result = fit(task, recipe, quiet=True, tensorboard=False, measure_test=False)
+    except Diverged as error:
+        return {**line, "validation_score": 0.0, "diverged": str(error)}
+    return {**line, "validation_score": result.validation_score, "updates": result.updates, "train_s": round(result.train_s, 2)}

@@ -1,5 +1,6 @@
 """The only place where the methods meet: one training loop, whole in view."""
 
-from bigbatch.train.loop import Result, fit
+from bigbatch.train.loop import fit
+from bigbatch.train.result import Result
 
 __all__ = ["Result", "fit"]

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from bigbatch.core.groups import param_groups
 from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
 from bigbatch.recipe.recipe import SGD, Adam, AdamW, Recipe
 from bigbatch.tasks.task import Task
+from bigbatch.train.feed import feed
+from bigbatch.train.micro_batch import fastest_micro_batch
+from bigbatch.train.sampler import sample_indices
+from bigbatch.train.step import accumulate_gradients
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Precision of a recipe to the type of the weights; bfloat16 is autocast over float32 weights."""
@@ -61,3 +66,21 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
             return torch.optim.Adam(groups, lr=o.lr, betas=o.betas, eps=o.eps)
         case AdamW():
             return torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps)
+
+
+def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, device: torch.device) -> int:
+    """The recipe's micro-batch, or the fastest one here where it says "auto"."""
+    batch = recipe.batch
+    if isinstance(batch.micro_batch, int):
+        return batch.micro_batch
+    if batch.ghost_batch == "global":
+        return batch.global_batch
+
+    def forward_backward(copied: nn.Module, size: int) -> None:
+        index = sample_indices(recipe.seed, recipe.num_train_samples, 0, size)
+        pieces = feed(train, [index], device=device, dtype=DTYPES[recipe.precision])
+        copied.zero_grad()
+        accumulate_gradients(copied, task, pieces, num_samples=size, precision=recipe.precision, device=device)
+
+    key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch} {device}"
+    return fastest_micro_batch(forward_backward, model, global_batch=batch.global_batch, ghost_batch=batch.ghost_batch, key=key)

@@ -1,69 +1,40 @@
 """The training loop, whole in view.
 
-Its order is its documentation: read the clock, choose the batch, run the micro-batches, clip, set the rate, step, record,
-and now and then evaluate and save.
+Its order is its documentation: read the clock, run the micro-batches, clip, set the rate, step, record, and now and then evaluate
+and save.
 """
 
 import itertools
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from bigbatch.core.checks import CheckpointError, Diverged, Interrupted, OutputError, RecipeError
+from bigbatch.core.checks import Diverged, Interrupted, RecipeError
 from bigbatch.core.clock import Clock
-from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
+from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.build import DTYPES, build_model, build_optimizer, seed_everything
+from bigbatch.train.build import DTYPES, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_finite, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.feed import MicroBatch, feed
-from bigbatch.train.micro_batch import fastest_micro_batch, micro_batches
+from bigbatch.train.folder import finished_result, open_folder
+from bigbatch.train.interrupt import Stopwatch, interruptible
+from bigbatch.train.micro_batch import micro_batches
 from bigbatch.train.progress import Display
 from bigbatch.train.record import Record
-from bigbatch.train.sampler import index_batches, sample_indices
+from bigbatch.train.result import Result
+from bigbatch.train.sampler import index_batches
 from bigbatch.train.step import accumulate_gradients
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run measured. Scores are means over a split, in [0, 1]; accuracy for the shipped tasks. NaN: not measured."""
-
-    task: str
-    updates: int
-    samples: int
-    test_score: float = math.nan
-    test_loss: float = math.nan
-    validation_score: float = math.nan  # of the final weights
-    best_validation_score: float = math.nan
-    train_s: float = math.nan  # seconds in updates, without evaluation and saving
-    samples_per_s: float = math.nan
-    micro_batch: int = 0
-    diverged: bool = False  # True only in studies, which go on after a diverged run
-
-    def to_json(self) -> str:
-        """JSON text; NaN as null."""
-        return json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Result":
-        """The inverse of `to_json`."""
-        fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
-        return cls(**fields)
 
 
 def fit(
@@ -89,11 +60,11 @@ def fit(
             None writes nothing.
         resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped. A finished run's
             result is returned as it is.
-        evaluate_every: Epochs between evaluations on the validation set.
-        measure_test: Whether to use the test set at the end; False while settings are being chosen (the scores are then NaN).
+        evaluate_every: Epochs between evaluations on the validation set; the last update is always followed by one.
+        measure_test: Whether to use the test set at the end; False while settings are being chosen (its scores are then NaN).
         save_every_s: Least seconds between two checkpoints; 0 saves after every update.
         quiet: Show no progress.
-        tensorboard: Whether to write TensorBoard events.
+        tensorboard: Whether to write TensorBoard events into `out`.
         device: A torch device; the first GPU if there is one, else the CPU.
         title: What the progress display calls the run.
 
@@ -108,50 +79,53 @@ def fit(
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = _prepare_folder(out, resume)
-    if folder is not None and resume and (folder / "result.json").exists():
-        return _finished_result(folder, recipe)
+    folder = open_folder(out, resume=resume)
+    if (finished := finished_result(folder, recipe)) is not None:
+        return finished
 
     data = task.splits()
     _check_size(recipe, len(data.train))  # type: ignore[arg-type]
     for name, split in data._asdict().items():
         check_finite(name, split)
     seed_everything(recipe.seed)
-    model = build_model(task, recipe, place)
+    model = build_model(task, recipe, place).train()
     optimizer = build_optimizer(model, recipe)
     schedule = schedule_of(recipe)
     if folder is not None and resume:
         progress = load_checkpoint(folder / "last.pt", recipe=recipe, model=model, optimizer=optimizer, device=place)
     else:
-        progress = Progress(micro_batch=_choose_micro_batch(task, recipe, model, data.train, place))
-    clock, best_score, train_s = progress.clock, progress.best_score, progress.train_s
-    record = Record(folder, clock, tensorboard=tensorboard)
-    if clock.updates == 0:
-        if folder is not None:
-            write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
-        record.start(recipe, task=task.name, micro_batch=progress.micro_batch, device=place.type)
+        progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, place))
 
-    total, ghost_batch, validation = recipe.total_samples, recipe.batch.ghost_batch, None
-    stream = _open_stream(recipe, data.train, clock, progress.micro_batch, place)
-    last_saved, model = time.monotonic(), model.train()
+    clock, best_score, micro_batch = progress.clock, progress.best_score, progress.micro_batch
+    total, watch = recipe.total_samples, Stopwatch(progress.train_s)
 
     def save(name: str) -> None:
-        _check_weights(model, clock)
-        assert folder is not None
-        state = Progress(clock, progress.micro_batch, best_score, train_s)
-        save_checkpoint(folder / name, recipe=recipe, model=model, optimizer=optimizer, progress=state)
+        if folder is not None:
+            _check_weights(model, clock)
+            state = Progress(clock, micro_batch, best_score, watch.seconds)
+            save_checkpoint(folder / name, recipe=recipe, model=model, optimizer=optimizer, progress=state)
 
-    show = Display(
-        title or task.name, total_samples=total, start_samples=clock.samples, num_train_samples=recipe.num_train_samples, quiet=quiet
-    )
+    def measure(split: str) -> Evaluation:
+        result = evaluate(model, task, getattr(data, split), precision=recipe.precision, device=place)
+        record.evaluation(clock, split, result)
+        return result
+
+    record = Record(folder, clock, tensorboard=tensorboard)
+    show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
     try:
-        if folder is not None and clock.updates == 0:
-            save("last.pt")
-        with _interruptible() as interrupt, show:
+        with interruptible() as interrupt, show:
+            if clock.updates == 0:
+                if folder is not None:
+                    write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
+                record.start(recipe, task=task.name, micro_batch=micro_batch, device=place.type)
+                save("last.pt")
+            stream = _open_stream(recipe, data.train, clock, micro_batch, place)
+            validation: Evaluation | None = None
+            last_saved = time.monotonic()
+            watch = Stopwatch(progress.train_s)
             while clock.samples < total:
-                began = time.perf_counter()
                 num_samples = min(recipe.batch.global_batch, total - clock.samples)
-                sizes = micro_batches(num_samples, progress.micro_batch, ghost_batch)
+                sizes = micro_batches(num_samples, micro_batch, recipe.batch.ghost_batch)
 
                 pieces = itertools.islice(stream, len(sizes))
                 loss = accumulate_gradients(model, task, pieces, num_samples=num_samples, precision=recipe.precision, device=place)
@@ -162,45 +136,41 @@ def fit(
                 optimizer.zero_grad()
 
                 before, clock = clock, clock.after(num_samples)
-                lr = optimizer.param_groups[0]["lr"]
-                record.update(clock, loss, lr=lr, num_samples=num_samples)
-                train_s += time.perf_counter() - began
+                record.update(clock, loss, lr=optimizer.param_groups[0]["lr"], num_samples=num_samples)
+                show.update(clock.samples, loss=record.last_loss)
 
-                score = None
-                if _crossed(before, clock, evaluate_every * recipe.num_train_samples) or clock.samples >= total:
-                    validation = evaluate(model, task, data.validation, precision=recipe.precision, device=place)
-                    record.evaluation(clock, "validation", validation)
-                    score = f"{task.metric} {100 * validation.score:.2f} %"
-                    if validation.score > best_score:
-                        best_score = validation.score
-                        if folder is not None:
-                            save("best.pt")
-                show.update(clock.samples, loss=record.last_loss, score=score)
                 done = clock.samples >= total
-                if folder is not None and (done or interrupt.is_set() or time.monotonic() - last_saved >= save_every_s):
-                    record.flush()
-                    save("last.pt")
-                    last_saved = time.monotonic()
-                if interrupt.is_set() and not done:
-                    raise Interrupted(_how_to_resume(clock, folder))
+                if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
+                    with watch.paused():
+                        validation = measure("validation")
+                        show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
+                        if validation.score > best_score:
+                            best_score = validation.score
+                            save("best.pt")
+                if not done and (interrupt.is_set() or time.monotonic() - last_saved >= save_every_s):
+                    with watch.paused():
+                        record.flush()
+                        save("last.pt")
+                        last_saved = time.monotonic()
+                    if interrupt.is_set():
+                        raise Interrupted(_how_to_resume(clock, folder))
 
-        if validation is None:  # resumed from a checkpoint of the very end
-            validation = evaluate(model, task, data.validation, precision=recipe.precision, device=place)
-        test = Evaluation(math.nan, math.nan, 0)
-        if measure_test:
-            test = evaluate(model, task, data.test, precision=recipe.precision, device=place)
-            record.evaluation(clock, "test", test)
+            train_s = watch.seconds
+            save("last.pt")
+            if validation is None:  # resumed after the last update
+                validation = evaluate(model, task, data.validation, precision=recipe.precision, device=place)
+            test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
         result = Result(
-            task=task.name,
+            task.name,
+            clock.updates,
+            clock.samples,
             test_score=test.score,
             test_loss=test.loss,
             validation_score=validation.score,
             best_validation_score=best_score,
-            updates=clock.updates,
-            samples=clock.samples,
             train_s=train_s,
-            samples_per_s=clock.samples / train_s if train_s else math.nan,
-            micro_batch=progress.micro_batch,
+            samples_per_s=clock.samples / train_s,
+            micro_batch=micro_batch,
         )
         record.end(clock, **json.loads(result.to_json()))
         if folder is not None:
@@ -212,50 +182,11 @@ def fit(
         record.close()
 
 
-def _prepare_folder(out: str | Path | None, resume: bool) -> Path | None:
-    if out is None:
-        if resume:
-            raise CheckpointError("resume = True: there is no folder to resume from; give the run's folder as --out")
-        return None
-    folder = Path(out)
-    if resume and not (folder / "last.pt").exists() and not (folder / "result.json").exists():
-        raise CheckpointError(f"{folder}: holds no run to resume (no last.pt); check --out, or start the run without --resume")
-    if not resume and (folder / "last.pt").exists():
-        raise OutputError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
-    make_folder(folder)
-    remove_leftovers(folder)
-    return folder
-
-
-def _finished_result(folder: Path, recipe: Recipe) -> Result:
-    differing = recipe.differences(Recipe.load(folder / "recipe.toml"))
-    if differing:
-        raise CheckpointError(f"{folder}: holds a finished run of another recipe ({'; '.join(differing)}); choose another --out")
-    return Result.from_json((folder / "result.json").read_text())
-
-
 def _check_size(recipe: Recipe, num_train_samples: int) -> None:
     if recipe.num_train_samples != num_train_samples:
         raise RecipeError(
             f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {num_train_samples:,}; correct the recipe"
         )
-
-
-def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, device: torch.device) -> int:
-    batch = recipe.batch
-    if isinstance(batch.micro_batch, int):
-        return batch.micro_batch
-    if batch.ghost_batch == "global":
-        return batch.global_batch
-
-    def forward_backward(copied: nn.Module, size: int) -> None:
-        index = sample_indices(recipe.seed, recipe.num_train_samples, 0, size)
-        pieces = feed(train, [index], device=device, dtype=DTYPES[recipe.precision])
-        copied.zero_grad()
-        accumulate_gradients(copied, task, pieces, num_samples=size, precision=recipe.precision, device=device)
-
-    key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch} {device}"
-    return fastest_micro_batch(forward_backward, model, global_batch=batch.global_batch, ghost_batch=batch.ghost_batch, key=key)
 
 
 def _open_stream(recipe: Recipe, train: Any, clock: Clock, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
@@ -284,25 +215,4 @@ def _check_weights(model: nn.Module, clock: Clock) -> None:
 def _how_to_resume(clock: Clock, folder: Path | None) -> str:
     if folder is None:
         return f"stopped after update {clock.updates}; nothing was saved: no --out was given"
-    return f"stopped after update {clock.updates} and saved; continue with the same command and --resume (or --out {folder} --resume)"
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a flag that is read between updates; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return f"stopped after update {clock.updates} and saved; continue with the same command and --resume (--out {folder} --resume)"

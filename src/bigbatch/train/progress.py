@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_EVERY_S = 5.0
+BAR_EVERY_S, LINE_EVERY_S = 0.25, 5.0
 
 
 class Display(AbstractContextManager["Display"]):
@@ -17,18 +17,19 @@ class Display(AbstractContextManager["Display"]):
 
     Args:
         title: What runs.
-        total_samples: Where it ends.
-        start_samples: Where it (re)starts.
-        num_train_samples: Samples in an epoch.
+        total: Samples at which it ends.
+        start: Samples at which it (re)starts.
+        epoch: Samples in an epoch.
         quiet: Show nothing.
     """
 
-    def __init__(self, title: str, *, total_samples: int, start_samples: int, num_train_samples: int, quiet: bool) -> None:
-        self.title, self.total, self.start, self.epoch = title, total_samples, start_samples, num_train_samples
+    def __init__(self, title: str, *, total: int, start: int, epoch: int, quiet: bool) -> None:
+        self.title, self.total, self.start, self.epoch = title, total, start, epoch
         self._console = Console(stderr=True)
         self._quiet = quiet
         self._bar: Progress | None = None
-        self._began = self._last_line = time.monotonic()
+        self._began = time.monotonic()
+        self._next = self._began + LINE_EVERY_S * (not self._console.is_terminal)
         self._score = ""
         if not quiet and self._console.is_terminal:
             self._bar = Progress(
@@ -41,7 +42,7 @@ class Display(AbstractContextManager["Display"]):
                 refresh_per_second=4,
                 transient=True,
             )
-            self._id = self._bar.add_task(title, total=total_samples, completed=start_samples, text="")
+            self._id = self._bar.add_task(title, total=total, completed=start, text="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -52,17 +53,20 @@ class Display(AbstractContextManager["Display"]):
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, samples: int, *, loss: float, score: str | None = None) -> None:
-        """Show where the run stands; `score` is kept until the next one."""
-        if self._quiet:
+    def evaluated(self, score: str) -> None:
+        """Keep the newest score for display."""
+        self._score = score
+
+    def update(self, samples: int, *, loss: float) -> None:
+        """Show where the run stands, not more often than a person can read."""
+        now = time.monotonic()
+        if self._quiet or (now < self._next and samples < self.total):
             return
-        self._score = score or self._score
-        elapsed = time.monotonic() - self._began
-        rate = (samples - self.start) / elapsed if elapsed > 0 else 0.0
+        rate = (samples - self.start) / (now - self._began)
         text = f"epoch {samples / self.epoch:.1f}/{self.total / self.epoch:g}  loss {loss:.4f}  {self._score}  {rate:,.0f} samples/s"
         if self._bar is not None:
             self._bar.update(self._id, completed=samples, text=text)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S or samples >= self.total:
-            self._last_line = time.monotonic()
-            left = (self.total - samples) / rate if rate else 0.0
-            print(f"{self.title}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+            self._next = now + BAR_EVERY_S
+        else:
+            print(f"{self.title}  {text}  {(self.total - samples) / rate:.0f} s left", file=sys.stderr, flush=True)
+            self._next = now + LINE_EVERY_S

@@ -44,7 +44,7 @@ class Record:
         if folder is not None:
             path = folder / "record.jsonl"
             try:
-                kept = [line for line in _complete_lines(path) if line.get("samples", 0) <= clock.samples and line["kind"] != "end"]
+                kept = [line for line in read_record(path) if line.get("samples", 0) <= clock.samples and not _is_closing(line)]
                 with path.open("w") as file:
                     file.writelines(json.dumps(line) + "\n" for line in kept)
                 self._file = path.open("a")
@@ -146,8 +146,16 @@ class Record:
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; a line that a killed run left unfinished is dropped."""
-    return _complete_lines(path)
+    """The lines of a record; a line that a killed run left unfinished, and what follows it, is dropped."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
 
 
 def environment() -> dict[str, Any]:
@@ -162,13 +170,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+def _is_closing(line: dict[str, Any]) -> bool:
+    """Whether a line belongs to the end of a run, which a resumed run writes again."""
+    return line["kind"] in ("end", "diverged") or line.get("split") == "test"

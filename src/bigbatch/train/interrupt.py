@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM as a flag that is read between updates, and a stopwatch that can be paused."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Catch Ctrl-C and SIGTERM for the duration; a second Ctrl-C stops at once. Outside the main thread nothing is caught."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stopwatch:
+    """Seconds since it was made, without the pauses."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._began = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        seconds = self.seconds
+        try:
+            yield
+        finally:
+            self._began = time.perf_counter() - seconds
