@@ -65,12 +65,12 @@ def check_fraction(name: str, value: float, remedy: str = "give a value from 0 t
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for an unknown name: what was given, the nearest known name, all known names.
+    """Message for an unknown name: what was given, the known name nearest to it (or to its last dotted part), all known names.
 
     >>> unknown("rule", "linaer", ["linear", "sqrt"])
     "unknown rule 'linaer': did you mean 'linear'? known: linear, sqrt"
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name.rpartition(".")[2], names, n=1) or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}: {hint}known: {', '.join(names) or 'none'}"

@@ -1,0 +1,120 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigbatch import Recipe
+from bigbatch.core.checks import RecipeError
+from bigbatch.recipe import recipe_names
+
+MLP = Recipe.named("fashion_mnist/mlp")
+RESNET = Recipe.named("fashion_mnist/resnet8")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_named_recipes_round_trip_through_toml(name):
+    recipe = Recipe.named(name)
+    assert recipe.task == name
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@given(
+    lr=st.floats(1e-9, 1e3),
+    epochs=st.floats(0.01, 1e3),
+    warmup=st.sampled_from(["none", "gradual", "constant"]),
+    decay=st.sampled_from(["constant", "step", "polynomial", "cosine", "linear"]),
+    optimizer=st.sampled_from(["sgd", "adam", "adamw"]),
+    batch=st.integers(1, 55_000),
+)
+def test_any_recipe_round_trips_unchanged(lr, epochs, warmup, decay, optimizer, batch):
+    changes = {"optimizer.name": optimizer, "optimizer.lr": lr, "budget.epochs": epochs, "batch.global_batch": batch}
+    changes |= {"schedule.warmup.kind": warmup, "schedule.decay.kind": decay}
+    if warmup != "none":
+        changes["schedule.warmup.epochs"] = epochs
+    if warmup == "constant":
+        changes["schedule.warmup.factor"] = 0.1
+    if decay == "step":
+        changes["schedule.decay.milestones"] = [1.5, 3]
+    recipe = MLP.replace(changes)
+    again = Recipe.from_toml(recipe.to_toml())
+    assert again == recipe
+    assert again.to_toml() == recipe.to_toml()
+
+
+def test_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        MLP.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.learning_rate": 1}, "unknown field 'optimizer.learning_rate': .*known: lr, weight_decay"),
+        ({"optimizer.momentun": 0.5}, "unknown field 'optimizer.momentun': did you mean 'momentum'"),
+        ({"epochs": 1}, "unknown field 'epochs': known: task, num_train_samples"),
+        ({"optimizer.lr": 0}, "optimizer.lr = 0: input should be greater than 0"),
+        ({"optimizer.lr": float("nan")}, "optimizer.lr = nan: input should be a finite number"),
+        ({"optimizer.weight_decay": -1e-4}, "optimizer.weight_decay = -0.0001: input should be greater than or equal to 0"),
+        ({"optimizer.momentum": 1.0}, "optimizer.momentum = 1.0: input should be less than 1"),
+        ({"optimizer.momentum": 0.0}, "nesterov = true needs momentum > 0"),
+        ({"optimizer.name": "sdg"}, "optimizer.name = 'sdg': must be one of sgd, adam, adamw"),
+        ({"schedule.decay.kind": "cosin"}, "schedule.decay.kind = 'cosin': must be one of constant, step"),
+        ({"schedule.decay.kind": "step"}, "schedule.decay.milestones: is missing"),
+        ({"schedule.decay.kind": "step", "schedule.decay.milestones": [3, 2]}, "must ascend"),
+        ({"schedule.warmup.epochs": -1}, "schedule.warmup.epochs = -1: input should be greater than or equal to 0"),
+        ({"batch.global_batch": 0}, "batch.global_batch = 0: input should be greater than 0"),
+        ({"batch.global_batch": -128}, "batch.global_batch = -128: input should be greater than 0"),
+        ({"batch.global_batch": 55_001}, "batch.global_batch = 55,001: is larger than the training set of 55,000 samples; choose"),
+        ({"batch.ghost_batch": 0}, "batch.ghost_batch = 0: must be a whole number above zero, or 'global'"),
+        ({"batch.micro_batch": "big"}, "batch.micro_batch = 'big': must be a whole number above zero, or 'auto'"),
+        ({"batch.ghost_batch": 256}, "batch.ghost_batch = 256: is larger than global_batch = 128"),
+        ({"batch.ghost_batch": 64, "batch.micro_batch": 100}, "batch.micro_batch = 100: must be a multiple of ghost_batch = 64"),
+        ({"batch.ghost_batch": "global", "batch.micro_batch": 64}, 'batch norm over the "global" batch needs it in one forward pass'),
+        ({"budget.updates": 10}, "give exactly one of epochs, samples, updates; got epochs and updates"),
+        ({"budget.epochs": None}, "give exactly one of epochs, samples, updates; got none"),
+        ({"budget.epochs": 0}, "budget.epochs = 0: input should be greater than 0"),
+        ({"num_train_samples": None}, "num_train_samples: is missing"),
+        ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
+        ({"precision": "float16"}, "precision = 'float16': input should be 'float32', 'bfloat16' or 'float64'"),
+        ({"seed.deeper": 1}, "seed.deeper: 'seed' is a value, not a section"),
+    ],
+)
+def test_refuses(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        MLP.replace(changes)
+
+
+def test_refuses_when_built_directly():
+    with pytest.raises(RecipeError, match="optimizer: is missing; .*batch: is missing"):
+        Recipe(num_train_samples=10, budget={"epochs": 1})
+
+
+def test_a_new_kind_drops_the_old_kinds_fields():
+    assert MLP.replace({"optimizer.name": "adamw"}).optimizer.lr == MLP.optimizer.lr
+    stepped = MLP.replace({"schedule.decay.kind": "step", "schedule.decay.milestones": [3]})
+    assert stepped.replace({"schedule.decay.kind": "constant"}).get("schedule.decay") == {"kind": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "samples", "updates"),
+    [({"epochs": 10}, 550_000, 4297), ({"samples": 1000}, 1000, 8), ({"updates": 8}, 1024, 8), ({"epochs": 1e-9}, 1, 1)],
+)
+def test_budgets(budget, samples, updates):
+    recipe = MLP.replace({"budget": budget})
+    assert (recipe.total_samples, recipe.num_updates) == (samples, updates)
+
+
+def test_differences_name_the_fields():
+    other = MLP.replace({"optimizer.lr": 0.5, "optimizer.clip_norm": 1.0})
+    assert MLP.differences(other) == ["optimizer.clip_norm: absent here, 1.0 there", f"optimizer.lr: {MLP.optimizer.lr} here, 0.5 there"]
+    assert MLP.differences(MLP) == []
+
+
+def test_files(tmp_path):
+    with pytest.raises(RecipeError, match="can't be read"):
+        Recipe.load(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("lr = = 3")
+    with pytest.raises(RecipeError, match=r"bad.toml: not TOML: .*line 1"):
+        Recipe.load(tmp_path / "bad.toml")
+    with pytest.raises(RecipeError, match="unknown recipe 'digits/mpl': did you mean 'digits/mlp'"):
+        Recipe.named("digits/mpl")

@@ -1,0 +1,90 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigbatch import Recipe, UserError, plan
+from bigbatch.scaling import RULES
+
+MLP = Recipe.named("fashion_mnist/mlp")
+RESNET = Recipe.named("fashion_mnist/resnet8")
+
+
+def warnings(recipe, batch, rule):
+    return "\n".join(plan(recipe, global_batch=batch, rule=rule).warnings)
+
+
+@pytest.mark.parametrize("rule", [*RULES, "auto"])
+@given(k=st.sampled_from([1, 2, 8, 64]), epochs=st.integers(1, 40))
+def test_every_rule_keeps_the_samples_and_says_why(rule, k, epochs):
+    reference = RESNET.replace({"budget.epochs": epochs})
+    planned = plan(reference, global_batch=128 * k, rule=rule)
+    assert planned.recipe.total_samples == reference.total_samples
+    assert planned.recipe.batch.global_batch == 128 * k
+    assert planned.recipe.optimizer.weight_decay == reference.optimizer.weight_decay
+    assert planned.multiple == k
+    for change in planned.changes:
+        assert change.why
+        assert reference.get(change.field) == change.before
+        assert planned.recipe.get(change.field) == change.after
+
+
+def test_a_budget_in_updates_keeps_its_samples():
+    planned = plan(MLP.replace({"budget.epochs": None, "budget.updates": 4096}), global_batch=1024, rule="linear")
+    assert planned.recipe.budget.updates == 512
+
+
+def test_none_changes_the_batch_alone():
+    assert [c.field for c in plan(RESNET, global_batch=1024, rule="none").changes] == ["batch.global_batch"]
+
+
+def test_the_normalisation_group_is_kept():
+    for rule in RULES:
+        assert plan(RESNET, global_batch=8192, rule=rule).recipe.batch.ghost_batch == 128
+
+
+def test_a_warmup_longer_than_the_run_is_a_warning_with_a_remedy_and_not_a_clamp():
+    planned = plan(MLP.replace({"schedule.warmup.epochs": 1}), global_batch=8192, rule="legw")
+    assert planned.recipe.schedule.warmup.epochs == 64
+    text = "\n".join(planned.warnings)
+    assert "warm-up of 64 epochs is not shorter than the run of 10" in text
+    assert "--set schedule.warmup.epochs=" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "rule", "message"),
+    [
+        (MLP, 8192, "sqrt", "only 68 updates"),
+        (RESNET.replace({"batch.ghost_batch": "global"}), 1024, "none", "batch norm over the whole batch of 1,024"),
+        (RESNET, 1000, "linear", "global_batch = 1000 is not a multiple of ghost_batch = 128"),
+        (MLP.replace({"optimizer.name": "adam", "optimizer.lr": 1e-3}), 1024, "linear", "the linear rule was made for SGD, not for adam"),
+        (MLP.replace({"schedule.decay.kind": "step", "schedule.decay.milestones": [3]}), 256, "linear", "first drops at epoch 3, inside"),
+        (MLP, 64, "sqrt", "the batch shrinks"),
+    ],
+)
+def test_warnings(recipe, batch, rule, message):
+    assert message in warnings(recipe, batch, rule)
+
+
+def test_an_unproblematic_plan_has_no_warnings():
+    assert warnings(MLP, 512, "linear") == ""
+
+
+def test_unknown_rule():
+    with pytest.raises(UserError, match="unknown rule 'linaer': did you mean 'linear'\\? known: auto, none, linear, sqrt, legw"):
+        plan(MLP, global_batch=256, rule="linaer")
+
+
+@pytest.mark.parametrize("batch", [0, -128])
+def test_a_batch_that_is_not_positive(batch):
+    with pytest.raises(UserError, match=f"global_batch = {batch}: must be a finite number above zero"):
+        plan(MLP, global_batch=batch)
+
+
+def test_a_batch_larger_than_the_training_set():
+    with pytest.raises(UserError, match=r"batch.global_batch = 65,536: is larger than the training set of 55,000 samples"):
+        plan(MLP, global_batch=65_536)
+
+
+def test_a_micro_batch_that_no_longer_fits_becomes_auto():
+    planned = plan(RESNET.replace({"batch.micro_batch": 128}), global_batch=64, rule="none")
+    assert (planned.recipe.batch.micro_batch, planned.recipe.batch.ghost_batch) == ("auto", 64)
