@@ -3,11 +3,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.reference.ghost_batch_norm import ghost_batch_norm
 from torch import nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.layers import GhostBatchNorm, convert_batch_norm, ghost_groups
-from tests.reference.ghost_batch_norm import ghost_batch_norm
 
 
 def test_hand_worked():  # groups (0, 2) and (10, 12), each mean +-1; running mean 0.1 * 1 * 0.9 + 0.1 * 11 = 1.19

@@ -2,10 +2,10 @@ from functools import partial
 
 import pytest
 import torch
+from tests.reference.rate_in_buffer_sgd import RateInBufferSGD
 
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import ClockLR, corrected_momentum, gradual_warmup
-from tests.reference.rate_in_buffer_sgd import RateInBufferSGD
 
 
 def test_hand_worked():  # Equation 10: eta from 0.1 to 0.3 makes 0.9 into 2.7 for one update; a ramp from zero leaves it

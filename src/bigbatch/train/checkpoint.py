@@ -2,6 +2,7 @@
 
 import io
 import random
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, model: nn.Module, optimizer: 
         return Progress(Clock(*clock), *rest)
     except (KeyError, TypeError, RuntimeError, RecipeError) as error:
         raise CheckpointError(
-            f"checkpoint {path}: does not fit this version of the model ({error}); start again in another --out"
+            f"checkpoint {path}: does not fit this version of the model ({' '.join(str(error).split())}); start again in another --out"
         ) from error
 
 
@@ -82,12 +83,15 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         CheckpointError: If the file is missing, damaged or of another format.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums that torch.save writes
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path}: does not exist; start the run without --resume") from None
     except Exception as error:  # zipfile, pickle and torch raise a dozen unrelated kinds
         raise CheckpointError(
-            f"checkpoint {path}: is truncated or damaged ({str(error).splitlines()[0]}); resume from a copy, or start again elsewhere"
+            f"checkpoint {path}: is truncated or damaged ({type(error).__name__}: {str(error)[:100]}); resume from a copy, or start again elsewhere"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT}; start again in another --out")

@@ -21,7 +21,8 @@ from bigbatch.core.files import write_atomically
 from bigbatch.layers.ghost_batch_norm import ghost_groups
 from bigbatch.tasks.data.locate import cache_folder
 
-CANDIDATES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SMALLEST, LARGEST = 16, 8192
+"""Candidates are the smallest (or one normalisation group) times powers of two, up to the largest or the update itself."""
 
 
 def micro_batches(num_samples: int, micro_batch: int, ghost_batch: int | Literal["global"] | None) -> list[int]:
@@ -64,16 +65,16 @@ def fastest_micro_batch(
         forward_backward: Runs one pass of a given number of samples on a given copy of the model.
         model: Left untouched, as are the random states.
         global_batch: No candidate is larger.
-        ghost_batch: Candidates are multiples of it.
+        ghost_batch: Candidates are this times powers of two.
         key: Names the work, such as the task and its precision; the machine is added here.
 
     Returns:
-        A size from `CANDIDATES` (or `global_batch` or `ghost_batch` itself where none fits).
+        Samples in one forward pass, at most `global_batch`.
     """
-    unit = ghost_batch or 1
-    candidates = sorted({c for c in (*CANDIDATES, unit, global_batch) if c <= min(global_batch, CANDIDATES[-1]) and c % unit == 0})
-    if len(candidates) <= 1:
-        return candidates[0] if candidates else unit
+    unit, most = ghost_batch or SMALLEST, min(global_batch, LARGEST)
+    candidates = [size for i in range(20) if (size := unit * 2**i) <= most] or [min(unit, global_batch)]
+    if len(candidates) == 1:
+        return candidates[0]
     machine = f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads"
     name = hashlib.sha256(f"{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
     path = cache_folder() / "micro_batch" / f"{name}.json"

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from bigbatch import UserError
+from bigbatch.recipe import Recipe, recipe_names
+from bigbatch.tasks import SHIPPED, Task, load_task
+from bigbatch.tasks.classification import cross_entropy_per_sample, is_correct
+from bigbatch.tasks.models import RowLSTM, cnn, mlp, resnet8
+from bigbatch.tasks.models.resnet8 import ResidualBlock
+
+
+def test_every_shipped_task_has_a_recipe_and_is_a_task():
+    assert sorted(SHIPPED) == recipe_names()
+    for name in SHIPPED:
+        task, recipe = load_task(name), Recipe.named(name)
+        assert isinstance(task, Task)
+        assert task.name == name
+        task.model(**recipe.model)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "parameters"),
+    [
+        (mlp([784, 256, 128, 10]), (2, 1, 28, 28), 235_146),
+        (cnn(), (2, 1, 28, 28), 206_922),
+        (resnet8(), (2, 1, 28, 28), 77_754),
+        (RowLSTM(), (2, 1, 28, 28), 82_186),
+    ],
+    ids=["mlp", "cnn", "resnet8", "lstm"],
+)
+def test_models(model, shape, parameters):
+    assert model(torch.zeros(shape)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_zero_gammas_make_blocks_the_identity_of_their_shortcut():
+    torch.manual_seed(0)
+    block = next(m for m in resnet8(zero_init_last_gamma=True).eval().modules() if isinstance(m, ResidualBlock))
+    x = torch.randn(2, 16, 5, 5).relu()
+    assert torch.equal(block(x), x)
+    plain = next(m for m in resnet8(zero_init_last_gamma=False).modules() if isinstance(m, ResidualBlock))
+    assert plain.bn2.weight.min() == 1
+
+
+def test_losses_and_scores_by_hand():  # logits (0, ln 3): probabilities 1/4 and 3/4
+    outputs = torch.tensor([[0.0, 3.0]]).log().nan_to_num(neginf=0.0) * torch.tensor([[0.0, 1.0]])
+    assert cross_entropy_per_sample(outputs, torch.tensor([1])).item() == pytest.approx(0.28768207)
+    assert cross_entropy_per_sample(outputs.bfloat16(), torch.tensor([0])).dtype == torch.float32
+    assert is_correct(outputs, torch.tensor([1])).tolist() == [1.0]
+    assert is_correct(outputs, torch.tensor([0])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fashion_mnist/mpl", "unknown task 'fashion_mnist/mpl': did you mean 'mlp|unknown task 'fashion_mnist/mpl': did you mean"),
+        ("mnist", "unknown task 'mnist': .*known: digits/mlp, .*your own is given as module:Class"),
+        ("no_such_module:Task", "task 'no_such_module:Task': no module named 'no_such_module' here or on the Python path"),
+        ("bigbatch.tasks.digits_mlp:DigitsMPL", "unknown class in bigbatch.tasks.digits_mlp 'DigitsMPL': did you mean 'DigitsMLP'"),
+        ("fractions:Fraction", "task 'fractions:Fraction': lacks name, metric, splits, model, losses, scores; see examples"),
+    ],
+)
+def test_refuses(name, message):
+    with pytest.raises(UserError, match=message):
+        load_task(name)
+
+
+def test_an_import_error_inside_the_users_module_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "broken_task.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        load_task("broken_task:Task")
