@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def test_hand_worked():  # Goyal: from 0.1 to 0.8 over 4 epochs of 100 samples; 
 
 def test_adds_a_constant_each_update():
     factors = [gradual_warmup(Clock(samples=128 * i), warmup_samples=1280, start_factor=0.25) for i in range(11)]
-    steps = [b - a for a, b in zip(factors[:-1], factors[1:], strict=True)]
+    steps = [b - a for a, b in pairwise(factors)]
     assert steps == pytest.approx([0.075] * 10)
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import threading
 
 import pytest
 import torch
@@ -101,8 +100,7 @@ def test_bfloat16_autocast():
     assert run(recipe=RECIPE.replace({"precision": "bfloat16"})).test_score > 0.9
 
 
-@pytest.mark.parametrize("where", [threading.main_thread, None])
-def test_divergence_is_a_named_error_and_keeps_record_and_checkpoint(tmp_path, where):
+def test_divergence_is_a_named_error_and_keeps_record_and_checkpoint(tmp_path):
     recipe = RECIPE.replace({"optimizer.lr": 1e9})
     with pytest.raises(Diverged, match=r"loss = (nan|inf) at update \d+ .*: must be finite; lower the rate, .*checkpoint are in") as caught:
         run(recipe=recipe, out=tmp_path / "run")
@@ -153,9 +151,8 @@ class _MapStyleDigits(DigitsMLP):
     spoil = None
 
     def splits(self):
-        return Splits(
-            *(_MapStyle(split.tensors, self.spoil if name == "train" else None) for name, split in super().splits()._asdict().items())
-        )
+        train, validation, test = (split.tensors for split in super().splits())
+        return Splits(_MapStyle(train, self.spoil), _MapStyle(validation), _MapStyle(test))
 
 
 def test_a_map_style_data_set_gives_the_same_run_through_worker_processes():
@@ -216,7 +213,7 @@ def test_an_interrupt_without_a_folder_says_that_nothing_was_saved():
             os.kill(os.getpid(), signal.SIGINT)
             return super().losses(outputs, targets)
 
-    with pytest.raises((Interrupted, KeyboardInterrupt), match="nothing was saved|"):
+    with pytest.raises(Interrupted, match="stopped after update 1; nothing was saved: no --out was given"):
         run(task=Stops())
 
 
