@@ -91,9 +91,7 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: does not exist; start the run without --resume") from None
     except Exception as error:  # zipfile, pickle and torch raise a dozen unrelated kinds
         why = f"{type(error).__name__}: {str(error)[:100]}"
-        raise CheckpointError(
-            f"checkpoint {path}: is truncated or damaged ({why}); resume from a copy, or start again elsewhere"
-        ) from error
+        raise CheckpointError(f"checkpoint {path}: is truncated or damaged ({why}); resume from a copy or start anew") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT}; start again in another --out")
     return state
