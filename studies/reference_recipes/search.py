@@ -25,8 +25,13 @@ GRIDS = {
     "fashion_mnist/cnn": {"optimizer.lr": [0.02, 0.05, 0.1, 0.2], "optimizer.weight_decay": [1e-4, 5e-4, 1e-3, 2e-3]},
     "fashion_mnist/resnet8": {"optimizer.lr": [0.1, 0.2, 0.4, 0.8], "optimizer.weight_decay": [1e-4, 5e-4, 1e-3]},
 }
+# A second stage where one seed in five went astray at the rate that the first stage chose: the best of it again, over five seeds.
+REFINED = {"fashion_mnist/cnn": {"optimizer.lr": [0.05, 0.1], "optimizer.weight_decay": [5e-4, 1e-3, 2e-3]}}
 
 torch.set_num_threads(1)  # two searches side by side on two cores
 for name in sys.argv[1:] or GRIDS:
     trials = search(load_task(name), Recipe.named(name), GRIDS[name], seeds=SEEDS.get(name, [0, 1]), out=HERE / name)
     print(name, *trials[:5], sep="\n  ", flush=True)
+    if name in REFINED:
+        trials = search(load_task(name), Recipe.named(name), REFINED[name], seeds=range(5), out=HERE / name)
+        print(f"{name}, five seeds", *trials, sep="\n  ", flush=True)

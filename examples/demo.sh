@@ -1,0 +1,21 @@
+#!/bin/sh
+# The main job on real images: what breaks when a tuned batch of 128 grows, and what a plan mends. Called by `make demo`.
+# Finished runs are kept in $OUT: interrupt it and call it again, and it goes on.
+set -eu
+BIN=${BIN:-.venv/bin}
+OUT=${OUT:-runs/demo}
+SEEDS=${SEEDS:-5}
+
+if "$BIN/python" -c "from bigbatch.tasks import load_task; load_task('fashion_mnist/mlp').splits()" 2>"${TMPDIR:-/tmp}/bigbatch-demo.$$"; then
+    TASK=fashion_mnist/mlp HOLDS=512 BREAKS=8192 RULE=linear
+else
+    echo "Fashion-MNIST is not at hand, so the demo runs digits/mlp instead:"
+    tail -n 1 "${TMPDIR:-/tmp}/bigbatch-demo.$$"
+    TASK=digits/mlp HOLDS=64 BREAKS=1024 RULE=linear
+fi
+rm -f "${TMPDIR:-/tmp}/bigbatch-demo.$$"
+
+echo "1. A modest multiple of the batch: $HOLDS"
+"$BIN/bigbatch" scale $TASK --to $HOLDS --rule $RULE --seeds "$SEEDS" --out "$OUT"
+echo "2. A multiple too far for this rule: $BREAKS"
+"$BIN/bigbatch" scale $TASK --to $BREAKS --rule $RULE --seeds "$SEEDS" --out "$OUT"

@@ -1,0 +1,162 @@
+"""The program as a person meets it: what it prints, one readable line for every mistake, and its exit codes."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = ["--set", "budget.epochs=1", "--set", "batch.micro_batch=32"]
+
+
+def bigbatch(*arguments, cwd=None, expect=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "bigbatch", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def test_help_names_every_command():
+    out = bigbatch("--help").stdout
+    for command in ("tasks", "train", "plan", "scale", "report", "papers", "--debug"):
+        assert command in out
+
+
+def test_tasks():
+    out = bigbatch("tasks").stdout
+    for name in ("digits/mlp", "fashion_mnist/mlp", "fashion_mnist/cnn", "fashion_mnist/resnet8", "fashion_mnist/lstm"):
+        assert name in out
+
+
+def test_plan_shows_and_writes(tmp_path):
+    done = bigbatch("plan", "fashion_mnist/resnet8", "--global-batch", 4096, "--rule", "linear", "--out", tmp_path / "new" / "r.toml")
+    for word in ("field", "before", "after", "why", "paper", "optimizer.lr", "Goyal et al. 2017", "model.zero_init_last_gamma"):
+        assert word in done.stdout
+    again = bigbatch("plan", tmp_path / "new" / "r.toml", "--global-batch", 8192, "--rule", "sqrt")
+    assert "batch 4,096 to 8,192" in again.stdout
+
+
+def test_train_resume_and_report(tmp_path):
+    train = ["train", "digits/mlp", "--global-batch", 64, "--rule", "linear", *SMALL, "--out", tmp_path / "run"]
+    first = bigbatch(*train)
+    assert "digits/mlp: test accuracy" in first.stdout
+    assert "optimizer.lr" in first.stdout
+    assert bigbatch(*train, "--resume", "--quiet").stdout.strip().splitlines()[-1].split(",")[0] in first.stdout
+    assert "wrote" in bigbatch("report", tmp_path / "run").stdout
+
+
+def test_papers():
+    assert "LEGW" in bigbatch("papers").stdout
+    one = bigbatch("papers", "legw").stdout
+    assert "eta_k = sqrt(k) eta" in one
+    assert "https://arxiv.org/abs/1901.08256" in one
+
+
+def test_divergence_has_its_own_exit_code(tmp_path):
+    done = bigbatch("train", "digits/mlp", *SMALL, "--set", "optimizer.lr=1e9", "--quiet", "--out", tmp_path / "run", expect=3)
+    assert done.stderr.startswith("diverged: loss = ")
+    assert (tmp_path / "run" / "record.jsonl").exists()
+
+
+MISTAKES = {
+    "unknown task": (["train", "fashion_mnist/mpl"], "unknown task 'fashion_mnist/mpl': did you mean"),
+    "unknown task to scale": (["scale", "nothing", "--to", "64"], "unknown task 'nothing'"),
+    "own task without recipe": (["train", "own:Task"], "has no shipped recipe; give yours with --recipe FILE"),
+    "unknown rule": (["plan", "digits/mlp", "--global-batch", "64", "--rule", "cubic"], "unknown rule 'cubic'"),
+    "unknown field": (["train", "digits/mlp", "--set", "optimizer.larning_rate=1"], "unknown field 'optimizer.larning_rate'"),
+    "malformed setting": (["train", "digits/mlp", "--set", "optimizer.lr"], "--set optimizer.lr: must be FIELD=VALUE"),
+    "batch too large": (["plan", "digits/mlp", "--global-batch", "2000"], "is larger than the training set of 1,297 samples"),
+    "zero batch": (["plan", "digits/mlp", "--global-batch", "0"], "global_batch = 0: must be a finite number above zero"),
+    "negative batch": (["scale", "digits/mlp", "--to", "-5"], "global_batch = -5: must be a finite number above zero"),
+    "zero seeds": (["scale", "digits/mlp", "--to", "64", "--seeds", "0"], "seeds = 0: must be a finite number above zero"),
+    "negative rate": (["train", "digits/mlp", "--set", "optimizer.lr=-1"], "optimizer.lr = -1: input should be greater than 0"),
+    "negative epochs": (["train", "digits/mlp", "--set", "budget.epochs=-1"], "budget.epochs = -1: input should be greater than 0"),
+    "missing recipe file": (["train", "digits/mlp", "--recipe", "absent.toml"], "recipe absent.toml: can't be read"),
+    "not writable": (["train", "digits/mlp", "--out", "/proc/run"], "output folder /proc/run"),
+    "missing data": (["train", "fashion_mnist/mlp", "--data", "nowhere"], "train-images-idx3-ubyte.gz not found; tried nowhere"),
+    "nothing to resume": (["train", "digits/mlp", "--out", "nowhere", "--resume"], "holds no run to resume"),
+    "nothing to report": (["report", "."], "holds neither a comparison nor a run"),
+    "unknown paper": (["papers", "lagw"], "unknown method 'lagw': did you mean 'legw'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_readable_line_and_exit_code_2(tmp_path, arguments, message):
+    done = bigbatch(*arguments, cwd=tmp_path, expect=2)
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback():
+    for arguments in (["--debug", "train", "nothing"], ["train", "nothing", "--debug"]):
+        assert "Traceback" in bigbatch(*arguments, expect=1).stderr
+
+
+def test_a_bug_in_a_task_is_one_line_too(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "from bigbatch.tasks.digits_mlp import DigitsMLP\nclass T(DigitsMLP):\n  def model(self):\n    return 1/0\n"
+    )
+    (tmp_path / "r.toml").write_text(bigbatch_recipe())
+    done = bigbatch("train", "bad:T", "--recipe", "r.toml", cwd=tmp_path, expect=1)
+    assert done.stderr.startswith("unexpected ZeroDivisionError: division by zero; this is a bug in bigbatch or in the task: --debug")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def bigbatch_recipe():
+    from bigbatch import Recipe
+
+    return Recipe.named("digits/mlp").to_toml()
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    command = ["train", "digits/mlp", "--set", "budget.epochs=300", "--set", "batch.micro_batch=32", "--out", "run", "--quiet"]
+    program = [sys.executable, "-m", "bigbatch", *command]
+    running = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    record = tmp_path / "run" / "record.jsonl"
+    while time.monotonic() < deadline and not (record.exists() and record.read_text().count('"update"') > 5):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.startswith("interrupted: stopped after update ")
+    assert "continue with the same command and --resume" in err
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    """On a pseudo-terminal: a moving bar with rate, loss and accuracy, and no plain lines."""
+    parent, child = pty.openpty()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "COLUMNS": "150"}
+    command = [sys.executable, "-m", "bigbatch", "train", "digits/mlp", "--set", "budget.epochs=120", "--set", "batch.micro_batch=32"]
+    running = subprocess.Popen(command, stdout=child, stderr=child, env=environment, cwd=tmp_path)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(parent)
+    assert running.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "\x1b[" in text
+    assert "━" in text
+    assert "samples/s" in text
+    assert "accuracy" in text
+    assert "s left" not in text

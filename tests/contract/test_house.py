@@ -1,0 +1,84 @@
+"""Rules of the house that prose alone would not keep."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "bigbatch"
+
+
+def lines(path):
+    return path.read_text().count("\n")
+
+
+def test_the_loop_stays_readable_in_one_sitting():
+    assert lines(SOURCE / "train" / "loop.py") <= 250
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "cli").glob("*.py")), ids=lambda p: p.name)
+def test_a_command_is_under_80_lines(path):
+    assert lines(path) < 80
+
+
+def test_examples_are_under_60_lines_and_the_first_imports_no_trainer():
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    assert examples
+    for path in examples:
+        assert lines(path) < 60, path
+    assert "fit" not in (ROOT / "examples" / "schedule_in_your_own_loop.py").read_text()
+
+
+def test_optimizers_never_write_gradients():
+    """Static guard: nothing in a method's family assigns to `.grad` or calls an in-place operation on it."""
+    offenders = []
+    for family in ("optim", "schedules", "layers", "scaling"):
+        for path in (SOURCE / family).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+                offenders += [f"{path.name}:{t.lineno}" for t in targets if isinstance(t, ast.Attribute) and t.attr == "grad"]
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.endswith("_"):
+                    owner = node.func.value
+                    if isinstance(owner, ast.Attribute) and owner.attr == "grad":
+                        offenders.append(f"{path.name}:{node.lineno}")
+    assert offenders == []
+
+
+def test_no_public_argument_is_a_bare_batch_size():
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+                assert "batch_size" not in names, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import bigbatch",
+        "import bigbatch; bigbatch.Recipe.named('digits/mlp')",
+        "import bigbatch; bigbatch.plan(bigbatch.Recipe.named('digits/mlp'), global_batch=64)",
+        "import bigbatch.schedules",
+        "import sys; sys.argv = ['bigbatch', '--help']; from bigbatch.cli.app import app; app(standalone_mode=False)",
+        "import sys; sys.argv = ['bigbatch', 'tasks']; from bigbatch.cli.app import app; app(standalone_mode=False)",
+        "import sys; sys.argv = ['bigbatch', 'plan', 'digits/mlp', '--global-batch', '64']; from bigbatch.cli.app import app; "
+        "app(standalone_mode=False)",
+    ],
+)
+def test_what_needs_no_torch_imports_none(code):
+    check = f"{code}\nimport sys\nassert not {{'torch', 'sklearn', 'matplotlib', 'scipy'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_public_can_be_imported():
+    import bigbatch
+
+    for name in bigbatch.__all__:
+        assert getattr(bigbatch, name) is not None
+        assert name in dir(bigbatch)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = bigbatch.nothing

@@ -1,0 +1,98 @@
+"""The 1.2 rule: multiply a method's key quantity by 1.2, and its tests must go red.
+
+Each case copies the package, wraps one function so that what it returns is 1.2 times too large, and runs the method's own test file
+against the copy, in a process of its own.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bigbatch.core.paper import find_papers
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = """
+import functools as _functools
+
+
+def _times(value):
+    field = "{field}"
+    if field:
+        return value._replace(**{{field: getattr(value, field) * 1.2}})
+    return value * 1.2
+
+
+_original = {target}
+
+
+@_functools.wraps(_original)
+def _wrong(*args, **kwargs):
+    return _times(_original(*args, **kwargs))
+
+
+{target} = _wrong
+"""
+
+# module, function, field of a named tuple (or ""), test file (the module's own if left out)
+CASES = [
+    ("scaling.linear", "linear_lr", "", None),
+    ("scaling.sqrt", "sqrt_lr", "", None),
+    ("scaling.legw", "legw_lr", "", None),
+    ("scaling.legw", "legw_warmup_epochs", "", None),
+    ("schedules.gradual_warmup", "gradual_warmup", "", None),
+    ("schedules.constant_warmup", "constant_warmup", "", None),
+    ("schedules.cosine", "cosine", "", None),
+    ("schedules.polynomial", "polynomial", "", None),
+    ("schedules.momentum_correction", "corrected_momentum", "", None),
+    ("schedules.linear", "linear", "", None),
+    ("schedules.step_decay", "step_decay", "", None),
+    ("schedules.constant", "constant", "", None),
+    ("layers.ghost_batch_norm", "GhostBatchNorm._normalise", "", None),
+    ("core.norms", "sq_norm", "", None),
+    ("core.norms", "ratio_or_one", "", None),
+    ("core.average", "RunningMean.update", "biased", None),
+    ("study.noninferiority", "noninferiority", "difference", None),
+    ("study.noninferiority", "noninferiority", "lower", None),
+    ("train.step", "accumulate_gradients", "", None),
+    ("train.evaluate", "evaluate", "score", "train/test_loop.py"),
+]
+
+
+def run_tests_against(copy, test):
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(ROOT / "tests" / test)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+def copy_of_the_package(tmp_path):
+    shutil.copytree(ROOT / "src" / "bigbatch", tmp_path / "bigbatch", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("module", "target", "field", "test"), CASES, ids=lambda value: str(value or "-"))
+def test_a_quantity_times_1_2_turns_its_tests_red(tmp_path, module, target, field, test):
+    copy = copy_of_the_package(tmp_path)
+    path = copy / "bigbatch" / f"{module.replace('.', '/')}.py"
+    path.write_text(path.read_text() + TIMES.format(target=target, field=field))
+    folder, _, name = module.rpartition(".")
+    done = run_tests_against(copy, test or f"{folder}/test_{name}.py")
+    assert done.returncode == 1, f"{module}.{target} times 1.2 passed its tests, or broke them otherwise:\n{done.stdout[-2000:]}"
+    assert " failed" in done.stdout
+
+
+def test_without_a_mutation_the_same_run_is_green(tmp_path):
+    """The guard of the guard: the copy is what is tested, and untouched it passes."""
+    copy = copy_of_the_package(tmp_path)
+    (copy / "bigbatch" / "core" / "marker.py").write_text("HERE = True\n")
+    check = "import bigbatch.core.marker"
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=environment, check=False).returncode == 0
+    assert run_tests_against(copy, "schedules/test_cosine.py").returncode == 0
+
+
+def test_every_method_with_a_paper_has_a_case():
+    assert {f"bigbatch.{module}" for module, *_ in CASES} >= set(find_papers())

@@ -1,0 +1,42 @@
+"""Every method carries its citation, and PAPERS.md is what the citations say."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from bigbatch.core.paper import FAMILIES, find_papers
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPERS = find_papers()
+
+
+def test_papers_md_is_fresh():
+    spec = importlib.util.spec_from_file_location("papers_table", ROOT / "docs" / "papers_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "PAPERS.md").read_text() == module.table(), "stale: run `make papers`"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_method_is_documented_tested_and_alone(name):
+    paper, module = PAPERS[name], importlib.import_module(name)
+    path = name.removeprefix("bigbatch.").replace(".", "/")
+    folder, _, file = path.rpartition("/")
+    assert (ROOT / "tests" / folder / f"test_{file}.py").exists()
+    assert paper.study is None or (ROOT / paper.study).exists()
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", paper.arxiv)
+    for part in (f"arXiv:{paper.arxiv}", "Formula:", "Differs:", "Paper:"):
+        assert part in module.__doc__, f"{name}: its docstring lacks {part}"
+    source = Path(module.__file__).read_text()
+    assert "bigbatch.train" not in source
+    assert source.count("\n") <= 260
+
+
+def test_the_families_are_those_of_the_house():
+    for family in FAMILIES:
+        assert (ROOT / "src" / "bigbatch" / family / "__init__.py").exists()
+    with_paper = {p.parent.name for p in (ROOT / "src" / "bigbatch").rglob("*.py") if "PAPER = Paper(" in p.read_text()}
+    assert with_paper <= set(FAMILIES), "a folder with methods that PAPERS.md would miss"

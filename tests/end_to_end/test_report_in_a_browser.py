@@ -1,0 +1,68 @@
+"""The report as a browser shows it: nothing on the console, every plot there, nothing fetched from elsewhere."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from bigbatch import Recipe, fit, scale
+from bigbatch.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--window-size=1200,1800"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("scale")
+    recipe = Recipe.named("digits/mlp").replace({"budget.epochs": 3})
+    for batch, rule in ((64, "linear"), (256, "sqrt")):
+        scale("digits/mlp", to=batch, rule=rule, seeds=2, recipe=recipe, out=out, quiet=True)
+    write_report(out)
+    return out
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed; .ci/run installs it")
+def test_in_headless_chromium(folder, tmp_path):
+    common = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
+    page = f"file://{folder / 'report.html'}"
+    shown = subprocess.run([*common, "--dump-dom", page], capture_output=True, text=True, timeout=120, check=True)
+    assert ":CONSOLE" not in shown.stderr
+    plots = re.findall(r'<svg role="img" aria-label="([^"]+)"', shown.stdout)
+    assert len(plots) == 10
+    assert set(plots) == {
+        "Training loss by samples",
+        "Training loss by updates",
+        "Validation accuracy by samples",
+        "Validation accuracy by updates",
+        "Learning rate by samples",
+    }
+    assert shown.stdout.count('class="verdict') == 4
+    subprocess.run([*common, f"--screenshot={tmp_path / 'report.png'}", page], capture_output=True, timeout=120, check=True)
+    assert (tmp_path / "report.png").stat().st_size > 50_000
+
+
+def test_a_console_error_would_be_seen(folder, tmp_path):
+    """The guard of the test above."""
+    if CHROMIUM is None:
+        pytest.skip("Debian's package chromium is not installed; .ci/run installs it")
+    (tmp_path / "broken.html").write_text("<script>undefinedFunction()</script>")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'broken.html'}"]
+    assert ":CONSOLE" in subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+
+
+def test_is_self_contained(folder):
+    text = (folder / "report.html").read_text()
+    links = set(re.findall(r"(?:href|src)\s*=\s*\"([^\"#]*)\"", text)) - {"data:,"}
+    assert links == set()
+    assert "@import" not in text
+    assert "<script" not in text
+
+
+def test_of_a_single_run(tmp_path):
+    fit("digits/mlp", Recipe.named("digits/mlp").replace({"budget.epochs": 1}), out=tmp_path / "run", quiet=True, tensorboard=False)
+    text = write_report(tmp_path / "run").read_text()
+    assert text.count('<svg role="img"') == 5
+    assert "num_train_samples = 1297" in text
