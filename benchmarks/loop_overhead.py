@@ -43,7 +43,7 @@ def bare(name, recipe):
     while samples < recipe.total_samples:
         index = order[samples : samples + batch]
         x, y = inputs[index], targets[index]
-        with torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             logits = model(x)
         loss = F.cross_entropy(logits.float(), y)
         loss.backward()

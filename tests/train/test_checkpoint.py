@@ -129,6 +129,7 @@ import torch
 from bigbatch import Recipe, fit
 from bigbatch.train import loop
 
+torch.set_num_threads(1)
 recipe = Recipe.from_toml(open(sys.argv[2]).read())
 saves = []
 original = loop.save_checkpoint
@@ -172,3 +173,15 @@ def test_a_file_system_that_is_really_full(tmp_path):
         assert read_checkpoint(small / "run" / "last.pt", torch.device("cpu"))["format"] == 1
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_another_number_of_threads_is_warned_about(tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.warns(UserWarning, match=f"the run had {threads} threads and goes on with {threads + 1}"):
+            run(tmp_path / "run", resume=True)
+    finally:
+        torch.set_num_threads(threads)

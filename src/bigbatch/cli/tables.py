@@ -27,17 +27,10 @@ def show(title: str, columns: list[str], rows: list[list[Any]], *, numbers: set[
 
 def show_plan(plan: "Plan") -> None:
     """Print what a plan changes, and its warnings."""
+    from bigbatch.scaling import readable
+
     title = f"{plan.reference.task or 'recipe'}: batch {plan.reference.batch.global_batch:,} to {plan.recipe.batch.global_batch:,}"
-    rows = [
-        [c.field, "absent" if c.before is None else _value(c.before), _value(c.after), c.why, c.paper.short if c.paper else ""]
-        for c in plan.changes
-    ]
+    rows = [[c.field, readable(c.before), readable(c.after), c.why, c.paper.short if c.paper else ""] for c in plan.changes]
     show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
     for warning in plan.warnings:
         console().print(f"[yellow]warning:[/yellow] {warning}")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 COLOURS = ("#3b6ea5", "#c8553d", "#2f8f5b", "#8a5fb0", "#b58a1b")  # told apart by most colour-blind readers
 MOST_POINTS = 250
@@ -64,6 +65,8 @@ def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], P
         axes.set_xscale("log")
     if points is training_loss and values and min(values) > 0:
         axes.set_yscale("log")
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("updates (log)" if against == "update" else "samples")
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)

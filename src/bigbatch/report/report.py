@@ -12,6 +12,7 @@ from bigbatch import __version__
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.report.plots import Record, draw, learning_rate, training_loss, validation_score
+from bigbatch.scaling import readable
 from bigbatch.study.compare import SUFFIX, rows_of
 from bigbatch.train.record import read_record
 
@@ -35,7 +36,9 @@ def write_report(folder: str | Path) -> Path:
     else:
         raise UserError(f"{folder}: holds neither a comparison nor a run; name the --out folder of `bigbatch scale` or `bigbatch train`")
     loader = jinja2.PackageLoader("bigbatch.report", "templates")
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html.j2")
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    templates.filters["readable"] = readable
+    page = templates.get_template("report.html.j2")
     path = folder / "report.html"
     write_atomically(path, page.render(sections=sections, version=__version__).encode())
     return path

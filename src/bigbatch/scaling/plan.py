@@ -21,6 +21,19 @@ class Change(NamedTuple):
     paper: Paper | None = None
 
 
+def readable(value: Any) -> str:
+    """A field's value as it would stand in a recipe file; "absent" for None.
+
+    >>> [readable(v) for v in (None, True, 0.1 + 0.2, 3, "cosine")]
+    ['absent', 'true', '0.3', '3', 'cosine']
+    """
+    if value is None:
+        return "absent"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 class Plan(NamedTuple):
     """The recipe for the new batch, and how it came about."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigbatch.core.checks import Diverged, UserError, check_positive
+from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
 from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
@@ -189,6 +189,8 @@ def _run(task: Task, recipe: Recipe, folder: Path, name: str, quiet: bool) -> Re
     title = f"{name} {recipe.batch.global_batch:,} seed {recipe.seed}"
     try:
         return fit(task, recipe, out=folder, resume=(folder / "last.pt").exists(), quiet=quiet, title=title)
+    except Interrupted:
+        raise Interrupted(f"stopped in {title} and saved; the same command goes on from here") from None
     except Diverged as error:
         result = Result(task.name, updates=recipe.num_updates, samples=recipe.total_samples, diverged=True)
         write_atomically(folder / "result.json", result.to_json().encode())

@@ -2,6 +2,7 @@
 
 import io
 import random
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,11 @@ def load_checkpoint(path: Path, *, recipe: Recipe, model: nn.Module, optimizer: 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         _restore_random_states(state["random"])
+        if state["num_threads"] != torch.get_num_threads():
+            warnings.warn(
+                f"the run had {state['num_threads']} threads and goes on with {torch.get_num_threads()}: sums may round differently",
+                stacklevel=2,
+            )
         clock, *rest = state["progress"]
         return Progress(Clock(*clock), *rest)
     except (KeyError, TypeError, RuntimeError, RecipeError) as error:

@@ -72,7 +72,7 @@ def fastest_micro_batch(
         Samples in one forward pass, at most `global_batch`.
     """
     unit, most = ghost_batch or SMALLEST, min(global_batch, LARGEST)
-    candidates = [size for i in range(20) if (size := unit * 2**i) <= most] or [min(unit, global_batch)]
+    candidates = [unit << i for i in range(20) if unit << i <= most] or [min(unit, global_batch)]
     if len(candidates) == 1:
         return candidates[0]
     machine = f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads"

@@ -11,8 +11,8 @@ from bigbatch.train.feed import MicroBatch
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the recipe asks for it. Without its weight cache: within one update each weight is cast once anyway."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+    """bfloat16 autocast where the recipe asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def accumulate_gradients(
