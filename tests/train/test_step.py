@@ -27,7 +27,7 @@ def gradient(pieces):
     batches = [(torch.tensor(p, dtype=torch.float64)[:, None], torch.zeros(len(p))) for p in pieces]
     n = sum(map(len, pieces))
     loss = accumulate_gradients(model, Squares(), batches, num_samples=n, precision="float64", device=torch.device("cpu"))
-    return loss.item(), model.weight.grad.item()
+    return loss.item() / n, model.weight.grad.item()
 
 
 def test_hand_worked():  # mean of 1, 4, 9, 16 = 7.5, its derivative at w = 1 is 15; a mean of the pieces' means would be 5.83

@@ -58,7 +58,8 @@ def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer at its peak rate."""
     o = recipe.optimizer
-    groups = param_groups(model, weight_decay=o.weight_decay, decay_norms_and_biases=o.decay_norms_and_biases)
+    split = o.weight_decay > 0 and not o.decay_norms_and_biases
+    groups = param_groups(model, weight_decay=o.weight_decay) if split else [{"params": model.parameters(), "weight_decay": o.weight_decay}]
     match o:
         case SGD():
             return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)

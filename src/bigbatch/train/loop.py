@@ -128,7 +128,7 @@ def fit(
                 sizes = micro_batches(num_samples, micro_batch, recipe.batch.ghost_batch)
 
                 pieces = itertools.islice(stream, len(sizes))
-                loss = accumulate_gradients(model, task, pieces, num_samples=num_samples, precision=recipe.precision, device=place)
+                sum_loss = accumulate_gradients(model, task, pieces, num_samples=num_samples, precision=recipe.precision, device=place)
                 if recipe.optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
                 set_lr(optimizer, schedule(clock))
@@ -136,7 +136,7 @@ def fit(
                 optimizer.zero_grad()
 
                 before, clock = clock, clock.after(num_samples)
-                record.update(clock, loss, lr=optimizer.param_groups[0]["lr"], num_samples=num_samples)
+                record.update(clock, sum_loss, lr=optimizer.param_groups[0]["lr"], num_samples=num_samples)
                 show.update(clock.samples, loss=record.last_loss)
 
                 done = clock.samples >= total

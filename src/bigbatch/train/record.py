@@ -21,7 +21,7 @@ FLUSH_S = 0.25
 
 class _Pending(NamedTuple):
     clock: Clock
-    loss: Tensor
+    sum_loss: Tensor
     lr: float
     num_samples: int
 
@@ -59,13 +59,13 @@ class Record:
         """First line: the recipe and the environment."""
         self._write({"kind": "start", "recipe": recipe.to_dict(), "environment": environment(), **facts})
 
-    def update(self, clock: Clock, loss: Tensor, *, lr: float, num_samples: int) -> None:
-        """One update; `clock` stands after it. `loss` is read later.
+    def update(self, clock: Clock, sum_loss: Tensor, *, lr: float, num_samples: int) -> None:
+        """One update of `num_samples` samples; `clock` stands after it. `sum_loss`, a scalar on the device, is read later.
 
         Raises:
             Diverged: If a loss is not finite.
         """
-        self._pending.append(_Pending(clock, loss, lr, num_samples))
+        self._pending.append(_Pending(clock, sum_loss, lr, num_samples))
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
@@ -79,8 +79,9 @@ class Record:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        losses = torch.stack([p.loss for p in pending]).tolist()  # synchronises with the device, once for all of them
-        for p, loss in zip(pending, losses, strict=True):
+        sums = torch.stack([p.sum_loss for p in pending]).tolist()  # synchronises with the device, once for all of them
+        for p, sum_loss in zip(pending, sums, strict=True):
+            self.last_loss = loss = sum_loss / p.num_samples
             finite = math.isfinite(loss)
             self._write(
                 {
@@ -97,7 +98,6 @@ class Record:
                 raise Diverged(
                     f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite", update=p.clock.updates
                 )
-        self.last_loss = losses[-1]
         if self._board is not None:
             self._board.add_scalar("train/loss", self.last_loss, pending[-1].clock.updates)
             self._board.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
