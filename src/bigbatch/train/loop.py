@@ -137,7 +137,6 @@ def fit(
 
                 before, clock = clock, clock.after(num_samples)
                 record.update(clock, sum_loss, lr=optimizer.param_groups[0]["lr"], num_samples=num_samples)
-                show.update(clock.samples, loss=record.last_loss)
 
                 done = clock.samples >= total
                 if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
@@ -147,6 +146,7 @@ def fit(
                         if validation.score > best_score:
                             best_score = validation.score
                             save("best.pt")
+                show.update(clock.samples, loss=record.last_loss)
                 if not done and (interrupt.is_set() or time.monotonic() - last_saved >= save_every_s):
                     with watch.paused():
                         record.flush()

@@ -62,7 +62,7 @@ class Display(AbstractContextManager["Display"]):
         now = time.monotonic()
         if self._quiet or (now < self._next and samples < self.total):
             return
-        rate = (samples - self.start) / (now - self._began)
+        rate = (samples - self.start) / max(now - self._began, 1e-9)
         text = f"epoch {samples / self.epoch:.1f}/{self.total / self.epoch:g}  loss {loss:.4f}  {self._score}  {rate:,.0f} samples/s"
         if self._bar is not None:
             self._bar.update(self._id, completed=samples, text=text)

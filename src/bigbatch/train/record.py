@@ -1,5 +1,6 @@
 """What a run records: one JSON line per update and evaluation, the source of truth, and TensorBoard beside it."""
 
+import contextlib
 import json
 import math
 import platform
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
+from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.evaluate import Evaluation
 
@@ -43,13 +45,10 @@ class Record:
         self._board: Any = None
         if folder is not None:
             path = folder / "record.jsonl"
-            try:
-                kept = [line for line in read_record(path) if line.get("samples", 0) <= clock.samples and not _is_closing(line)]
-                with path.open("w") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in kept)
-                self._file = path.open("a")
-            except OSError as error:
-                raise OutputError(f"can't write {path}: {error.strerror}; choose another folder with --out") from error
+            kept = [line for line in read_record(path) if line.get("samples", 0) <= clock.samples and not _is_closing(line)]
+            text = "".join(json.dumps(line) + "\n" for line in kept) if clock.updates else ""
+            write_atomically(path, text.encode())
+            self._file = path.open("a")
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -101,8 +100,7 @@ class Record:
         if self._board is not None:
             self._board.add_scalar("train/loss", self.last_loss, pending[-1].clock.updates)
             self._board.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
-        if self._file is not None:
-            self._file.flush()
+        self._write_out()
 
     def evaluation(self, clock: Clock, split: str, result: Evaluation) -> None:
         """One evaluation at `clock`.
@@ -124,12 +122,14 @@ class Record:
     def end(self, clock: Clock, **facts: Any) -> None:
         """Last line."""
         self._write({"kind": "end", "update": clock.updates, "samples": clock.samples, **facts})
+        self._write_out()
         self.close()
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written was reported when it was flushed
+                self._file.close()
             self._file = None
         if self._board is not None:
             self._board.close()
@@ -137,12 +137,20 @@ class Record:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+
+    def _write_out(self) -> None:
+        """Hand the buffered lines to the operating system.
+
+        Raises:
+            OutputError: If the disk is full.
+        """
+        if self._file is not None:
             try:
-                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
             except OSError as error:
-                raise OutputError(
-                    f"can't write {self._file.name}: {error.strerror}; free some space, then continue with --resume"
-                ) from error
+                text = f"can't write {self._file.name}: {error.strerror}; free some space, then continue with --resume"
+                raise OutputError(text) from error
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
