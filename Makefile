@@ -37,8 +37,9 @@ docs: $(BIN)/bigbatch  ## build the site into site/
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/dev  ## measure what the loop costs
+bench: $(VENV)/dev  ## measure what the loop and the start cost
 	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/startup.py
 
 papers: $(BIN)/bigbatch  ## write PAPERS.md anew
 	$(BIN)/python docs/papers_table.py > PAPERS.md
