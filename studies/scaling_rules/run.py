@@ -1,6 +1,6 @@
 """Which rule holds how far? Every rule at growing multiples of the tuned batch, over seeds, against the reference.
 
-    python studies/scaling_rules/run.py [--seeds 5] [--batches 512 1024 ...] [--out DIR] fashion_mnist/mlp [...]
+    python studies/scaling_rules/run.py fashion_mnist/mlp [...] [--seeds 5] [--batches 512 1024 ...] [--out DIR]
 
 Fixed beforehand: the named recipe as reference, the samples seen (so a batch 64 times larger has 64 times fewer updates), the margin of
 0.5 points and the test of `bigbatch scale` (95 %, one-sided, Welch), final weights, test set once a run. Writes `<task>.json` beside

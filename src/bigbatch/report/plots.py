@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-COLOURS = ("#3b6ea5", "#c8553d", "#2f8f5b", "#8a5fb0", "#b58a1b")  # told apart by most colour-blind readers
+COLOURS = ("#3b6ea5", "#c8553d", "#2f8f5b")  # told apart by most colour-blind readers
 MOST_POINTS = 250
+LOSS_CEILING = 3.0  # times the highest first loss
 Record = Sequence[Mapping[str, Any]]
 Points = tuple[list[float], list[float]]
 
@@ -54,20 +55,30 @@ def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], P
     """
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
+    starts: list[float] = []
     values: list[float] = []
-    for colour, (name, records) in zip(COLOURS, arms.items(), strict=False):
+    widths = (2.2, 1.6, 1.1)  # so that equal curves can be told apart where they lie on each other
+    for colour, width, (name, records) in zip(COLOURS, widths, arms.items(), strict=False):
         for i, record in enumerate(records):
             xs, ys = points(record, against)
             marker = "." if points is validation_score or len(xs) < 30 else ""
-            axes.plot(xs, ys, color=colour, lw=1.3, alpha=0.75, marker=marker, ms=4, label=name if i == 0 else None)
+            axes.plot(xs, ys, color=colour, lw=width, alpha=0.75, marker=marker, ms=4, label=name if i == 0 else None)
+            starts += ys[:1]
             values += ys
+    if points is training_loss:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        top = LOSS_CEILING * max(starts, default=1.0)  # so that a diverged run does not flatten the others
+        axes.set_ylim(0.8 * min(values, default=1.0), min(axes.get_ylim()[1], top))
     if against == "update":
         axes.set_xscale("log")
-    if points is training_loss and values and min(values) > 0:
-        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.set_xlabel("updates (log)")
     else:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("updates (log)" if against == "update" else "samples")
+        axes.set_xlabel("samples")
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)

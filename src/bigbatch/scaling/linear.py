@@ -5,7 +5,8 @@ Formula: eta_k = k eta,   k = batch / reference batch;   warm-up over 5 epochs f
          In the paper's own numbers: eta = 0.1 kn/256.
 Keeps:   weight decay (Remark 1), momentum, epochs, samples per normalisation group.
 Sets:    no decay on norms and biases, last gamma of each residual block zero (Section 5.1), where the recipe has the option.
-Differs: nowhere for k >= 1. For k < 1 there is no warm-up.
+Differs: with a decay that is already moving during the warm-up (cosine, linear) the two factors multiply, so that after it the
+         ordinary schedule stands where it would have stood; with the paper's step decay nothing differs. For k < 1: no warm-up.
 Limits:  ImageNet held to k = 32 (8,192); the rule needs k steps at eta to point the same way, which fails early in a run.
 """
 
@@ -41,6 +42,8 @@ def linear(recipe: Recipe, k: float) -> list[Change]:
     if k > 1:
         before = recipe.schedule.warmup
         why = f"start at the base rate, 1/k of the peak, and add a constant each update for {WARMUP_EPOCHS:g} epochs"
+        if recipe.schedule.decay.kind in ("polynomial", "cosine", "linear"):
+            why += f"; the {recipe.schedule.decay.kind} decay goes on meanwhile"
         after = {"kind": "gradual", "epochs": WARMUP_EPOCHS, "start_factor": 1 / k}
         changes += [Change(f"schedule.warmup.{name}", getattr(before, name, None), value, why, PAPER) for name, value in after.items()]
     changes.append(

@@ -175,9 +175,13 @@ def scale(
     for number, (name, sub, arm_recipe) in enumerate(arms):
         results = []
         for seed in range(reference.seed, reference.seed + seeds):
+            place = folder / sub / f"seed-{seed}"
             if say is not None:
-                say(f"arm {number + 1} of 3, {name}, batch {arm_recipe.batch.global_batch:,}, seed {seed}")
-            results.append(_run(task, arm_recipe.replace({"seed": seed}), folder / sub / f"seed-{seed}", name, quiet))
+                known = ", found finished" if (place / "result.json").exists() else ""
+                say(f"arm {number + 1} of 3, {name}, batch {arm_recipe.batch.global_batch:,}, seed {seed}{known}")
+            results.append(_run(task, arm_recipe.replace({"seed": seed}), place, name, quiet))
+            if say is not None and results[-1].diverged and not known:
+                say((place / "diverged.txt").read_text().strip())
         finished.append(Arm(name, sub, arm_recipe, tuple(results)))
     comparison = Comparison(task.name, task.metric, planned, (finished[0], finished[1], finished[2]), margin)
     content = json.dumps(comparison.to_dict(), indent=2).encode()
