@@ -7,7 +7,7 @@ otherwise                                                    sqrt
 """
 
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.recipe import ConstantWarmup, GradualWarmup
+from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup
 from bigbatch.scaling.legw import legw_warmup_epochs
 from bigbatch.scaling.linear import WARMUP_EPOCHS
 

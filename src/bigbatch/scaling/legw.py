@@ -12,8 +12,8 @@ import math
 
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.recipe import ConstantWarmup, GradualWarmup
-from bigbatch.scaling.plan import Change
+from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup
+from bigbatch.scaling.change import Change
 
 PAPER = Paper(
     method="LEGW",

@@ -12,7 +12,7 @@ Limits:  ImageNet held to k = 32 (8,192); the rule needs k steps at eta to point
 
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.plan import Change
+from bigbatch.scaling.change import Change
 
 PAPER = Paper(
     method="Linear scaling",

@@ -1,7 +1,7 @@
 """No rule: only the batch changes. The control arm of every comparison."""
 
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.plan import Change
+from bigbatch.scaling.change import Change
 
 
 def none(recipe: Recipe, k: float) -> list[Change]:  # noqa: ARG001 a rule takes both

@@ -1,37 +1,23 @@
 """From a recipe tuned at one batch to the recipe for another: every change with its reason, every doubt as a warning."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive, unknown
-from bigbatch.core.paper import Paper
-from bigbatch.recipe.recipe import ConstantWarmup, GradualWarmup, Recipe, StepDecay
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup, StepDecay
+from bigbatch.scaling.auto import auto
+from bigbatch.scaling.change import Change, Rule
+from bigbatch.scaling.legw import legw
+from bigbatch.scaling.linear import linear
+from bigbatch.scaling.none import none
+from bigbatch.scaling.sqrt import sqrt
+
+RULES: dict[str, Rule] = {"none": none, "linear": linear, "sqrt": sqrt, "legw": legw}
+"""Name of every rule that `plan` takes, besides "auto"."""
 
 FEW_UPDATES = 100
 """Below this many updates every method has trouble; see warnings."""
-
-
-class Change(NamedTuple):
-    """One field of the recipe that a rule changes."""
-
-    field: str  # dotted name, such as "optimizer.lr"
-    before: Any  # value in the reference; None where it was absent
-    after: Any
-    why: str
-    paper: Paper | None = None
-
-
-def readable(value: Any) -> str:
-    """A field's value as it would stand in a recipe file; "absent" for None.
-
-    >>> [readable(v) for v in (None, True, 0.1 + 0.2, 3, "cosine")]
-    ['absent', 'true', '0.3', '3', 'cosine']
-    """
-    if value is None:
-        return "absent"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 class Plan(NamedTuple):
@@ -48,10 +34,6 @@ class Plan(NamedTuple):
     def multiple(self) -> float:
         """k: the new global batch over the reference's."""
         return self.recipe.batch.global_batch / self.reference.batch.global_batch
-
-
-Rule = Callable[[Recipe, float], list[Change]]
-"""A rule takes the reference recipe and the multiple k and returns what changes besides the batch."""
 
 
 def plan(recipe: Recipe, *, global_batch: int, rule: str = "auto") -> Plan:
@@ -72,9 +54,6 @@ def plan(recipe: Recipe, *, global_batch: int, rule: str = "auto") -> Plan:
     >>> plan(Recipe.named("digits/mlp"), global_batch=64, rule="sqrt").recipe.optimizer.lr  # doctest: +ELLIPSIS
     0.1414...
     """
-    from bigbatch.scaling import RULES
-    from bigbatch.scaling.auto import auto
-
     check_positive("global_batch", global_batch)
     if rule not in ("auto", *RULES):
         raise UserError(unknown("rule", rule, ["auto", *RULES]))

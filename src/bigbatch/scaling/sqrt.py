@@ -11,7 +11,7 @@ import math
 
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.plan import Change
+from bigbatch.scaling.change import Change
 
 PAPER = Paper(
     method="Square-root scaling",

@@ -3,7 +3,8 @@
 from functools import partial
 from typing import assert_never
 
-from bigbatch.recipe import recipe as r
+from bigbatch.recipe import Recipe
+from bigbatch.recipe import sections as r
 from bigbatch.schedules.compose import Schedule, product
 from bigbatch.schedules.constant import constant
 from bigbatch.schedules.constant_warmup import constant_warmup
@@ -14,7 +15,7 @@ from bigbatch.schedules.polynomial import polynomial
 from bigbatch.schedules.step_decay import step_decay
 
 
-def schedule_of(recipe: r.Recipe) -> Schedule:
+def schedule_of(recipe: Recipe) -> Schedule:
     """Warm-up times decay, with epochs turned into samples.
 
     >>> from bigbatch import Clock, Recipe

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
 from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
-from bigbatch.recipe.recipe import SGD, Adam, AdamW, Recipe
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.sections import SGD, Adam, AdamW
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import feed
 from bigbatch.train.micro_batch import fastest_micro_batch

@@ -1,0 +1,164 @@
+"""The sections of a recipe: their fields, units, bounds and defaults."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Frozen, and closed to unknown fields and to NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Optimizer(Section):
+    lr: Positive  # peak learning rate
+    weight_decay: NotNegative = 0.0  # in the optimizer's own unit
+    decay_norms_and_biases: bool = True  # torch's habit; Goyal et al. switch it off
+    clip_norm: Positive | None = None  # bound on the global norm of the mean gradient of an update
+
+
+class SGD(_Optimizer):
+    """torch.optim.SGD: the rate stays outside the momentum buffer."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Momentum = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov = true needs momentum > 0")
+        return self
+
+
+class Adam(_Optimizer):
+    """torch.optim.Adam: weight decay is added to the gradient."""
+
+    name: Literal["adam"] = "adam"
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class AdamW(_Optimizer):
+    """torch.optim.AdamW: weight decay is applied to the weights, times the rate."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class NoWarmup(Section):
+    """Start at the peak rate."""
+
+    kind: Literal["none"] = "none"
+
+
+class GradualWarmup(Section):
+    """Straight line from `start_factor` times the peak rate to the peak rate."""
+
+    kind: Literal["gradual"] = "gradual"
+    epochs: NotNegative
+    start_factor: Fraction = 0.0
+
+
+class ConstantWarmup(Section):
+    """`factor` times the peak rate, then a jump to it."""
+
+    kind: Literal["constant"] = "constant"
+    epochs: NotNegative
+    factor: Fraction
+
+
+class ConstantDecay(Section):
+    """The peak rate throughout."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class StepDecay(Section):
+    """Times `factor` at each milestone."""
+
+    kind: Literal["step"] = "step"
+    milestones: Annotated[tuple[Positive, ...], Field(min_length=1)]  # epochs
+    factor: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _milestones_ascend(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones = {list(self.milestones)} must ascend; sort them")
+        return self
+
+
+class PolynomialDecay(Section):
+    """(1 - t/T)^power over the whole run, down to `final_factor`."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    power: Positive = 2.0
+    final_factor: Fraction = 0.0
+
+
+class CosineDecay(Section):
+    """Half a cosine over the whole run, down to `final_factor`."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_factor: Fraction = 0.0
+
+
+class LinearDecay(Section):
+    """Straight line over the whole run, down to `final_factor`."""
+
+    kind: Literal["linear"] = "linear"
+    final_factor: Fraction = 0.0
+
+
+class Schedule(Section):
+    """Learning rate = optimizer.lr x warmup x decay, both pure functions of the samples consumed."""
+
+    warmup: Annotated[NoWarmup | GradualWarmup | ConstantWarmup, Field(discriminator="kind")] = NoWarmup()
+    decay: Annotated[ConstantDecay | StepDecay | PolynomialDecay | CosineDecay | LinearDecay, Field(discriminator="kind")] = ConstantDecay()
+
+
+class Batch(Section):
+    """How many samples go together, and for what."""
+
+    global_batch: Count  # one update, over all workers
+    ghost_batch: Count | Literal["global"] | None = None  # one normalisation group; None: the model has no batch norm
+    micro_batch: Count | Literal["auto"] = "auto"  # one forward pass; "auto" measures the fastest; never changes the update
+
+
+class Budget(Section):
+    """Length of the run, in exactly one unit."""
+
+    epochs: Positive | None = None
+    samples: Count | None = None
+    updates: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [name for name in ("epochs", "samples", "updates") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of epochs, samples, updates; got {' and '.join(given) or 'none'}")
+        return self
+
+
+TAGS = {"optimizer": "name", "schedule.warmup": "kind", "schedule.decay": "kind"}
+"""The field that says which kind of a section is meant."""
+
+KINDS: dict[str, dict[str, type[Section]]] = {
+    "optimizer": {"sgd": SGD, "adam": Adam, "adamw": AdamW},
+    "schedule.warmup": {"none": NoWarmup, "gradual": GradualWarmup, "constant": ConstantWarmup},
+    "schedule.decay": {
+        "constant": ConstantDecay,
+        "step": StepDecay,
+        "polynomial": PolynomialDecay,
+        "cosine": CosineDecay,
+        "linear": LinearDecay,
+    },
+}
