@@ -72,6 +72,7 @@ def test_is_frozen():
         ({"batch.ghost_batch": "global", "batch.micro_batch": 64}, 'batch norm over the "global" batch needs it in one forward pass'),
         ({"budget.updates": 10}, "give exactly one of epochs, samples, updates; got epochs and updates"),
         ({"budget.epochs": None}, "give exactly one of epochs, samples, updates; got none"),
+        ({"budget.epochs": 1e300}, "budget.epochs = 1e\\+300: input should be less than or equal to 1000000"),
         ({"budget.epochs": 0}, "budget.epochs = 0: input should be greater than 0"),
         ({"num_train_samples": None}, "num_train_samples: is missing"),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
@@ -118,3 +119,29 @@ def test_files(tmp_path):
         Recipe.load(tmp_path / "bad.toml")
     with pytest.raises(RecipeError, match="unknown recipe 'digits/mpl': did you mean 'digits/mlp'"):
         Recipe.named("digits/mpl")
+
+
+FIELDS = [
+    "task", "num_train_samples", "seed", "precision", "optimizer", "optimizer.name", "optimizer.lr", "optimizer.nesterov", "schedule",
+    "schedule.warmup", "schedule.warmup.kind", "schedule.warmup.epochs", "schedule.decay", "schedule.decay.kind", "batch",
+    "batch.global_batch", "batch.ghost_batch", "batch.micro_batch", "model", "model.width", "budget", "budget.epochs", "budget.updates",
+    "nothing", "schedule.nothing", "batch.nothing.deeper",
+]  # fmt: skip
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.sampled_from(["kind", "name", "epochs", "x"]), st.one_of(st.integers(), st.text(max_size=5)), max_size=2),
+)  # fmt: skip
+
+
+@given(changes=st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=4))
+def test_whatever_is_given_it_is_a_recipe_or_a_readable_error(changes):
+    try:
+        recipe = RESNET.replace(changes)
+    except RecipeError as error:
+        message = str(error)
+    else:
+        message = "fine"
+        assert Recipe.from_toml(recipe.to_toml()) == recipe
+        assert recipe.num_updates >= 1
+    assert message
+    assert "pydantic" not in message

@@ -180,8 +180,9 @@ class Recipe(Section):
             else:
                 target[last] = value
         for section, tag in TAGS.items():
-            if f"{section}.{tag}" in changes:
-                _drop_fields_of_other_kinds(fields, section, tag, keep=set(changes))
+            kind = changes.get(f"{section}.{tag}")
+            if isinstance(kind, str) and kind in KINDS[section]:
+                _drop_fields_of_other_kinds(fields, section, kind, keep=set(changes))
         return type(self)(**fields)
 
     def differences(self, other: "Recipe") -> list[str]:
@@ -206,14 +207,13 @@ def recipe_names() -> list[str]:
     )
 
 
-def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, tag: str, keep: set[str]) -> None:
+def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str, keep: set[str]) -> None:
     target: Any = fields
     for part in section.split("."):
-        target = target[part]
-    kind = KINDS[section].get(target[tag])
-    if kind is not None:
-        for name in [n for n in target if n not in kind.model_fields and f"{section}.{n}" not in keep]:
-            del target[name]
+        target = target.get(part) if isinstance(target, dict) else None
+    known = KINDS[section][kind].model_fields
+    for name in [n for n in target or () if n not in known and f"{section}.{n}" not in keep]:
+        del target[name]
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

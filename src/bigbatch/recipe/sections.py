@@ -136,7 +136,7 @@ class Batch(Section):
 class Budget(Section):
     """Length of the run, in exactly one unit."""
 
-    epochs: Positive | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     samples: Count | None = None
     updates: Count | None = None
 
