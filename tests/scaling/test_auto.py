@@ -8,10 +8,10 @@ MLP = Recipe.named("fashion_mnist/mlp")
 @pytest.mark.parametrize(
     ("changes", "batch", "rule", "reason"),
     [
-        ({}, 1024, "linear", "k = 8 is at most 8"),
-        ({}, 2048, "legw", "a warm-up of 1.6 epochs fits"),
+        ({}, 512, "linear", "k = 4 is at most 4"),
+        ({}, 1024, "legw", "k = 8 is beyond linear scaling here and a warm-up of 0.8 epochs fits"),
         ({"schedule.warmup.kind": "none"}, 2048, "sqrt", "no room for the warm-up"),
-        ({"budget.epochs": 4}, 1024, "legw", "a warm-up of 0.8 epochs fits"),
+        ({"budget.epochs": 4}, 512, "legw", "a warm-up of 0.4 epochs fits"),
         ({"optimizer.name": "adamw", "optimizer.lr": 1e-3}, 1024, "sqrt", "adamw is not SGD"),
     ],
 )

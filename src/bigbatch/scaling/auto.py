@@ -1,9 +1,11 @@
 """Auto: choose among the published rules by their own limits of validity.
 
-optimizer other than SGD                                     sqrt    (the linear rule is derived for SGD)
-k <= 8, and five epochs of warm-up are at most half the run  linear  (Goyal et al. held to k = 32 on runs of 90 epochs)
-a warm-up of k e epochs is at most half the run              legw    (needs a reference with a warm-up of e epochs)
-otherwise                                                    sqrt
+The first of these that applies:
+    optimizer other than SGD                                     sqrt    the linear rule is derived for SGD
+    k <= 4, and five epochs of warm-up are at most half the run  linear  holds to 4 on our short runs (studies/scaling_rules), and
+                                                                         to 32 on runs of 90 epochs (Goyal et al.)
+    a warm-up of k e epochs is at most half the run              legw    needs a reference with a warm-up of e epochs
+    none of them                                                 sqrt
 """
 
 from bigbatch.recipe import Recipe
@@ -11,7 +13,7 @@ from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup
 from bigbatch.scaling.legw import legw_warmup_epochs
 from bigbatch.scaling.linear import WARMUP_EPOCHS
 
-LARGEST_LINEAR_MULTIPLE = 8.0
+LARGEST_LINEAR_MULTIPLE = 4.0
 
 
 def auto(recipe: Recipe, k: float) -> tuple[str, str]:
