@@ -24,6 +24,7 @@ RULES = ("linear", "sqrt", "legw")
 
 def summary(comparison, arm):
     scores, verdict = arm.scores, comparison.verdict(arm)
+    is_reference = arm is comparison.arms[0]
     return {
         "arm": arm.name,
         "global_batch": arm.recipe.batch.global_batch,
@@ -32,8 +33,8 @@ def summary(comparison, arm):
         "test_accuracy_std": round(statistics.stdev(scores), 3) if len(scores) > 1 else None,
         "test_accuracy": [round(score, 2) for score in scores],
         "diverged": arm.num_diverged,
-        "outcome": verdict.outcome,
-        "interval": [None if bound is None else round(bound, 3) for bound in (verdict.lower, verdict.upper)],
+        "outcome": None if is_reference else verdict.outcome,
+        "interval": None if is_reference else [None if bound is None else round(bound, 3) for bound in (verdict.lower, verdict.upper)],
         "train_s": round(statistics.median(r.train_s for r in arm.results if not r.diverged), 2) if scores else None,
         "warnings": list(comparison.plan.warnings) if arm is comparison.arms[2] else [],
     }

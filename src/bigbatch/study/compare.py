@@ -87,8 +87,8 @@ class Comparison:
                     "global_batch": arm.recipe.batch.global_batch,
                     "recipe": arm.recipe.to_dict(),
                     "results": [json.loads(result.to_json()) for result in arm.results],
-                    "outcome": self.verdict(arm).outcome,
-                    "sentence": self.sentence(arm),
+                    "outcome": None if arm is self.arms[0] else self.verdict(arm).outcome,
+                    "sentence": "" if arm is self.arms[0] else self.sentence(arm),
                 }
                 for arm in self.arms
             ],
