@@ -63,11 +63,11 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [arm.scores for arm in resumed.arms] == [arm.scores for arm in straight.arms]
 
 
-def test_a_diverged_arm_is_counted_and_lost(tmp_path):
+def test_diverged_runs_are_counted_and_kept(tmp_path):
     comparison = compare_digits(tmp_path, to=1297, recipe=RECIPE.replace({"optimizer.lr": 1e6, "schedule.warmup.kind": "none"}))
     assert all(arm.num_diverged == 2 for arm in comparison.arms[:1])
-    assert comparison.verdict(comparison.arms[2]).outcome == "lost"
-    assert comparison.sentence(comparison.arms[2]).endswith("2 of 2 runs diverged")
+    assert comparison.verdict(comparison.arms[2]).outcome == "undecided"
+    assert comparison.sentence(comparison.arms[2]).endswith("can't be judged: 2 of 2 runs of the reference diverged; tune it")
     assert next(rows_of(comparison.to_dict())).diverged == "2 of 2"
     again = compare_digits(tmp_path, to=1297, recipe=RECIPE.replace({"optimizer.lr": 1e6, "schedule.warmup.kind": "none"}))
     assert again.arms[0].num_diverged == 2

@@ -51,18 +51,25 @@ class Comparison:
     margin: float  # points
 
     def verdict(self, arm: Arm) -> Verdict:
-        """The non-inferiority test of an arm against the reference; an arm with diverged runs is lost."""
-        if arm.num_diverged or not self.arms[0].scores:
+        """The non-inferiority test of an arm against the reference; an arm with diverged runs is lost.
+
+        Against a reference that diverged itself nothing can be decided.
+        """
+        if self.arms[0].num_diverged:
+            return Verdict("undecided", float("nan"), None, None)
+        if arm.num_diverged:
             return Verdict("lost", float("nan"), None, None)
         return noninferiority(arm.scores, self.arms[0].scores, margin=self.margin, confidence=CONFIDENCE)
 
     def sentence(self, arm: Arm) -> str:
         """The verdict in words."""
-        verdict = self.verdict(arm)
+        verdict, reference, start = self.verdict(arm), self.arms[0], f"{arm.name} at {arm.recipe.batch.global_batch:,}"
+        if reference.num_diverged:
+            return f"{start}: can't be judged: {reference.num_diverged} of {len(reference.results)} runs of the reference diverged; tune it"
         if arm.num_diverged:
-            return f"{arm.name} at {arm.recipe.batch.global_batch:,}: did not hold: {arm.num_diverged} of {len(arm.results)} runs diverged"
+            return f"{start}: did not hold: {arm.num_diverged} of {len(arm.results)} runs diverged"
         words = {"held": "held", "lost": "did not hold", "undecided": "undecided (run more seeds)"}[verdict.outcome]
-        text = f"{arm.name} at {arm.recipe.batch.global_batch:,}: {words}: {verdict.difference:+.2f} points of {self.metric}"
+        text = f"{start}: {words}: {verdict.difference:+.2f} points of {self.metric}"
         if verdict.lower is None or verdict.upper is None:
             return text + ", one run an arm gives no interval"
         return text + f" [{verdict.lower:+.2f}, {verdict.upper:+.2f}], margin -{self.margin:g} at {100 * CONFIDENCE:g} %"
