@@ -38,7 +38,7 @@ RECIPE = Recipe.from_toml(
     ghost_batch = 25
     micro_batch = 25
     [budget]
-    updates = 500
+    updates = 1500
     """
 )
 
@@ -52,7 +52,7 @@ class Hard(DigitsMLP):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10))
 
 
-def attempt(out, mid_write_after):
+def attempt(out, mid_write_after, save_every_s):
     """One attempt in a child process. With a number, dies half-way through writing that checkpoint."""
     torch.set_num_threads(1)
     if mid_write_after is not None:
@@ -68,19 +68,25 @@ def attempt(out, mid_write_after):
             original(descriptor)
 
         os.fsync = fsync
-    fit(Hard(), RECIPE, out=out, resume=(out / "last.pt").exists(), save_every_s=0, quiet=True, tensorboard=False)
+    fit(Hard(), RECIPE, out=out, resume=(out / "last.pt").exists(), save_every_s=save_every_s, quiet=True, tensorboard=False)
 
 
-def fork(out, mid_write_after=None):
+def fork(out, mid_write_after=None, save_every_s=0):
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            attempt(out, mid_write_after)
+            attempt(out, mid_write_after, save_every_s)
             code = 0
         finally:
             os._exit(code)
     return child
+
+
+def stamp(out):
+    """Changes with every checkpoint."""
+    path = out / "last.pt"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def main(folder, seed):
@@ -93,15 +99,20 @@ def main(folder, seed):
             child = fork(broken, mid_write_after=chance.randint(1, 30))
             kind = "mid-write"
         else:
+            before = stamp(broken)
             child = fork(broken)
             kind = "anywhere"
-            time.sleep(chance.uniform(0.02, 0.5))
+            if number % 4 == 0:  # half of them in the updates, half wherever the start has come to
+                deadline = time.monotonic() + 30
+                while stamp(broken) == before and time.monotonic() < deadline:
+                    time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.25))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         killed[kind] += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         if (broken / "last.pt").exists():
             updates.append(torch.load(broken / "last.pt", weights_only=True)["progress"][0][1])
-    codes = [os.waitpid(fork(out), 0)[1] for out in (broken, straight)]
+    codes = [os.waitpid(fork(out, save_every_s=1e9), 0)[1] for out in (broken, straight)]
     states = [torch.load(out / "last.pt", weights_only=True) for out in (broken, straight)]
     same = {
         part: all(torch.equal(a, b) for a, b in zip(tensors(states[0][part]), tensors(states[1][part]), strict=True))

@@ -20,7 +20,7 @@ def test_twenty_kills_change_no_bit(tmp_path):
     got = json.loads(done.stdout.splitlines()[-1])
     assert got["killed"] == {"anywhere": 10, "mid-write": 10}
     assert got["updates"] == sorted(got["updates"])  # no kill ever lost a checkpoint
-    assert got["updates"][-1] > got["updates"][0]
+    assert len(set(got["updates"])) >= 10  # kills fell between updates too, not only before the first
     assert got["codes"] == [0, 0]
     assert got["same"] == {"model": True, "optimizer": True, "random": True}
     assert got["same_losses"]
