@@ -21,6 +21,7 @@ for _ in range(RUNS):
     wall.append(time.perf_counter() - began)
     user.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
 result = {"runs": RUNS, "user_s": round(statistics.median(user), 4), "wall_s": round(statistics.median(wall), 4)}
-result |= {"slowest_user_s": round(max(user), 4), "environment": environment()}
+commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+result |= {"slowest_user_s": round(max(user), 4), "environment": environment(), "commit": commit}
 Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 print(result)

@@ -10,6 +10,7 @@ from bigbatch import Recipe, fit, scale
 from bigbatch.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed; .ci/run installs it")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--window-size=1200,1800"]
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
     return out
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed; .ci/run installs it")
+@NEEDS_CHROMIUM
 def test_in_headless_chromium(folder, tmp_path):
     common = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
     page = f"file://{folder / 'report.html'}"
@@ -44,10 +45,9 @@ def test_in_headless_chromium(folder, tmp_path):
     assert (tmp_path / "report.png").stat().st_size > 50_000
 
 
-def test_a_console_error_would_be_seen(folder, tmp_path):
+@NEEDS_CHROMIUM
+def test_a_console_error_would_be_seen(tmp_path):
     """The guard of the test above."""
-    if CHROMIUM is None:
-        pytest.skip("Debian's package chromium is not installed; .ci/run installs it")
     (tmp_path / "broken.html").write_text("<script>undefinedFunction()</script>")
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'broken.html'}"]
     assert ":CONSOLE" in subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr

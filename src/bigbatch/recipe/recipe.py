@@ -129,7 +129,7 @@ class Recipe(Section):
 
     @classmethod
     def named(cls, task: str) -> Self:
-        """The recipe that was tuned for a shipped task; its file says how.
+        """The recipe that was tuned for a shipped task; studies/reference_recipes holds how, and what it reaches.
 
         Raises:
             RecipeError: If no recipe of that name is shipped.
