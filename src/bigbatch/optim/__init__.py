@@ -1,5 +1,10 @@
-"""Optimizers and what they need. The update rules of this version are torch's own: SGD, Adam, AdamW."""
+"""Optimizers for large batches, each a plain `torch.optim.Optimizer` for any loop, and the parameter groups that they want."""
 
 from bigbatch.core.groups import param_groups
+from bigbatch.optim.adamp import AdamP
+from bigbatch.optim.lamb import LAMB
+from bigbatch.optim.lars import LARS
+from bigbatch.optim.muon import Muon, muon_groups
+from bigbatch.optim.sgdp import SGDP
 
-__all__ = ["param_groups"]
+__all__ = ["LAMB", "LARS", "SGDP", "AdamP", "Muon", "muon_groups", "param_groups"]

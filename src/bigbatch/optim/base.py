@@ -1,0 +1,177 @@
+"""What the optimizers of this package share: they check parameters, keep float32 state, and see each tensor whole or as a shard."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from bigbatch.core.checks import UserError
+from bigbatch.core.multi_tensor import same_layout
+from bigbatch.core.sharding import layout, local
+
+Rate = float | Tensor
+"""A learning rate; as a 0-dim tensor on the parameters' device it may change under a captured CUDA graph."""
+
+
+class Batch(NamedTuple):
+    """Parameters of one group with a gradient, of one device, type and layout over ranks."""
+
+    params: list[Tensor]  # what this rank holds
+    grads: list[Tensor]  # in the memory order of their parameters; never written
+    states: list[dict[str, Tensor]]
+    where: Any  # their layout over ranks, None for plain tensors
+    wholes: list[Tensor]  # the parameters as the user knows them
+
+
+def check_rate(name: str, value: float | Tensor) -> None:
+    """Refuse a negative or non-finite setting; tensors are taken as they are (looking would sync the device)."""
+    if not isinstance(value, Tensor) and not 0 <= value < float("inf"):
+        raise UserError(f"{name} = {value}: must be a finite number, zero or above; give such a number")
+
+
+def check_below_one(name: str, value: float) -> None:
+    """Refuse a decay rate of an average outside [0, 1)."""
+    if not 0 <= value < 1:
+        raise UserError(f"{name} = {value}: must be at least 0 and below 1; 0.9 is usual")
+
+
+class BaseOptimizer(Optimizer):
+    """A torch optimizer that leaves its subclass one method to write, `update`.
+
+    Gradients are never written, clipped or synchronised; nothing waits for the device. State is float32 for parameters of lower
+    precision and the arithmetic is done there; float64 stays float64. Sharded parameters (DTensor) have sharded state.
+    """
+
+    state_names: tuple[str, ...] = ()
+
+    def update(self, group: dict[str, Any], batch: Batch) -> None:
+        """Apply one update to a batch of one group."""
+        raise NotImplementedError
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse impossible settings of a group.
+
+        Raises:
+            UserError: Naming the setting, its value and the rule.
+        """
+        check_rate("lr", group["lr"])
+        check_rate("weight_decay", group.get("weight_decay", 0.0))
+        check_rate("eps", group.get("eps", 0.0))
+        if "momentum" in group:
+            check_below_one("momentum", group["momentum"])
+        for i, beta in enumerate(group.get("betas", ())):
+            check_below_one(f"betas[{i}]", beta)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group after checking it.
+
+        Raises:
+            UserError: If the group is empty, or a setting or parameter can't be used.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            if not group["params"]:
+                raise UserError(f"parameter group {len(self.param_groups) - 1} is empty: give each group a parameter, or leave it out")
+            for p in group["params"]:
+                if not p.is_floating_point():
+                    raise UserError(f"a parameter of type {p.dtype}: must be real floating point; use torch.view_as_real for complex ones")
+            self.check_group(group)
+            _check_meshes(p for g in self.param_groups for p in g["params"])
+        except UserError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError: If a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for batch in self._batches(group):
+                self.update(group, batch)
+        return loss
+
+    def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
+        alike: dict[Any, Batch] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.layout is not torch.strided:
+                raise UserError(f"a gradient of layout {p.grad.layout}: sparse gradients are not supported; use a dense embedding")
+            where = layout(p)
+            key = (p.device, p.dtype, where and (id(where[0]), where[1]))
+            if key not in alike:
+                alike[key] = Batch([], [], [], where, [])
+            state = self.state[p]
+            if not state:
+                self.init_state(group, p, state)
+            batch, held = alike[key], local(p)
+            batch.params.append(held)
+            batch.grads.append(same_layout(local(p.grad), held))
+            batch.states.append(state)
+            batch.wholes.append(p)
+        yield from alike.values()
+
+    def init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:  # noqa: ARG002
+        """Zero state of a parameter, in at least float32."""
+        wide = torch.promote_types(p.dtype, torch.float32)
+        for name in self.state_names:
+            if name == "step":
+                state[name] = torch.zeros((), dtype=torch.float32, device=p.device)
+            else:
+                state[name] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but state stays in its own precision (torch would round it to that of a bfloat16 parameter)."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, params, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor) and (self.state[p][name].dtype, self.state[p][name].device) != (value.dtype, p.device):
+                    self.state[p][name] = value.to(p.device, copy=True)
+
+
+def buffers(batch: Batch, name: str) -> list[Tensor]:
+    """What this rank holds of a state tensor of every parameter of a batch."""
+    return [local(state[name]) for state in batch.states]
+
+
+def widened(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors in a wider type: themselves if they have it."""
+    return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]
+
+
+def subtract(weights: list[Tensor], steps: list[Tensor]) -> None:
+    """W <- w - step, computed in the type of the step and rounded once."""
+    wide = widened(weights, steps[0].dtype)
+    torch._foreach_sub_(wide, steps)
+    if wide is not weights:
+        torch._foreach_copy_(weights, wide)
+
+
+def _check_meshes(params: Any) -> None:
+    meshes = {id(p.device_mesh): p.device_mesh for p in params if isinstance(p, DTensor)}
+    names = {(tuple(m.mesh_dim_names or ()), m.shape) for m in meshes.values()}
+    roots = {tuple(m.mesh.flatten().tolist()) for m in meshes.values()}
+    if len(names) > 1 and len(roots) > 1:
+        raise UserError(
+            f"parameters on {len(meshes)} different device meshes {sorted(map(str, names))}: must share one; "
+            "give each mesh an optimizer of its own"
+        )

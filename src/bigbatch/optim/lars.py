@@ -1,0 +1,155 @@
+r"""LARS, layer-wise adaptive rate scaling: momentum SGD whose rate for a layer is in proportion to |w| / |g|.
+
+Paper:   You, Gitman, Ginsburg 2017, Large Batch Training of Convolutional Networks, arXiv:1708.03888, Algorithm 1.
+Formula: for each parameter tensor, with |.| its Euclidean norm,
+             lambda = eta |w| / (|g| + beta |w| + eps)        1 where |w| or |g| is zero
+             v <- m v + gamma lambda (g + beta w)
+             w <- w - v                                       nesterov: w - (m v + gamma lambda (g + beta w))
+         gamma: lr, eta: trust_coefficient, beta: weight_decay, m: momentum.
+Differs: nowhere by default (the paper has no eps: 0). Tensors of groups with adapt=False have lambda = 1; the paper adapts all, every
+         accurate implementation leaves norms and biases out. lr_in_momentum=False is the other common placement,
+         v <- m v + lambda (g + beta w), w <- w - gamma v; the two are equal while gamma is constant.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from bigbatch.core.multi_tensor import block_limit, blocks, flat, norms, runs, take
+from bigbatch.core.norms import ratio_or_one
+from bigbatch.core.paper import Paper
+from bigbatch.core.sharding import sharded_axes, sum_over_shards
+from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_rate, widened
+
+PAPER = Paper(
+    method="LARS",
+    title="Large Batch Training of Convolutional Networks",
+    authors="You, Gitman, Ginsburg",
+    year=2017,
+    arxiv="1708.03888",
+    where="Algorithm 1",
+    study="studies/optimizers",
+)
+
+
+def trust_ratio(weight_norm: Tensor, grad_norm: Tensor, *, trust_coefficient: float, weight_decay: float, eps: float = 0.0) -> Tensor:
+    """The layer's own rate, lambda; 1 where a norm is zero.
+
+    Args:
+        weight_norm: |w|, any shape.
+        grad_norm: |g|, same shape.
+        trust_coefficient: eta.
+        weight_decay: beta.
+        eps: Added to the denominator.
+
+    >>> trust_ratio(torch.tensor([2.0, 0.0]), torch.tensor([3.0, 3.0]), trust_coefficient=0.5, weight_decay=0.5)
+    tensor([0.2500, 1.0000])
+    """
+    denominator = grad_norm + weight_decay * weight_norm + eps
+    return ratio_or_one(trust_coefficient * weight_norm, torch.where(grad_norm == 0, 0, denominator))
+
+
+class LARS(BaseOptimizer):
+    """Layer-wise adaptive rate scaling; see the module's docstring for the rule.
+
+    Args:
+        params: Parameters, or groups such as `bigbatch.optim.param_groups` builds; group settings are `weight_decay` and `adapt`.
+        lr: Global rate gamma; with the paper's eta of 0.001, between 2 and 40.
+        momentum: m, in [0, 1).
+        weight_decay: beta, added to the gradient.
+        trust_coefficient: eta.
+        eps: Added to the denominator of the trust ratio.
+        nesterov: Look one step of momentum ahead.
+        lr_in_momentum: Whether the buffer accumulates rates along with gradients, as in the paper.
+        adapt: Whether tensors get a trust ratio.
+        maximize: Climb instead of descend.
+
+    Raises:
+        UserError: If a setting is out of range or a parameter can't be used.
+
+    >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
+    >>> w.grad = torch.tensor([0.0, 10.0])
+    >>> LARS([w], lr=1.0, trust_coefficient=0.1).step()
+    >>> w  # a step of 0.1 |w| along the gradient
+    tensor([3.0000, 3.5000], requires_grad=True)
+    """
+
+    state_names = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Rate = 10.0,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        eps: float = 0.0,
+        nesterov: bool = False,
+        lr_in_momentum: bool = True,
+        adapt: bool = True,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+            "nesterov": nesterov,
+            "lr_in_momentum": lr_in_momentum,
+            "adapt": adapt,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse impossible settings of a group."""
+        super().check_group(group)
+        check_rate("trust_coefficient", group["trust_coefficient"])
+
+    def update(self, group: dict[str, Any], batch: Batch) -> None:
+        """One update of tensors of one group."""
+        weights, grads, velocities = ([flat(t) for t in ts] for ts in (batch.params, batch.grads, buffers(batch, "momentum_buffer")))
+        limit, sharded = block_limit(weights[0].device), bool(sharded_axes(batch.where))
+        # While a few tensors are at hand their norms and their updates share the cache; norms of shards are summed in one go.
+        for run in runs(tuple(w.numel() for w in weights), 0 if sharded else limit):
+            ws, gs, vs = (ts[run.start : run.stop] for ts in (weights, grads, velocities))
+            rates = self._rates(group, ws, gs, batch.where) if group["adapt"] else None
+            for block in blocks(tuple(w.numel() for w in ws), limit):
+                plain = group["lr"] if group["lr_in_momentum"] else 1.0
+                scales = plain if rates is None else [rates[p.number] for p in block]
+                _apply(take(ws, block), take(gs, block), take(vs, block), scales, group)
+
+    def _rates(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], where: Any) -> list[Tensor]:
+        sizes = torch.stack([norms(weights), norms(grads)])
+        if sharded_axes(where):
+            sizes = sum_over_shards(sizes.square(), where).sqrt()
+        settings = {name: group[name] for name in ("trust_coefficient", "weight_decay", "eps")}
+        rates = trust_ratio(sizes[0], sizes[1], **settings)
+        return list((rates * group["lr"] if group["lr_in_momentum"] else rates).unbind())
+
+
+def _apply(weights: list[Tensor], grads: list[Tensor], velocities: list[Tensor], scales: Any, group: dict[str, Any]) -> None:
+    """One block: v <- m v + scale (g + beta w), w <- w - v or its Nesterov form."""
+    wide = widened(weights, velocities[0].dtype)
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    if group["weight_decay"]:
+        steps = torch._foreach_add(grads, wide, alpha=group["weight_decay"])
+        torch._foreach_mul_(steps, scales)
+    else:
+        steps = torch._foreach_mul(widened(grads, wide[0].dtype), scales)
+    torch._foreach_mul_(velocities, group["momentum"])
+    torch._foreach_add_(velocities, steps)
+    if group["nesterov"]:
+        torch._foreach_add_(steps, velocities, alpha=group["momentum"])
+    else:
+        steps = tuple(velocities)
+    if not group["lr_in_momentum"]:
+        steps = torch._foreach_mul(steps, group["lr"])
+    torch._foreach_sub_(wide, steps)
+    if wide is not weights:
+        torch._foreach_copy_(weights, wide)

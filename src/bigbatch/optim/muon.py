@@ -1,0 +1,330 @@
+r"""Muon: momentum whose matrices are replaced by the nearest orthogonal ones, so that every direction moves by the same amount.
+
+Paper:   Liu et al. 2025, Muon is Scalable for LLM Training, arXiv:2502.16982, Section 2 (the rule is Keller Jordan's, 2024).
+Formula: for a matrix w of A x B,
+             M <- m M + (1 - m) g,        Z = (1 - m) g + m M          (nesterov; else Z = M)
+             O = NS(Z)                    five Newton-Schulz iterations X <- a X + (b XX' + c (XX')^2) X from X = Z / |Z|:
+                                          every singular value goes to about 1
+             w <- w (1 - eta lambda) - eta 0.2 sqrt(max(A, B)) O       the root mean square of a step is about 0.2 eta
+         all else (groups with orthogonalise=False: biases, norms, embeddings, the head) by AdamW with its own rate.
+Differs: convolutions are matrices of output channels x the rest. Weights that stack several matrices (LSTM and GRU gates, attention's
+         in_proj) are orthogonalised one matrix at a time, which the group setting `matrices` counts. scale="original" is Jordan's
+         sqrt(max(1, A/B)) in place of 0.2 sqrt(max(A, B)).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from bigbatch.core.checks import UserError, check_positive, unknown
+from bigbatch.core.groups import is_norm_or_bias
+from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
+from bigbatch.core.paper import Paper
+from bigbatch.core.sharding import shard_like, whole_like
+from bigbatch.optim.adam import adam_directions, corrections
+from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
+
+PAPER = Paper(
+    method="Muon",
+    title="Muon is Scalable for LLM Training",
+    authors="Liu et al.",
+    year=2025,
+    arxiv="2502.16982",
+    where="Section 2",
+    study="studies/optimizers",
+)
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""a, b, c of the iteration: steep at 0, so that five steps lift small singular values; the large ones end between 0.7 and 1.2."""
+
+LARGEST_STACK = 2**20
+"""Elements that are orthogonalised together on a CPU, where a longer batch of matrices gains nothing."""
+
+
+def orthogonalise(
+    matrices: Tensor, *, steps: int = 5, coefficients: tuple[float, float, float] = COEFFICIENTS, eps: float = 1e-7
+) -> Tensor:
+    """About U V' for each matrix U S V'.
+
+    Args:
+        matrices: (..., A, B), of the type to compute in.
+        steps: Iterations.
+        coefficients: a, b, c.
+        eps: Least norm of a matrix; a zero matrix stays zero.
+
+    Returns:
+        A new tensor of the same shape and type.
+
+    >>> orthogonalise(torch.diag(torch.tensor([3.0, 4.0])), steps=5).diagonal()
+    tensor([0.7229, 1.1192])
+    """
+    a, b, c = coefficients
+    x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(eps)
+    stack = x.reshape(-1, *x.shape[-2:])
+    for _ in range(steps):
+        gram = stack @ stack.mT
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        stack = torch.baddbmm(stack, poly, stack, beta=a)
+    x = stack.view(x.shape)
+    result: Tensor = x.mT if matrices.size(-2) > matrices.size(-1) else x
+    return result
+
+
+def matched_rms(rows: int, columns: int) -> float:
+    """Factor of an orthogonal matrix that gives it a root mean square of 0.2, as an AdamW step has.
+
+    >>> matched_rms(100, 25)
+    2.0
+    """
+    return 0.2 * math.sqrt(max(rows, columns))
+
+
+def original_scale(rows: int, columns: int) -> float:
+    """Jordan's factor.
+
+    >>> original_scale(100, 25)
+    2.0
+    """
+    return math.sqrt(max(1.0, rows / columns))
+
+
+SCALES = {"matched_rms": matched_rms, "original": original_scale}
+
+
+def muon_groups(model: nn.Module, *, lr: float, adam_lr: float, weight_decay: float = 0.0, head: str | None = None) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters into matrices to orthogonalise and the rest.
+
+    Args:
+        model: Any module.
+        lr: Rate of the orthogonalised matrices.
+        adam_lr: Rate of the rest.
+        weight_decay: Of the matrices; the rest does not decay.
+        head: Name of the module that makes the outputs; by default the last one that holds a weight of two dimensions.
+
+    Returns:
+        Groups for `Muon`; never an empty one.
+
+    Raises:
+        UserError: If `head` is not a module of the model.
+
+    >>> groups = muon_groups(nn.Sequential(nn.Linear(4, 3), nn.LSTM(3, 2), nn.Linear(2, 2)), lr=0.05, adam_lr=0.02)
+    >>> [(len(g["params"]), g["orthogonalise"], g["matrices"]) for g in groups]
+    [(1, True, 1), (2, True, 4), (5, False, 1)]
+    """
+    plain = is_norm_or_bias(model)
+    owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = [n for n, p in named.items() if not plain[n] and not isinstance(owners[id(p)], nn.Embedding | nn.EmbeddingBag)]
+    if head is not None and head not in dict(model.named_modules()):
+        raise UserError(unknown("module", head, [name for name, _ in model.named_modules() if name]))
+    last = model.get_submodule(head) if head is not None else owners[id(named[weights[-1]])] if weights else model
+    kept_out = {id(p) for p in last.parameters()}
+    by_count: dict[int, list[Tensor]] = {}
+    rest: list[Tensor] = []
+    for name, p in named.items():
+        if name in weights and id(p) not in kept_out:
+            by_count.setdefault(stacked_matrices(owners[id(p)], name), []).append(p)
+        else:
+            rest.append(p)
+    groups: list[dict[str, Any]] = [
+        {"params": ps, "lr": lr, "weight_decay": weight_decay, "orthogonalise": True, "matrices": count} for count, ps in by_count.items()
+    ]
+    if rest:
+        groups.append({"params": rest, "lr": adam_lr, "weight_decay": 0.0, "orthogonalise": False, "matrices": 1})
+    return groups
+
+
+def stacked_matrices(module: nn.Module, name: str) -> int:
+    """How many matrices a module keeps below one another in the weight of that name."""
+    if isinstance(module, nn.RNNBase):
+        return {"LSTM": 4, "GRU": 3}.get(module.mode, 1) if "weight_hr" not in name else 1
+    if isinstance(module, nn.LSTMCell | nn.GRUCell):
+        return 4 if isinstance(module, nn.LSTMCell) else 3
+    return 3 if isinstance(module, nn.MultiheadAttention) and name.endswith("in_proj_weight") else 1
+
+
+class Muon(BaseOptimizer):
+    """Orthogonalised momentum for matrices, AdamW for the rest; see the module's docstring for the rule.
+
+    Args:
+        params: Groups such as `muon_groups` builds; group settings are `orthogonalise` and `matrices`.
+        lr: eta.
+        momentum: m of the matrices, in [0, 1).
+        nesterov: Look one step of momentum ahead.
+        weight_decay: lambda, decoupled, times the rate.
+        betas: Of AdamW, for the rest.
+        eps: Of AdamW.
+        steps: Newton-Schulz iterations.
+        scale: "matched_rms", or "original" for Jordan's.
+        dtype: Type to orthogonalise in; None is bfloat16, and float64 for parameters of float64.
+        orthogonalise: Whether a group is for matrices.
+        matrices: Matrices stacked in each parameter, equally tall.
+        process_group: Plain data parallel: ranks of this group share the orthogonalisations out and exchange the results. Gradients
+            must be equal on all of them (as DistributedDataParallel leaves them).
+        maximize: Climb instead of descend.
+
+    Raises:
+        UserError: If a setting is out of range or a parameter can't be used.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Rate = 0.02,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        steps: int = 5,
+        scale: Literal["matched_rms", "original"] = "matched_rms",
+        dtype: torch.dtype | None = None,
+        orthogonalise: bool = True,
+        matrices: int = 1,
+        process_group: dist.ProcessGroup | None = None,
+        maximize: bool = False,
+    ) -> None:
+        self.process_group = process_group
+        self.dtype = dtype
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "steps": steps,
+            "scale": scale,
+            "orthogonalise": orthogonalise,
+            "matrices": matrices,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse impossible settings of a group."""
+        super().check_group(group)
+        if group["scale"] not in SCALES:
+            raise UserError(unknown("scale", group["scale"], SCALES))
+        check_positive("steps", group["steps"])
+        check_positive("matrices", group["matrices"])
+        for p in group["params"] if group["orthogonalise"] else ():
+            if p.ndim < 2:
+                raise UserError(f"a parameter of shape {tuple(p.shape)}: has no matrix; put it into a group with orthogonalise=False")
+            if p.size(0) % group["matrices"]:
+                raise UserError(f"matrices = {group['matrices']}: must divide the {p.size(0)} rows of shape {tuple(p.shape)}")
+
+    def init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
+        """Momentum for matrices, Adam's moments for the rest."""
+        self.state_names = ("momentum_buffer",) if group["orthogonalise"] else ("step", "exp_avg", "exp_avg_sq")
+        super().init_state(group, p, state)
+
+    def update(self, group: dict[str, Any], batch: Batch) -> None:
+        """One update of tensors of one group."""
+        (self._update_matrices if group["orthogonalise"] else _adamw)(group, batch)
+
+    def _update_matrices(self, group: dict[str, Any], batch: Batch) -> None:
+        velocities, m, count = buffers(batch, "momentum_buffer"), group["momentum"], group["matrices"]
+        wide = velocities[0].dtype
+        dtype = self.dtype or (torch.float64 if wide == torch.float64 else torch.bfloat16)
+        shares = self._shares(batch)
+        made: dict[int, Tensor] = {}
+        for numbers in _of_one_shape(batch.wholes, batch.params[0].device):
+            vs, grads = [velocities[i] for i in numbers], widened([batch.grads[i] for i in numbers], wide)
+            if group["maximize"]:
+                grads = list(torch._foreach_neg(grads))
+            torch._foreach_lerp_(vs, grads, 1 - m)
+            mine = [i for i in numbers if shares is None or shares[i] == dist.get_rank(self.process_group)]
+            if not mine:
+                continue
+            ahead = [grads[numbers.index(i)].lerp(velocities[i], m) if group["nesterov"] else velocities[i] for i in mine]
+            stack = torch.stack([_as_matrices(whole_like(z, batch.wholes[i]), count).to(dtype) for i, z in zip(mine, ahead, strict=True)])
+            for i, o in zip(mine, orthogonalise(stack, steps=group["steps"]), strict=True):
+                made[i] = o
+            if shares is None:
+                _step(group, batch, {i: made.pop(i) for i in numbers})
+        if shares is not None:
+            _step(group, batch, self._exchange(batch, made, shares, count, dtype))
+
+    def _shares(self, batch: Batch) -> list[int] | None:
+        """Which rank orthogonalises which tensor: the costliest first, each to the rank with the least to do."""
+        if self.process_group is None or dist.get_world_size(self.process_group) == 1:
+            return None
+        costs = [p.numel() * min(p.size(0), p[0].numel()) for p in batch.wholes]
+        load = [0] * dist.get_world_size(self.process_group)
+        owners = [0] * len(costs)
+        for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+            owners[i] = load.index(min(load))
+            load[owners[i]] += costs[i]
+        return owners
+
+    def _exchange(self, batch: Batch, made: dict[int, Tensor], owners: list[int], count: int, dtype: torch.dtype) -> dict[int, Tensor]:
+        """All-gather: every rank sends what it made, as one vector of the length of the longest."""
+        rank, world = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
+        by_rank = [[i for i, owner in enumerate(owners) if owner == r] for r in range(world)]
+        length = max(sum(batch.wholes[i].numel() for i in numbers) for numbers in by_rank)
+        sent = torch.zeros(length, dtype=dtype, device=batch.params[0].device)
+        if by_rank[rank]:
+            own = torch.cat([made[i].reshape(-1) for i in by_rank[rank]])
+            sent[: own.numel()] = own
+        received = [torch.empty_like(sent) for _ in range(world)]
+        dist.all_gather(received, sent, group=self.process_group)
+        found: dict[int, Tensor] = {}
+        for numbers, vector in zip(by_rank, received, strict=True):
+            start = 0
+            for i in numbers:
+                shape, stop = batch.wholes[i].shape, start + batch.wholes[i].numel()
+                found[i] = vector[start:stop].view(count, shape[0] // count, -1)
+                start = stop
+        return found
+
+
+def _as_matrices(tensor: Tensor, count: int) -> Tensor:
+    return tensor.reshape(count, tensor.size(0) // count, -1)
+
+
+def _of_one_shape(tensors: Sequence[Tensor], device: torch.device) -> Iterator[list[int]]:
+    """Indices of tensors that can be orthogonalised as one batch."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for i, t in enumerate(tensors):
+        by_shape.setdefault(t.shape, []).append(i)
+    for shape, numbers in by_shape.items():
+        length = max(LARGEST_STACK // shape.numel(), 1) if device.type == "cpu" else len(numbers)
+        yield from (numbers[i : i + length] for i in range(0, len(numbers), length))
+
+
+def _step(group: dict[str, Any], batch: Batch, orthogonal: dict[int, Tensor]) -> None:
+    """W <- w (1 - eta lambda) - eta scale O."""
+    for i, o in orthogonal.items():
+        p = batch.params[i]
+        wide = widened([p], torch.promote_types(p.dtype, torch.float32))[0]
+        if group["weight_decay"]:
+            wide.mul_(1 - group["lr"] * group["weight_decay"])
+        step = shard_like(o.reshape(batch.wholes[i].shape), batch.wholes[i])
+        rate = group["lr"] * SCALES[group["scale"]](o.size(-2), o.size(-1))
+        if isinstance(rate, Tensor):
+            wide.sub_(step * rate)
+        else:
+            wide.sub_(step, alpha=rate)
+        if wide is not p:
+            p.copy_(wide)
+
+
+def _adamw(group: dict[str, Any], batch: Batch) -> None:
+    weights, grads = [flat(t) for t in batch.params], [flat(t) for t in batch.grads]
+    firsts, seconds = ([flat(t) for t in buffers(batch, name)] for name in ("exp_avg", "exp_avg_sq"))
+    bias = corrections(batch, group["betas"])
+    for block in blocks(tuple(w.numel() for w in weights), block_limit(weights[0].device)):
+        ws = take(weights, block)
+        steps = adam_directions(take(grads, block), take(firsts, block), take(seconds, block), group, bias.of(p.number for p in block))
+        if group["weight_decay"]:
+            torch._foreach_add_(steps, widened(ws, steps[0].dtype), alpha=group["weight_decay"])
+        torch._foreach_mul_(steps, group["lr"])
+        subtract(ws, steps)

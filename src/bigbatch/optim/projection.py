@@ -1,0 +1,87 @@
+r"""The projection of AdamP and SGDP: take out of an update what only makes scale-invariant weights longer.
+
+For a tensor of two or more dimensions, as rows (one per output channel) and, failing that, as one vector:
+    if max over rows |cos(g, w)| < delta / sqrt(length of a row):     the weights look scale-invariant
+        p <- p - w^ (w^ . p),   w^ = w / (|w| + eps)
+The test uses the gradient g, the projection the update p. Since it is linear in w, it is never carried out on p: the weights are
+multiplied by 1 + lr (w^ . p) / (|w| + eps) instead, row by row, in the same pass that decays them. Momentum is never touched.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigbatch.core.sharding import max_over_shards, sharded_axes, sum_over_shards
+
+
+class RowSums(NamedTuple):
+    """Of every row of several tensors, one after the other: sums over its elements. Shape (rows of all tensors,) each."""
+
+    gw: Tensor
+    gg: Tensor
+    ww: Tensor
+    wp: Tensor
+
+
+class Radial(NamedTuple):
+    """What is to be taken out, and from which tensors."""
+
+    coefficients: Tensor  # (rows of all tensors,): c with projected p = p - c w; 0 where nothing is taken out
+    projected: Tensor  # (tensors,), bool
+
+
+def row_sums(weight: Tensor, grad: Tensor, update: Tensor) -> RowSums:
+    """Sums over each row of (rows, length) tensors."""
+    dot = torch.linalg.vecdot
+    return RowSums(dot(grad, weight), dot(grad, grad), dot(weight, weight), dot(weight, update))
+
+
+def radial(sums: RowSums, *, rows: Sequence[int], lengths: Sequence[int], delta: float, eps: float, where: Any = None) -> Radial:
+    """Decide, for several tensors at once, whether to project rows, the whole layer, or nothing.
+
+    Args:
+        sums: Of this rank's part of every row.
+        rows: Rows of each tensor that this rank holds.
+        lengths: Elements of a whole row of each tensor.
+        delta: Threshold of the cosine before the division by sqrt(dimension).
+        eps: Added to |w|; least norm in the cosine.
+        where: Layout over ranks (see `bigbatch.core.sharding`).
+
+    Returns:
+        Coefficients of this rank's rows, and the decision for each tensor (the same on every rank).
+
+    >>> sums = RowSums(torch.zeros(2), torch.ones(2), torch.tensor([4.0, 1.0]), torch.tensor([2.0, 3.0]))
+    >>> radial(sums, rows=[2], lengths=[3], delta=0.1, eps=0.0)  # g is at right angles to w in both rows
+    Radial(coefficients=tensor([0.5000, 3.0000]), projected=tensor([True]))
+    """
+    device, dtype = sums.gw.device, sums.gw.dtype
+    across_rows = sharded_axes(where, dims=[0])
+    within_rows = [axis for axis in sharded_axes(where) if axis not in across_rows]
+    if within_rows:
+        sums = RowSums(*sum_over_shards(torch.stack(sums), where, axes=within_rows).unbind())
+    count = torch.tensor(rows, device=device)
+    owner = torch.repeat_interleave(torch.arange(len(rows), device=device), count, output_size=sum(rows))
+    layers = torch.zeros(4, len(rows), device=device, dtype=dtype).index_add_(1, owner, torch.stack(sums))
+    worst = torch.zeros(len(rows), device=device, dtype=dtype).scatter_reduce_(0, owner, _cosine(sums, eps), "amax")
+    if across_rows:
+        layers, worst = sum_over_shards(layers, where, axes=across_rows), max_over_shards(worst, where, axes=across_rows)
+        count = sum_over_shards(count, where, axes=across_rows)
+    layer = RowSums(*layers.unbind())
+    length = torch.tensor(lengths, device=device, dtype=dtype)
+    by_row = worst < delta / length.sqrt()
+    by_layer = _cosine(layer, eps) < delta / (length * count).sqrt()
+    chosen = torch.where(by_layer, _coefficient(layer, eps), 0)
+    return Radial(torch.where(by_row[owner], _coefficient(sums, eps), chosen[owner]), by_row | by_layer)
+
+
+def _cosine(sums: RowSums, eps: float) -> Tensor:
+    floor = max(eps, math.ulp(0.0))
+    return sums.gw.abs() / (sums.gg.sqrt().clamp_min(floor) * sums.ww.sqrt().clamp_min(floor))
+
+
+def _coefficient(sums: RowSums, eps: float) -> Tensor:
+    norm = sums.ww.sqrt() + eps
+    return torch.where(norm > 0, sums.wp / norm.square(), 0)
