@@ -45,7 +45,6 @@ def same_layout(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-@lru_cache(maxsize=512)
 def blocks(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None = None) -> tuple[tuple[Piece, ...], ...]:
     """Cut tensors of the given sizes into blocks of at most `limit` elements (0: one block of everything).
 
@@ -57,6 +56,35 @@ def blocks(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None = No
     >>> [[tuple(p) for p in block] for block in blocks((2, 3, 7), 5)]
     [[(0, 0, 2, True), (1, 0, 3, True)], [(2, 0, 5, False)], [(2, 5, 7, False)]]
     """
+    return _cut(sizes, limit, rows) if torch.compiler.is_compiling() else _cut_once(sizes, limit, rows)
+
+
+def runs(sizes: tuple[int, ...], limit: int) -> tuple[range, ...]:
+    """Consecutive whole tensors of at most `limit` elements together, or one larger one alone (0: one run of everything).
+
+    >>> runs((2, 3, 7, 1), 5)
+    (range(0, 2), range(2, 3), range(3, 4))
+    """
+    return _group(sizes, limit) if torch.compiler.is_compiling() else _group_once(sizes, limit)
+
+
+def take(tensors: Sequence[Tensor], block: tuple[Piece, ...]) -> list[Tensor]:
+    """The pieces of a block out of flat tensors."""
+    return [tensors[p.number] if p.is_whole else tensors[p.number][p.start : p.stop] for p in block]
+
+
+def block_limit(device: torch.device) -> int:
+    """Elements of a block on a device; 0 for no cutting."""
+    return BLOCK if device.type == "cpu" and not torch.compiler.is_compiling() else 0
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm of each tensor, accumulated in at least float32, as a vector on their device."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype))
+
+
+def _cut(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None) -> tuple[tuple[Piece, ...], ...]:
     if not limit:
         return (tuple(Piece(i, 0, size, True) for i, size in enumerate(sizes)),)
     done: list[tuple[Piece, ...]] = []
@@ -76,13 +104,7 @@ def blocks(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None = No
     return (*done, tuple(now)) if now else tuple(done)
 
 
-@lru_cache(maxsize=512)
-def runs(sizes: tuple[int, ...], limit: int) -> tuple[range, ...]:
-    """Consecutive whole tensors of at most `limit` elements together, or one larger one alone (0: one run of everything).
-
-    >>> runs((2, 3, 7, 1), 5)
-    (range(0, 2), range(2, 3), range(3, 4))
-    """
+def _group(sizes: tuple[int, ...], limit: int) -> tuple[range, ...]:
     found: list[range] = []
     for block in blocks(sizes, limit):
         run = range(block[0].number, block[-1].number + 1)
@@ -91,17 +113,4 @@ def runs(sizes: tuple[int, ...], limit: int) -> tuple[range, ...]:
     return tuple(found)
 
 
-def take(tensors: Sequence[Tensor], block: tuple[Piece, ...]) -> list[Tensor]:
-    """The pieces of a block out of flat tensors."""
-    return [tensors[p.number] if p.is_whole else tensors[p.number][p.start : p.stop] for p in block]
-
-
-def block_limit(device: torch.device) -> int:
-    """Elements of a block on a device; 0 for no cutting."""
-    return BLOCK if device.type == "cpu" and not torch.compiler.is_compiling() else 0
-
-
-def norms(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norm of each tensor, accumulated in at least float32, as a vector on their device."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype))
+_cut_once, _group_once = lru_cache(512)(_cut), lru_cache(512)(_group)  # not under torch.compile, which looks through caches

@@ -4,7 +4,8 @@ from bigbatch.core.groups import param_groups
 from bigbatch.optim.adamp import AdamP
 from bigbatch.optim.lamb import LAMB
 from bigbatch.optim.lars import LARS
-from bigbatch.optim.muon import Muon, muon_groups
+from bigbatch.optim.muon import Muon
+from bigbatch.optim.muon_groups import muon_groups
 from bigbatch.optim.sgdp import SGDP
 
 __all__ = ["LAMB", "LARS", "SGDP", "AdamP", "Muon", "muon_groups", "param_groups"]

@@ -12,22 +12,21 @@ Differs: convolutions are matrices of output channels x the rest. Weights that s
          sqrt(max(1, A/B)) in place of 0.2 sqrt(max(A, B)).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.checks import UserError, check_positive, unknown
-from bigbatch.core.groups import is_norm_or_bias
 from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import shard_like, whole_like
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
+from bigbatch.optim.newton_schulz import SCALES, orthogonalise
 
 PAPER = Paper(
     method="Muon",
@@ -39,114 +38,8 @@ PAPER = Paper(
     study="studies/optimizers",
 )
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""a, b, c of the iteration: steep at 0, so that five steps lift small singular values; the large ones end between 0.7 and 1.2."""
-
-LARGEST_STACK = 2**20
+LARGEST_STACK = 2**17
 """Elements that are orthogonalised together on a CPU, where a longer batch of matrices gains nothing."""
-
-
-def orthogonalise(
-    matrices: Tensor, *, steps: int = 5, coefficients: tuple[float, float, float] = COEFFICIENTS, eps: float = 1e-7
-) -> Tensor:
-    """About U V' for each matrix U S V'.
-
-    Args:
-        matrices: (..., A, B), of the type to compute in.
-        steps: Iterations.
-        coefficients: a, b, c.
-        eps: Least norm of a matrix; a zero matrix stays zero.
-
-    Returns:
-        A new tensor of the same shape and type.
-
-    >>> orthogonalise(torch.diag(torch.tensor([3.0, 4.0])), steps=5).diagonal()
-    tensor([0.7229, 1.1192])
-    """
-    a, b, c = coefficients
-    x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(eps)
-    stack = x.reshape(-1, *x.shape[-2:])
-    for _ in range(steps):
-        gram = stack @ stack.mT
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        stack = torch.baddbmm(stack, poly, stack, beta=a)
-    x = stack.view(x.shape)
-    result: Tensor = x.mT if matrices.size(-2) > matrices.size(-1) else x
-    return result
-
-
-def matched_rms(rows: int, columns: int) -> float:
-    """Factor of an orthogonal matrix that gives it a root mean square of 0.2, as an AdamW step has.
-
-    >>> matched_rms(100, 25)
-    2.0
-    """
-    return 0.2 * math.sqrt(max(rows, columns))
-
-
-def original_scale(rows: int, columns: int) -> float:
-    """Jordan's factor.
-
-    >>> original_scale(100, 25)
-    2.0
-    """
-    return math.sqrt(max(1.0, rows / columns))
-
-
-SCALES = {"matched_rms": matched_rms, "original": original_scale}
-
-
-def muon_groups(model: nn.Module, *, lr: float, adam_lr: float, weight_decay: float = 0.0, head: str | None = None) -> list[dict[str, Any]]:
-    """Split a model's trainable parameters into matrices to orthogonalise and the rest.
-
-    Args:
-        model: Any module.
-        lr: Rate of the orthogonalised matrices.
-        adam_lr: Rate of the rest.
-        weight_decay: Of the matrices; the rest does not decay.
-        head: Name of the module that makes the outputs; by default the last one that holds a weight of two dimensions.
-
-    Returns:
-        Groups for `Muon`; never an empty one.
-
-    Raises:
-        UserError: If `head` is not a module of the model.
-
-    >>> groups = muon_groups(nn.Sequential(nn.Linear(4, 3), nn.LSTM(3, 2), nn.Linear(2, 2)), lr=0.05, adam_lr=0.02)
-    >>> [(len(g["params"]), g["orthogonalise"], g["matrices"]) for g in groups]
-    [(1, True, 1), (2, True, 4), (5, False, 1)]
-    """
-    plain = is_norm_or_bias(model)
-    owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    weights = [n for n, p in named.items() if not plain[n] and not isinstance(owners[id(p)], nn.Embedding | nn.EmbeddingBag)]
-    if head is not None and head not in dict(model.named_modules()):
-        raise UserError(unknown("module", head, [name for name, _ in model.named_modules() if name]))
-    last = model.get_submodule(head) if head is not None else owners[id(named[weights[-1]])] if weights else model
-    kept_out = {id(p) for p in last.parameters()}
-    by_count: dict[int, list[Tensor]] = {}
-    rest: list[Tensor] = []
-    for name, p in named.items():
-        if name in weights and id(p) not in kept_out:
-            by_count.setdefault(stacked_matrices(owners[id(p)], name), []).append(p)
-        else:
-            rest.append(p)
-    groups: list[dict[str, Any]] = [
-        {"params": ps, "lr": lr, "weight_decay": weight_decay, "orthogonalise": True, "matrices": count} for count, ps in by_count.items()
-    ]
-    if rest:
-        groups.append({"params": rest, "lr": adam_lr, "weight_decay": 0.0, "orthogonalise": False, "matrices": 1})
-    return groups
-
-
-def stacked_matrices(module: nn.Module, name: str) -> int:
-    """How many matrices a module keeps below one another in the weight of that name."""
-    if isinstance(module, nn.RNNBase):
-        return {"LSTM": 4, "GRU": 3}.get(module.mode, 1) if "weight_hr" not in name else 1
-    if isinstance(module, nn.LSTMCell | nn.GRUCell):
-        return 4 if isinstance(module, nn.LSTMCell) else 3
-    return 3 if isinstance(module, nn.MultiheadAttention) and name.endswith("in_proj_weight") else 1
 
 
 class Muon(BaseOptimizer):

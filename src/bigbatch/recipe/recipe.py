@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, SGD, TAGS, Adam, AdamW, Batch, Budget, Count, Schedule, Section
+from bigbatch.recipe.sections import KINDS, TAGS, AnyOptimizer, Batch, Budget, Count, Schedule, Section
 
 
 class Recipe(Section):
@@ -39,7 +39,7 @@ class Recipe(Section):
     num_train_samples: Count  # samples in one epoch
     seed: Annotated[int, Field(ge=0)] = 0  # initial weights, data order, dropout
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: autocast over float32 weights
-    optimizer: Annotated[SGD | Adam | AdamW, Field(discriminator="name")]
+    optimizer: AnyOptimizer
     schedule: Schedule = Schedule()
     batch: Batch
     model: dict[str, bool | int | float | str] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Betas = tuple[Momentum, Momentum]
 
 
 class Section(BaseModel):
@@ -20,11 +21,14 @@ class Section(BaseModel):
 class _Optimizer(Section):
     lr: Positive  # peak learning rate
     weight_decay: NotNegative = 0.0  # in the optimizer's own unit
-    decay_norms_and_biases: bool = True  # torch's habit; Goyal et al. switch it off
     clip_norm: Positive | None = None  # bound on the global norm of the mean gradient of an update
 
 
-class SGD(_Optimizer):
+class _UniformDecay(_Optimizer):
+    decay_norms_and_biases: bool = True  # torch's habit; Goyal et al. switch it off
+
+
+class SGD(_UniformDecay):
     """torch.optim.SGD: the rate stays outside the momentum buffer."""
 
     name: Literal["sgd"] = "sgd"
@@ -38,20 +42,78 @@ class SGD(_Optimizer):
         return self
 
 
-class Adam(_Optimizer):
+class Adam(_UniformDecay):
     """torch.optim.Adam: weight decay is added to the gradient."""
 
     name: Literal["adam"] = "adam"
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     eps: Positive = 1e-8
 
 
-class AdamW(_Optimizer):
+class AdamW(_UniformDecay):
     """torch.optim.AdamW: weight decay is applied to the weights, times the rate."""
 
     name: Literal["adamw"] = "adamw"
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     eps: Positive = 1e-8
+
+
+class AdamP(_UniformDecay):
+    """bigbatch.optim.AdamP."""
+
+    name: Literal["adamp"] = "adamp"
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    delta: NotNegative = 0.1
+    wd_ratio: NotNegative = 0.1
+
+
+class SGDP(_UniformDecay):
+    """bigbatch.optim.SGDP."""
+
+    name: Literal["sgdp"] = "sgdp"
+    momentum: Momentum = 0.0
+    nesterov: bool = False
+    delta: NotNegative = 0.1
+    wd_ratio: NotNegative = 0.1
+
+
+class _LayerWise(_Optimizer):
+    decay_norms_and_biases: bool = False
+    adapt_norms_and_biases: bool = False
+
+
+class LARS(_LayerWise):
+    """bigbatch.optim.LARS."""
+
+    name: Literal["lars"] = "lars"
+    momentum: Momentum = 0.9
+    nesterov: bool = False
+    trust_coefficient: Positive = 0.001
+    lr_in_momentum: bool = True
+
+
+class LAMB(_LayerWise):
+    """bigbatch.optim.LAMB."""
+
+    name: Literal["lamb"] = "lamb"
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-6
+    bias_correction: bool = True
+
+
+class Muon(_Optimizer):
+    """bigbatch.optim.Muon: `lr`, `momentum` and `weight_decay` are of the orthogonalised matrices, `adam_lr` is of all else."""
+
+    name: Literal["muon"] = "muon"
+    adam_lr: Positive
+    momentum: Momentum = 0.95
+    nesterov: bool = True
+    betas: Betas = (0.9, 0.95)
+    eps: Positive = 1e-8
+
+
+AnyOptimizer = Annotated[SGD | Adam | AdamW | SGDP | AdamP | LARS | LAMB | Muon, Field(discriminator="name")]
 
 
 class NoWarmup(Section):
@@ -152,7 +214,7 @@ TAGS = {"optimizer": "name", "schedule.warmup": "kind", "schedule.decay": "kind"
 """The field that says which kind of a section is meant."""
 
 KINDS: dict[str, dict[str, type[Section]]] = {
-    "optimizer": {"sgd": SGD, "adam": Adam, "adamw": AdamW},
+    "optimizer": {"sgd": SGD, "adam": Adam, "adamw": AdamW, "sgdp": SGDP, "adamp": AdamP, "lars": LARS, "lamb": LAMB, "muon": Muon},
     "schedule.warmup": {"none": NoWarmup, "gradual": GradualWarmup, "constant": ConstantWarmup},
     "schedule.decay": {
         "constant": ConstantDecay,

@@ -46,15 +46,9 @@ def linear(recipe: Recipe, k: float) -> list[Change]:
             why += f"; the {recipe.schedule.decay.kind} decay goes on meanwhile"
         after = {"kind": "gradual", "epochs": WARMUP_EPOCHS, "start_factor": 1 / k}
         changes += [Change(f"schedule.warmup.{name}", getattr(before, name, None), value, why, PAPER) for name, value in after.items()]
-    changes.append(
-        Change(
-            "optimizer.decay_norms_and_biases",
-            recipe.optimizer.decay_norms_and_biases,
-            False,
-            "gains and biases are not decayed (Section 5.1)",
-            PAPER,
-        )
-    )
+    decays = recipe.get("optimizer.decay_norms_and_biases")
+    if decays is not None:
+        changes.append(Change("optimizer.decay_norms_and_biases", decays, False, "gains and biases are not decayed (Section 5.1)", PAPER))
     if "zero_init_last_gamma" in recipe.model:
         why = "each residual block starts as the identity, which eases the start at a high rate (Section 5.1)"
         changes.append(Change("model.zero_init_last_gamma", recipe.model["zero_init_last_gamma"], True, why, PAPER))

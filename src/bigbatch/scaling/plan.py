@@ -6,14 +6,28 @@ from typing import NamedTuple
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup, StepDecay
+from bigbatch.scaling.adam import adam, adamp
 from bigbatch.scaling.auto import auto
 from bigbatch.scaling.change import Change, Rule
+from bigbatch.scaling.lamb import lamb
+from bigbatch.scaling.lars import lars
 from bigbatch.scaling.legw import legw
 from bigbatch.scaling.linear import linear
+from bigbatch.scaling.muon import muon
 from bigbatch.scaling.none import none
 from bigbatch.scaling.sqrt import sqrt
 
-RULES: dict[str, Rule] = {"none": none, "linear": linear, "sqrt": sqrt, "legw": legw}
+RULES: dict[str, Rule] = {
+    "none": none,
+    "linear": linear,
+    "sqrt": sqrt,
+    "legw": legw,
+    "lars": lars,
+    "lamb": lamb,
+    "adam": adam,
+    "adamp": adamp,
+    "muon": muon,
+}
 """Name of every rule that `plan` takes, besides "auto"."""
 
 FEW_UPDATES = 100

@@ -11,6 +11,6 @@ class FashionMNISTLSTM(FashionMNIST):
 
     name = "fashion_mnist/lstm"
 
-    def model(self, *, units: int = 128) -> nn.Module:
+    def model(self, *, units: int = 128, forget_bias: float = 0.0) -> nn.Module:
         """One LSTM layer of `units` and a linear head."""
-        return RowLSTM(units=units)
+        return RowLSTM(units=units, forget_bias=forget_bias)

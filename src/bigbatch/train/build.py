@@ -2,7 +2,7 @@
 
 import inspect
 import random
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
 from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
-from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import SGD, Adam, AdamW
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups
+from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import feed
 from bigbatch.train.micro_batch import fastest_micro_batch
@@ -58,16 +58,41 @@ def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer at its peak rate."""
-    o = recipe.optimizer
-    split = o.weight_decay > 0 and not o.decay_norms_and_biases
-    groups = param_groups(model, weight_decay=o.weight_decay) if split else [{"params": model.parameters(), "weight_decay": o.weight_decay}]
-    match o:
-        case SGD():
-            return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)
-        case Adam():
-            return torch.optim.Adam(groups, lr=o.lr, betas=o.betas, eps=o.eps)
-        case AdamW():
-            return torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps)
+    match recipe.optimizer:
+        case sections.SGD() as o:
+            return torch.optim.SGD(_groups(model, o), lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)
+        case sections.Adam() as o:
+            return torch.optim.Adam(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps)
+        case sections.AdamW() as o:
+            return torch.optim.AdamW(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps)
+        case sections.SGDP() as o:
+            return SGDP(_groups(model, o), lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, delta=o.delta, wd_ratio=o.wd_ratio)
+        case sections.AdamP() as o:
+            return AdamP(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, delta=o.delta, wd_ratio=o.wd_ratio)
+        case sections.LARS() as o:
+            return LARS(
+                _groups(model, o),
+                lr=o.lr,
+                momentum=o.momentum,
+                nesterov=o.nesterov,
+                trust_coefficient=o.trust_coefficient,
+                lr_in_momentum=o.lr_in_momentum,
+            )
+        case sections.LAMB() as o:
+            return LAMB(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)
+        case sections.Muon() as o:
+            groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay)
+            return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps)
+        case other:
+            assert_never(other)
+
+
+def _groups(model: nn.Module, o: Any) -> list[dict[str, Any]]:
+    """One group for everything, unless norms and biases are treated apart."""
+    adapt = getattr(o, "adapt_norms_and_biases", True)
+    if adapt and (o.decay_norms_and_biases or not o.weight_decay):
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": o.weight_decay}]
+    return param_groups(model, weight_decay=o.weight_decay, decay_norms_and_biases=o.decay_norms_and_biases, adapt_norms_and_biases=adapt)
 
 
 def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, device: torch.device) -> int:

@@ -4,12 +4,18 @@ from torch import Tensor, nn
 
 
 class RowLSTM(nn.Module):
-    """An image (n, 1, rows, columns) as a sequence of rows; the last hidden state of `units` goes to a linear head."""
+    """An image (n, 1, rows, columns) as a sequence of rows; the last hidden state of `units` goes to a linear head.
 
-    def __init__(self, columns: int = 28, units: int = 128, classes: int = 10) -> None:
+    `forget_bias` is the initial bias of the forget gates: 0 for torch's initialisation (uniform around 0), 1 to start by remembering
+    (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, columns: int = 28, units: int = 128, forget_bias: float = 0.0, classes: int = 10) -> None:
         super().__init__()
         self.lstm = nn.LSTM(columns, units, batch_first=True)
         self.head = nn.Linear(units, classes)
+        if forget_bias:
+            nn.init.constant_(self.lstm.bias_hh_l0[units : 2 * units], forget_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 1, rows, columns) to logits (n, classes)."""

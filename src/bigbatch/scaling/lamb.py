@@ -1,0 +1,27 @@
+"""LAMB in place of the reference's optimizer, at its authors' rate, with LEGW's warm-up.
+
+eta = 0.04 sqrt(B / 32768) (the authors' ResNet-50 run and their square-root rule), defaults for the rest;
+warm-up epochs times k; schedule of the reference. Nothing of it is tuned to the task.
+"""
+
+import math
+
+from bigbatch.recipe import Recipe
+from bigbatch.scaling.change import Change
+from bigbatch.scaling.switch import longer_warmup, switch
+
+
+def lamb_lr(global_batch: int) -> float:
+    """Eta for a batch.
+
+    >>> lamb_lr(8192)
+    0.02
+    """
+    return 0.04 * math.sqrt(global_batch / 32768)
+
+
+def lamb(recipe: Recipe, k: float) -> list[Change]:
+    """What changes besides the batch."""
+    lr = lamb_lr(round(recipe.batch.global_batch * k))
+    why = "LAMB: each layer moves by its own length times the rate, 0.04 sqrt(batch / 32768) (`bigbatch papers lamb`)"
+    return [*switch(recipe, "lamb", {"lr": lr, "weight_decay": 0.01}, why), *longer_warmup(recipe, k)]

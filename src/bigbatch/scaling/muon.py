@@ -1,0 +1,44 @@
+"""Muon in place of the reference's optimizer, at rates that follow from the number of updates alone. This project's own rule.
+
+    T updates:   rate of the matrices 0.4 / sqrt(T),   rate of the rest (AdamW) 0.15 / sqrt(T),   momentum 0.9
+                 warm-up over two updates, then straight down to zero; no weight decay.
+Why:             an orthogonalised step has a fixed length whatever the gradient, so the reference's rate and batch do not matter;
+                 T steps of random sign travel eta sqrt(T), and that length is kept. studies/optimizers shows how far it holds.
+"""
+
+import math
+
+from bigbatch.recipe import Recipe
+from bigbatch.scaling.change import Change
+from bigbatch.scaling.switch import switch
+
+WARMUP_UPDATES = 2
+
+
+def muon_rates(num_updates: int) -> tuple[float, float]:
+    """Peak rates of the orthogonalised matrices and of the rest, for a run of so many updates.
+
+    >>> muon_rates(100)
+    (0.04, 0.015)
+    """
+    return 0.4 / math.sqrt(num_updates), 0.15 / math.sqrt(num_updates)
+
+
+def muon(recipe: Recipe, k: float) -> list[Change]:
+    """What changes besides the batch."""
+    batch = round(recipe.batch.global_batch * k)
+    updates = math.ceil(recipe.total_samples / batch)
+    lr, adam_lr = muon_rates(updates)
+    why = f"Muon: every direction of a matrix moves alike; rates follow from the {updates} updates (`bigbatch papers muon`)"
+    few = f"{WARMUP_UPDATES} updates; an orthogonalised step can't explode"
+    changes = switch(recipe, "muon", {"lr": lr, "adam_lr": adam_lr, "momentum": 0.9}, why)
+    changes += [
+        Change("schedule.warmup.kind", recipe.schedule.warmup.kind, "gradual", "a straight line, per update"),
+        Change("schedule.warmup.epochs", recipe.get("schedule.warmup.epochs"), WARMUP_UPDATES * batch / recipe.num_train_samples, few),
+        Change("schedule.warmup.start_factor", recipe.get("schedule.warmup.start_factor"), 1 / (WARMUP_UPDATES + 1), "no update is wasted"),
+        Change("schedule.decay.kind", recipe.schedule.decay.kind, "linear", "to zero: the last steps average the noise away"),
+    ]
+    if recipe.batch.ghost_batch == "global":
+        why = "keep the samples per normalisation group of the reference"
+        changes.append(Change("batch.ghost_batch", "global", recipe.batch.global_batch, why))
+    return changes

@@ -1,0 +1,75 @@
+"""Many recipes over seeds, one line of JSON a finished run: stopped at any moment, it goes on where it was."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bigbatch.core.checks import Diverged
+from bigbatch.core.files import make_folder
+from bigbatch.recipe import Recipe
+from bigbatch.study.noninferiority import Verdict, noninferiority
+from bigbatch.tasks.task import Task
+from bigbatch.train.loop import fit
+from bigbatch.train.record import read_record
+
+
+class Cell(NamedTuple):
+    """One entry of the grid: a name to find it by, and what to run."""
+
+    key: Mapping[str, Any]  # such as {"method": "muon", "multiple": 64}
+    recipe: Recipe
+
+
+def run_grid(task: Task, cells: Iterable[Cell], *, seeds: Sequence[int], path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Run every cell and seed that the file does not hold yet; the test set is used once a run, with the final weights.
+
+    Args:
+        task: What to train.
+        cells: Run in this order.
+        seeds: Each cell is run once per seed.
+        path: JSON lines; appended to after each run. A line stands for a run only if its recipe is the cell's.
+        facts: Written into each new line (commit, machine).
+
+    Returns:
+        The lines of the cells, in order.
+    """
+    make_folder(path.parent)
+    done = {_identity(line["key"], line["recipe"]): line for line in read_record(path)}
+    lines = []
+    for cell in cells:
+        for seed in seeds:
+            recipe = cell.recipe.replace({"seed": seed})
+            identity = _identity(cell.key, recipe.to_dict())
+            if identity not in done:
+                done[identity] = {"key": dict(cell.key), "seed": seed, **_run(task, recipe), **facts, "recipe": recipe.to_dict()}
+                with path.open("a") as file:
+                    file.write(json.dumps(done[identity]) + "\n")
+            lines.append(done[identity])
+    return lines
+
+
+def verdict_of(lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, margin: float) -> Verdict:
+    """The non-inferiority test of a cell's runs against the reference's, in points; a cell with a diverged run is lost."""
+    if any(line["diverged"] for line in lines):
+        return Verdict("lost", float("nan"), None, None)
+    points = [[100 * line["test_score"] for line in arm] for arm in (lines, reference)]
+    return noninferiority(points[0], points[1], margin=margin)
+
+
+def _identity(key: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    return json.dumps([key, recipe], sort_keys=True)
+
+
+def _run(task: Task, recipe: Recipe) -> dict[str, Any]:
+    try:
+        result = fit(task, recipe, quiet=True, tensorboard=False, evaluate_every=recipe.total_epochs)
+    except Diverged as error:
+        return {"test_score": None, "validation_score": None, "updates": error.update, "train_s": None, "diverged": True}
+    return {
+        "test_score": result.test_score,
+        "validation_score": result.validation_score,
+        "updates": result.updates,
+        "train_s": round(result.train_s, 2),
+        "diverged": False,
+    }
