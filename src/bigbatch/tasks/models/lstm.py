@@ -15,7 +15,8 @@ class RowLSTM(nn.Module):
         self.lstm = nn.LSTM(columns, units, batch_first=True)
         self.head = nn.Linear(units, classes)
         if forget_bias:
-            nn.init.constant_(self.lstm.bias_hh_l0[units : 2 * units], forget_bias)
+            bias: Tensor = self.lstm.bias_hh_l0  # type: ignore[assignment]
+            nn.init.constant_(bias[units : 2 * units], forget_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 1, rows, columns) to logits (n, classes)."""
