@@ -95,7 +95,7 @@ def _cut(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None) -> tu
             done.append(tuple(now))
             now, room = [], limit
         if size > limit:
-            row = rows[i] if rows else 1
+            row = max(rows[i], 1) if rows else 1
             length = max(limit // row, 1) * row
             done += [(Piece(i, start, min(start + length, size), size <= length),) for start in range(0, size, length)]
             continue

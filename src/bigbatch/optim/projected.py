@@ -29,11 +29,12 @@ def projected_step(
     """
     weights, grads = [flat(w) for w in batch.params], [flat(g) for g in batch.grads]
     lengths = [max(whole.numel() // max(whole.size(0), 1), 1) if whole.ndim > 1 else 0 for whole in batch.wholes]
-    held = [max(w.numel() // max(w.size(0), 1), 1) if w.ndim > 1 else max(w.numel(), 1) for w in batch.params]
+    counts = [w.size(0) if w.ndim > 1 else 1 for w in batch.params]
+    held = [w.numel() // max(count, 1) for w, count in zip(batch.params, counts, strict=True)]
     limit, sharded = block_limit(weights[0].device), bool(sharded_axes(batch.where))
     for run in runs(tuple(w.numel() for w in weights), 0 if sharded else limit):
         ws, gs = (ts[run.start : run.stop] for ts in (weights, grads))
-        row = held[run.start : run.stop]
+        row, count = held[run.start : run.stop], counts[run.start : run.stop]
         matrices = [i for i in range(len(run)) if lengths[run.start + i]]
         near = blocks(tuple(w.numel() for w in ws), limit, tuple(row))
         kept = stored[run.start : run.stop] if stored is not None else None
@@ -45,12 +46,11 @@ def projected_step(
                 fresh.append(us)
             for p, w, g, u in zip(block, take(ws, block), take(gs, block), us, strict=True):
                 if lengths[run.start + p.number]:
-                    n = row[p.number]
-                    wide = w.to(u.dtype)
-                    sums.append(row_sums(wide.view(-1, n), g.to(u.dtype).view(-1, n), u.view(-1, n)))
+                    shape = (count[p.number] if p.is_whole else w.numel() // row[p.number], row[p.number])
+                    sums.append(row_sums(w.to(u.dtype).view(shape), g.to(u.dtype).view(shape), u.view(shape)))
         keep: list[Any] = [1 - decay] * len(ws)
         if matrices:
-            rows = [ws[i].numel() // row[i] for i in matrices]
+            rows = [count[i] for i in matrices]
             found = radial(
                 RowSums(*(torch.cat(parts) for parts in zip(*sums, strict=True))),
                 rows=rows,
@@ -70,12 +70,14 @@ def projected_step(
 
 
 def _of_rows(keep: Any, piece: Piece, length: int) -> Any:
-    return keep if not isinstance(keep, Tensor) or keep.ndim == 0 else keep[piece.start // length : piece.stop // length]
+    return keep if piece.is_whole or not isinstance(keep, Tensor) or keep.ndim == 0 else keep[piece.start // length : piece.stop // length]
 
 
 def _step(weights: list[Tensor], updates: list[Tensor], keeps: list[Any], lr: float | Tensor) -> None:
     wide = widened(weights, updates[0].dtype)
     for w, keep in zip(wide, keeps, strict=True):
+        if not w.numel():
+            continue  # a rank that holds nothing of this tensor
         if isinstance(keep, Tensor) and keep.ndim:
             w.view(keep.size(0), -1).mul_(keep)
         elif isinstance(keep, Tensor) or keep != 1:

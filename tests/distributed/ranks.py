@@ -1,0 +1,39 @@
+"""Run a script as several gloo processes on loopback, within a bounded time, leaving none behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_ranks(script, world, folder, *arguments, timeout_s=120):
+    """Start `world` processes of a script; it finds RANK, WORLD_SIZE and STORE (a file) in its environment.
+
+    Raises:
+        AssertionError: With the output of the ranks that failed, or if time ran out.
+    """
+    shared = {**os.environ, "WORLD_SIZE": str(world), "STORE": str(folder / "store"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    shared["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    logs = [folder / f"rank-{rank}.log" for rank in range(world)]
+    ranks = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as file:
+                command = [sys.executable, "-W", "ignore", str(script), *arguments]
+                ranks.append(subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=file, stderr=file))
+        end = time.monotonic() + timeout_s
+        while any(r.poll() is None for r in ranks) and time.monotonic() < end:
+            if any(r.poll() not in (None, 0) for r in ranks):
+                time.sleep(1)
+                break
+            time.sleep(0.05)
+        codes = [r.poll() for r in ranks]
+        assert codes == [0] * world, f"exit codes {codes}\n" + "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+    finally:
+        for r in ranks:
+            r.kill()
+            r.wait()
+    return [log.read_text() for log in logs]
