@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from tests.distributed.ranks import run_ranks
 
 

@@ -20,7 +20,8 @@ def test_every_rule_keeps_the_samples_and_says_why(rule, k, epochs):
     planned = plan(reference, global_batch=128 * k, rule=rule)
     assert planned.recipe.total_samples == reference.total_samples
     assert planned.recipe.batch.global_batch == 128 * k
-    assert planned.recipe.optimizer.weight_decay == reference.optimizer.weight_decay
+    if planned.recipe.optimizer.name == reference.optimizer.name:
+        assert planned.recipe.optimizer.weight_decay == reference.optimizer.weight_decay
     assert planned.multiple == k
     for change in planned.changes:
         assert change.why

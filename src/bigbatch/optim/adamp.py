@@ -33,6 +33,15 @@ PAPER = Paper(
 )
 
 
+def decayed_fraction(lr: Rate, weight_decay: float) -> Rate:
+    """Share of the weights that decays in one update of a tensor that is not projected.
+
+    >>> decayed_fraction(0.5, 0.25)
+    0.125
+    """
+    return lr * weight_decay
+
+
 class AdamP(BaseOptimizer):
     """Adam with the projection; see the module's docstring for the rule.
 
@@ -97,4 +106,4 @@ class AdamP(BaseOptimizer):
             gs, ms, vs = (take(ts[run.start : run.stop], block) for ts in (grads, firsts, seconds))
             return adam_directions(gs, ms, vs, group, bias.of(run.start + p.number for p in block))
 
-        projected_step(group, batch, directions, decay=group["lr"] * group["weight_decay"])
+        projected_step(group, batch, directions, decay=decayed_fraction(group["lr"], group["weight_decay"]))

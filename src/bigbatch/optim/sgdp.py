@@ -30,6 +30,15 @@ PAPER = Paper(
 )
 
 
+def decayed_fraction(lr: Rate, weight_decay: float, momentum: float) -> Rate:
+    """Share of the weights that decays in one update of a tensor that is not projected: what L2 decay in torch's SGD comes to.
+
+    >>> decayed_fraction(0.5, 0.25, 0.5)
+    0.25
+    """
+    return lr * weight_decay / (1 - momentum)
+
+
 class SGDP(BaseOptimizer):
     """Momentum SGD with the projection; see the module's docstring for the rule.
 
@@ -105,5 +114,5 @@ class SGDP(BaseOptimizer):
             torch._foreach_add_(vs, gs, alpha=1 - group["dampening"])
             return list(torch._foreach_add(gs, vs, alpha=m)) if group["nesterov"] else vs
 
-        decay = group["lr"] * group["weight_decay"] / (1 - m)
+        decay = decayed_fraction(group["lr"], group["weight_decay"], m)
         projected_step(group, batch, directions, decay=decay, stored=None if group["nesterov"] else velocities)

@@ -10,6 +10,7 @@ Why:             an orthogonalised step has a fixed length whatever the gradient
 """
 
 import math
+from typing import NamedTuple
 
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import SGD
@@ -20,13 +21,20 @@ WARMUP_UPDATES = 2
 MOMENTUM = 0.85
 
 
-def muon_rates(num_updates: int) -> tuple[float, float]:
-    """Peak rates of the orthogonalised matrices and of the rest, for a run of so many updates.
+class MuonRates(NamedTuple):
+    """Peak rates."""
+
+    lr: float  # of the orthogonalised matrices
+    adam_lr: float  # of the rest
+
+
+def muon_rates(num_updates: int) -> MuonRates:
+    """The rates for a run of so many updates.
 
     >>> muon_rates(100)
-    (0.04, 0.015)
+    MuonRates(lr=0.04, adam_lr=0.015)
     """
-    return 0.4 / math.sqrt(num_updates), 0.15 / math.sqrt(num_updates)
+    return MuonRates(0.4 / math.sqrt(num_updates), 0.15 / math.sqrt(num_updates))
 
 
 def kept_decay(recipe: Recipe, *, lr: float, num_updates: int) -> float:

@@ -7,7 +7,7 @@ from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup, StepDecay
 from bigbatch.scaling.adam import adam, adamp
-from bigbatch.scaling.auto import auto
+from bigbatch.scaling.auto import auto, doubt
 from bigbatch.scaling.change import Change, Rule
 from bigbatch.scaling.lamb import lamb
 from bigbatch.scaling.lars import lars
@@ -56,7 +56,8 @@ def plan(recipe: Recipe, *, global_batch: int, rule: str = "auto") -> Plan:
     Args:
         recipe: Tuned at its own `batch.global_batch`.
         global_batch: The batch to plan for, in samples per update over all workers.
-        rule: "none" (only the batch changes), "linear", "sqrt", "legw", or "auto" (see auto.py for how it chooses).
+        rule: "none" (only the batch changes), "linear", "sqrt", "legw"; "lars", "lamb", "adam", "adamp", "muon" (which change the
+            optimizer); or "auto" (what held furthest in our studies).
 
     Returns:
         The new recipe with its changes and warnings.
@@ -107,6 +108,8 @@ def _warnings(reference: Recipe, planned: Recipe, rule: str) -> Iterator[str]:
                 f"the rate first drops at epoch {min(planned.schedule.decay.milestones):g}, inside the warm-up of {warmup.epochs:g}: "
                 "move the milestone or shorten the warm-up"
             )
+    if rule == "muon" and (why := doubt(k)) is not None:
+        yield why
     if planned.num_updates < FEW_UPDATES and k > 1:
         yield (
             f"only {planned.num_updates} updates: below about {FEW_UPDATES} the number of updates is the limit, whatever the rate; "

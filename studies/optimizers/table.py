@@ -1,0 +1,67 @@
+"""Print the tables of this study from its records: python studies/optimizers/table.py
+
+The runs of SGD's rules on fashion_mnist are those of studies/scaling_rules where that study has them.
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from bigbatch import Recipe
+from bigbatch.study.grid import verdict_of
+from bigbatch.train.record import read_record
+
+HERE = Path(__file__).parent
+STUDIES = HERE.parent
+METHODS = ("none", "linear", "sqrt", "legw", "lars", "lamb", "adam", "adamp", "muon")
+TASKS = ("digits/mlp", "fashion_mnist/mlp", "fashion_mnist/cnn", "fashion_mnist/lstm", "fashion_mnist/resnet8")
+MULTIPLES = ("4", "16", "64", "256", "full")
+MARGIN = 0.5
+
+
+def reference_of(task):
+    scores = json.loads((STUDIES / "reference_recipes" / task / "results.json").read_text())["test_accuracy"]
+    return [{"test_score": score / 100, "diverged": False} for score in scores]
+
+
+def cells_of(task):
+    """(multiple, method) to the lines of its runs."""
+    cells = {}
+    for line in read_record(HERE / f"{task.replace('/', '-')}.jsonl"):
+        cells.setdefault((line["key"]["multiple"], line["key"]["method"]), []).append(line)
+    older = STUDIES / "scaling_rules" / f"{task.replace('/', '-')}.json"
+    for row in json.loads(older.read_text())["rows"] if older.exists() else []:
+        multiple = f"{row['global_batch'] / Recipe.named(task).batch.global_batch:g}"
+        lines = [{"test_score": score / 100, "diverged": False} for score in row["test_accuracy"]]
+        lines += [{"test_score": None, "diverged": True}] * row["diverged"]
+        cells.setdefault((multiple, {"batch only": "none"}.get(row["arm"], row["arm"])), lines)
+    return cells
+
+
+def text_of(lines, reference):
+    good = [100 * line["test_score"] for line in lines if not line["diverged"]]
+    died = f" ({len(lines) - len(good)} of {len(lines)} diverged)" if len(good) < len(lines) else ""
+    if not good:
+        return f"-{died}"
+    spread = f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else ""
+    verdict = verdict_of(lines, reference, margin=MARGIN)
+    words = {"held": "**{} held**", "undecided": "{} undecided", "lost": "{}"}[verdict.outcome]
+    return words.format(f"{statistics.fmean(good):.2f}{spread}") + died + (f", {len(lines)} seeds" if len(lines) < 5 else "")
+
+
+def main():
+    for task in TASKS:
+        cells, reference, recipe = cells_of(task), reference_of(task), Recipe.named(task)
+        scores = [100 * line["test_score"] for line in reference]
+        print(f"\n**{task}**, reference {statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f} at {recipe.batch.global_batch}\n")
+        print("| multiple | updates |", " | ".join(METHODS), "|")
+        print("|---|---|" + "---|" * len(METHODS))
+        for multiple in MULTIPLES:
+            batch = recipe.num_train_samples if multiple == "full" else recipe.batch.global_batch * int(multiple)
+            if any((multiple, method) in cells for method in METHODS):
+                row = [text_of(cells[multiple, m], reference) if (multiple, m) in cells else "" for m in METHODS]
+                print(f"| {multiple} | {-(-recipe.total_samples // batch)} |", " | ".join(row), "|")
+
+
+if __name__ == "__main__":
+    main()
