@@ -16,6 +16,7 @@ $(BIN)/bigbatch: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(BIN)/bigbatch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt timm open-lars pytorch-optimizer  # to compare with; timm alone would bring another torch
 	@touch $@
 
 setup: $(BIN)/bigbatch  ## install into .venv

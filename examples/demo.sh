@@ -7,15 +7,15 @@ OUT=${OUT:-runs/demo}
 SEEDS=${SEEDS:-5}
 
 if "$BIN/python" -c "from bigbatch.tasks import load_task; load_task('fashion_mnist/mlp').splits()" 2>"${TMPDIR:-/tmp}/bigbatch-demo.$$"; then
-    TASK=fashion_mnist/mlp HOLDS=512 BREAKS=8192 RULE=linear
+    TASK=fashion_mnist/mlp TO=8192
 else
     echo "Fashion-MNIST is not at hand, so the demo runs digits/mlp instead:"
     tail -n 1 "${TMPDIR:-/tmp}/bigbatch-demo.$$"
-    TASK=digits/mlp HOLDS=64 BREAKS=1024 RULE=linear
+    TASK=digits/mlp TO=1280
 fi
 rm -f "${TMPDIR:-/tmp}/bigbatch-demo.$$"
 
-echo "1. A modest multiple of the batch: $HOLDS"
-"$BIN/bigbatch" scale $TASK --to $HOLDS --rule $RULE --seeds "$SEEDS" --out "$OUT"
-echo "2. A multiple too far for this rule: $BREAKS"
-"$BIN/bigbatch" scale $TASK --to $BREAKS --rule $RULE --seeds "$SEEDS" --out "$OUT"
+echo "1. The best classical rule at a batch of $TO: LEGW"
+"$BIN/bigbatch" scale $TASK --to $TO --rule legw --seeds "$SEEDS" --out "$OUT"
+echo "2. The same batch, planned by measurement: auto"
+"$BIN/bigbatch" scale $TASK --to $TO --rule auto --seeds "$SEEDS" --out "$OUT"

@@ -1,4 +1,6 @@
-"""Print the tables of this study from its records: python studies/optimizers/table.py
+"""Print the tables of this study from its records.
+
+    python studies/optimizers/table.py
 
 The runs of SGD's rules on fashion_mnist are those of studies/scaling_rules where that study has them.
 """

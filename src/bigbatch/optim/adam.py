@@ -1,5 +1,6 @@
 """Adam's direction, which LAMB, AdamP and Muon's other half build on. No optimizer: torch.optim.AdamW is a good one."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ from bigbatch.optim.base import Batch
 class Corrections(NamedTuple):
     """Bias corrections of the tensors of a batch, each a 0-dim tensor on their device."""
 
+    steps: tuple[Tensor, ...]  # t
+
     first: tuple[Tensor, ...]  # 1 - b1^t
-    root_second: tuple[Tensor, ...]  # sqrt(1 - b2^t)
+    ratio: tuple[Tensor, ...]  # (1 - b1^t) / sqrt(1 - b2^t)
 
     def of(self, indices: Iterable[int]) -> "Corrections":
         """Those of some of the tensors."""
         chosen = list(indices)
-        return Corrections(tuple(self.first[i] for i in chosen), tuple(self.root_second[i] for i in chosen))
+        return Corrections(*(tuple(values[i] for i in chosen) for values in self))
 
 
 def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
@@ -26,9 +29,10 @@ def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
     steps = [state["step"] for state in batch.states]
     torch._foreach_add_(steps, 1)
     t = torch.stack(steps).double()
-    first, second = 1 - betas[0] ** t, (1 - betas[1] ** t).sqrt()
+    first = 1 - betas[0] ** t
+    ratio = first / (1 - betas[1] ** t).sqrt()
     dtype = torch.promote_types(batch.params[0].dtype, torch.float32)
-    return Corrections(first.to(dtype).unbind(), second.to(dtype).unbind())
+    return Corrections(tuple(steps), first.to(dtype).unbind(), ratio.to(dtype).unbind())
 
 
 def adam_directions(
@@ -44,6 +48,8 @@ def adam_directions(
         bias: For each tensor; None for no correction.
     """
     b1, b2 = group["betas"]
+    if fuses(grads[0], firsts[0]):
+        return _fused(grads, firsts, seconds, group, bias)
     if grads[0].dtype != firsts[0].dtype:
         grads = [g.to(firsts[0].dtype) for g in grads]
     if group["maximize"]:
@@ -52,11 +58,41 @@ def adam_directions(
     torch._foreach_mul_(seconds, b2)
     torch._foreach_addcmul_(seconds, grads, grads, 1 - b2)
     directions = torch._foreach_sqrt(seconds)
-    if bias is not None:
-        torch._foreach_div_(directions, bias.root_second)
-    torch._foreach_add_(directions, group["eps"])
-    if bias is not None:
-        torch._foreach_mul_(directions, bias.first)
-    torch._foreach_reciprocal_(directions)
-    torch._foreach_mul_(directions, firsts)
+    if bias is None:
+        torch._foreach_add_(directions, group["eps"])
+    else:  # (1 - b1^t) (sqrt(v^) + eps), so that m itself can be divided by it
+        torch._foreach_mul_(directions, bias.ratio)
+        torch._foreach_add_(directions, [c * group["eps"] for c in bias.first])
+    for direction, m in zip(directions, firsts, strict=True):
+        torch.div(m, direction, out=direction)
     return list(directions)
+
+
+def fuses(grad: Tensor, first: Tensor) -> bool:
+    """Whether a direction is made in one pass, so that cutting tensors into blocks saves nothing."""
+    return grad.device.type == "cpu" and grad.dtype == first.dtype and not torch.compiler.is_compiling()
+
+
+def _fused(
+    grads: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], group: dict[str, Any], bias: Corrections | None
+) -> list[Tensor]:
+    """One pass over memory: torch's fused Adam takes a step of rate -1 from zero, which is the direction itself."""
+    b1, b2 = group["betas"]
+    directions = [torch.zeros_like(m) for m in firsts]
+    steps = list(bias.steps) if bias is not None else [torch.full((), math.inf)] * len(grads)  # b^inf = 0: no correction
+    torch._fused_adam_(
+        directions,
+        grads,
+        firsts,
+        seconds,
+        [],
+        steps,
+        lr=-1.0,
+        beta1=b1,
+        beta2=b2,
+        weight_decay=0.0,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=group["maximize"],
+    )
+    return directions

@@ -22,7 +22,7 @@ from bigbatch.core.multi_tensor import block_limit, blocks, flat, norms, runs, t
 from bigbatch.core.norms import ratio_or_one
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes, sum_over_shards
-from bigbatch.optim.adam import adam_directions, corrections
+from bigbatch.optim.adam import adam_directions, corrections, fuses
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
 
 PAPER = Paper(
@@ -101,7 +101,7 @@ class LAMB(BaseOptimizer):
         limit, sharded = block_limit(weights[0].device), bool(sharded_axes(batch.where))
         for run in runs(tuple(w.numel() for w in weights), 0 if sharded else limit):
             ws, gs, ms, vs = (ts[run.start : run.stop] for ts in (weights, grads, firsts, seconds))
-            near = blocks(tuple(w.numel() for w in ws), limit)
+            near = blocks(tuple(w.numel() for w in ws), 0 if fuses(gs[0], ms[0]) else limit)
             updates = [torch.empty_like(m) for m in ms] if len(near) > 1 else None
             for block in near:
                 part = take(ws, block)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from bigbatch.core.multi_tensor import block_limit, blocks, flat, norms, runs, take
+from bigbatch.core.multi_tensor import block_limit, blocks, flat, norms, take
 from bigbatch.core.norms import ratio_or_one
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes, sum_over_shards
@@ -113,23 +113,25 @@ class LARS(BaseOptimizer):
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
         weights, grads, velocities = ([flat(t) for t in ts] for ts in (batch.params, batch.grads, buffers(batch, "momentum_buffer")))
-        limit, sharded = block_limit(weights[0].device), bool(sharded_axes(batch.where))
-        # While a few tensors are at hand their norms and their updates share the cache; norms of shards are summed in one go.
-        for run in runs(tuple(w.numel() for w in weights), 0 if sharded else limit):
-            ws, gs, vs = (ts[run.start : run.stop] for ts in (weights, grads, velocities))
-            rates = self._rates(group, ws, gs, batch.where) if group["adapt"] else None
-            for block in blocks(tuple(w.numel() for w in ws), limit):
-                plain = group["lr"] if group["lr_in_momentum"] else 1.0
-                scales = plain if rates is None else [rates[p.number] for p in block]
-                _apply(take(ws, block), take(gs, block), take(vs, block), scales, group)
+        rates = self._rates(group, weights, grads, batch.where) if group["adapt"] else None
+        if rates is not None and _can_fuse(weights, group):
+            for w, g, v, rate in zip(weights, grads, velocities, rates.tolist(), strict=True):
+                _fused(w, g, v, rate, group)
+            return
+        scales: Any = group["lr"] if group["lr_in_momentum"] else 1.0
+        each = rates.unbind() if rates is not None else None
+        for block in blocks(tuple(w.numel() for w in weights), block_limit(weights[0].device)):
+            if each is not None:
+                scales = [each[p.number] for p in block]
+            _apply(take(weights, block), take(grads, block), take(velocities, block), scales, group)
 
-    def _rates(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], where: Any) -> list[Tensor]:
+    def _rates(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], where: Any) -> Tensor:
         sizes = torch.stack([norms(weights), norms(grads)])
         if sharded_axes(where):
             sizes = sum_over_shards(sizes.square(), where).sqrt()
         settings = {name: group[name] for name in ("trust_coefficient", "weight_decay", "eps")}
         rates = trust_ratio(sizes[0], sizes[1], **settings)
-        return list((rates * group["lr"] if group["lr_in_momentum"] else rates).unbind())
+        return rates * group["lr"] if group["lr_in_momentum"] else rates
 
 
 def _apply(weights: list[Tensor], grads: list[Tensor], velocities: list[Tensor], scales: Any, group: dict[str, Any]) -> None:
@@ -153,3 +155,25 @@ def _apply(weights: list[Tensor], grads: list[Tensor], velocities: list[Tensor],
     torch._foreach_sub_(wide, steps)
     if wide is not weights:
         torch._foreach_copy_(weights, wide)
+
+
+def _can_fuse(weights: list[Tensor], group: dict[str, Any]) -> bool:
+    """Whether torch's fused SGD can stand in: on a CPU, where reading a rate waits for nothing; float32 without Nesterov."""
+    here = weights[0].device.type == "cpu" and not torch.compiler.is_compiling()
+    return here and weights[0].dtype == torch.float32 and not group["nesterov"] and not isinstance(group["lr"], Tensor)
+
+
+def _fused(w: Tensor, g: Tensor, v: Tensor, scale: float, group: dict[str, Any]) -> None:
+    """The same update in one pass over memory: v <- m v + (1 - dampening) (g + beta w) with 1 - dampening = scale."""
+    torch._fused_sgd_(
+        [w],
+        [g],
+        [v],
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        lr=1.0 if group["lr_in_momentum"] else group["lr"],
+        dampening=1.0 - scale,
+        nesterov=False,
+        maximize=group["maximize"],
+        is_first_step=False,
+    )

@@ -35,8 +35,8 @@ class Radial(NamedTuple):
 
 def row_sums(weight: Tensor, grad: Tensor, update: Tensor) -> RowSums:
     """Sums over each row of (rows, length) tensors."""
-    dot = torch.linalg.vecdot
-    return RowSums(dot(grad, weight), dot(grad, grad), dot(weight, weight), dot(weight, update))
+    dot, norm = torch.linalg.vecdot, torch.linalg.vector_norm
+    return RowSums(dot(grad, weight), norm(grad, dim=1).square(), norm(weight, dim=1).square(), dot(weight, update))
 
 
 def radial(sums: RowSums, *, rows: Sequence[int], lengths: Sequence[int], delta: float, eps: float, where: Any = None) -> Radial:
