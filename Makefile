@@ -38,9 +38,11 @@ docs: $(BIN)/bigbatch  ## build the site into site/
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/dev  ## measure what the loop and the start cost
+bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torch-optimizer pytorch-ranger
+	$(BIN)/python benchmarks/optimizer_step.py
 
 papers: $(BIN)/bigbatch  ## write PAPERS.md anew
 	$(BIN)/python docs/papers_table.py > PAPERS.md

@@ -26,7 +26,7 @@ from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import shard_like, whole_like
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
-from bigbatch.optim.newton_schulz import SCALES, orthogonalise
+from bigbatch.optim.newton_schulz import SCALES, orthogonalise, step_scale
 
 PAPER = Paper(
     method="Muon",
@@ -201,7 +201,7 @@ def _step(group: dict[str, Any], batch: Batch, orthogonal: dict[int, Tensor]) ->
         if group["weight_decay"]:
             wide.mul_(1 - group["lr"] * group["weight_decay"])
         step = shard_like(o.reshape(batch.wholes[i].shape), batch.wholes[i])
-        rate = group["lr"] * SCALES[group["scale"]](o.size(-2), o.size(-1))
+        rate = group["lr"] * step_scale(group["scale"], o.size(-2), o.size(-1))
         if isinstance(rate, Tensor):
             wide.sub_(step * rate)
         else:

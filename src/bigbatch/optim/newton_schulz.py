@@ -57,4 +57,9 @@ def original_scale(rows: int, columns: int) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
-SCALES = {"matched_rms": matched_rms, "original": original_scale}
+SCALES = ("matched_rms", "original")
+
+
+def step_scale(scale: str, rows: int, columns: int) -> float:
+    """The factor of that name for an orthogonal matrix of a shape."""
+    return matched_rms(rows, columns) if scale == "matched_rms" else original_scale(rows, columns)
