@@ -30,10 +30,12 @@ def orthogonalise(
     x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(eps)
     stack = x.reshape(-1, *x.shape[-2:])
+    one = stack.size(0) == 1  # plain matrix products are faster than batches of one on a CPU
+    product, stack = (torch.addmm, stack[0]) if one else (torch.baddbmm, stack)
     for _ in range(steps):
         gram = stack @ stack.mT
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        stack = torch.baddbmm(stack, poly, stack, beta=a)
+        poly = product(gram, gram, gram, beta=b, alpha=c)
+        stack = product(stack, poly, stack, beta=a)
     x = stack.view(x.shape)
     result: Tensor = x.mT if matrices.size(-2) > matrices.size(-1) else x
     return result
