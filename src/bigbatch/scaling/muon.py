@@ -53,10 +53,17 @@ def muon(recipe: Recipe, k: float) -> list[Change]:
     batch = round(recipe.batch.global_batch * k)
     updates = math.ceil(recipe.total_samples / batch)
     lr, adam_lr = muon_rates(updates)
-    why = f"Muon: every direction of a matrix moves alike; rates follow from the {updates} updates (`bigbatch papers muon`)"
+    why = "every direction of a matrix moves alike, whatever its gradient's size (`bigbatch papers muon`)"
     few = f"{WARMUP_UPDATES} updates; an orthogonalised step can't explode"
     decay = kept_decay(recipe, lr=lr, num_updates=updates)
     changes = switch(recipe, "muon", {"lr": lr, "adam_lr": adam_lr, "momentum": MOMENTUM, "weight_decay": decay}, why)
+    reasons = {
+        "optimizer.lr": f"0.4 / sqrt({updates}): of the orthogonalised matrices",
+        "optimizer.adam_lr": f"0.15 / sqrt({updates}): of all else, by AdamW",
+        "optimizer.weight_decay": "over the run the matrices shrink by as much as in the reference",
+        "optimizer.momentum": "shorter, for few updates",
+    }
+    changes = [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
     changes += [
         Change("schedule.warmup.kind", recipe.schedule.warmup.kind, "gradual", "a straight line, per update"),
         Change("schedule.warmup.epochs", recipe.get("schedule.warmup.epochs"), WARMUP_UPDATES * batch / recipe.num_train_samples, few),

@@ -13,7 +13,9 @@ def switch(recipe: Recipe, name: str, settings: Mapping[str, Any], why: str) -> 
     """Another optimizer: `settings`, and its own defaults for the fields that keep no meaning. Clipping is kept."""
     fields = {field: info.default for field, info in KINDS["optimizer"][name].model_fields.items() if not info.is_required()}
     fields |= {"clip_norm": recipe.optimizer.clip_norm, **settings, "name": name}
-    return [Change(f"optimizer.{field}", recipe.get(f"optimizer.{field}"), value, why) for field, value in fields.items()]
+    reasons = {field: "with it" if field in settings else f"{name}'s default" for field in fields} | {"name": why, "clip_norm": "kept"}
+    order = ["name", *(field for field in fields if field != "name")]
+    return [Change(f"optimizer.{field}", recipe.get(f"optimizer.{field}"), fields[field], reasons[field]) for field in order]
 
 
 def longer_warmup(recipe: Recipe, k: float) -> list[Change]:
