@@ -6,8 +6,8 @@ k < 1   sqrt   nothing was measured for smaller batches; the mildest rule
 
 from bigbatch.recipe import Recipe
 
-HELD_EVERYWHERE = 16.0
-"""Largest multiple at which no shipped task lost more than the margin under `muon`."""
+LARGEST_WITHOUT_LOSS = 16.0
+"""Largest multiple at which no shipped task was shown to lose more than the margin under `muon` (held on four, undecided on the LSTM)."""
 
 STUDY = "studies/optimizers"
 
@@ -27,9 +27,9 @@ def auto(recipe: Recipe, k: float) -> tuple[str, str]:
 
 def doubt(k: float) -> str | None:
     """What the studies say against k times the batch, with a remedy; None where they say nothing against it."""
-    if k <= HELD_EVERYWHERE:
+    if k <= LARGEST_WITHOUT_LOSS:
         return None
     return (
-        f"{k:g} times the batch: on short runs no method held that on every task ({STUDY}); {HELD_EVERYWHERE:g} times is the largest that "
-        "did: choose that, or train longer"
+        f"{k:g} times the batch: on short runs no method held that on every task ({STUDY}); {LARGEST_WITHOUT_LOSS:g} times is the largest at "
+        "which none of them was shown to lose: choose that, or train longer"
     )
