@@ -30,6 +30,6 @@ def doubt(k: float) -> str | None:
     if k <= LARGEST_WITHOUT_LOSS:
         return None
     return (
-        f"{k:g} times the batch: on short runs no method held that on every task ({STUDY}); {LARGEST_WITHOUT_LOSS:g} times is the largest at "
-        "which none of them was shown to lose: choose that, or train longer"
+        f"{k:g} times the batch: on short runs no method held that on every task ({STUDY}); {LARGEST_WITHOUT_LOSS:g} times is the "
+        "largest at which none of them was shown to lose: choose that, or train longer"
     )
