@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from bigbatch.core.checks import UserError
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
@@ -65,7 +65,7 @@ def check_layout(name, mesh, placements):
 def check_fsdp(name, mesh):
     def model():
         torch.manual_seed(3)
-        return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+        return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 7), nn.LayerNorm(7), nn.Linear(7, 3)).double()
 
     plain, sharded = model(), model()
     for layer in (sharded[0], sharded[2]):
@@ -74,13 +74,13 @@ def check_fsdp(name, mesh):
     a, b = MAKERS[name](plain.parameters()), MAKERS[name](sharded.parameters())
     for step in range(3):
         torch.manual_seed(step)
-        x = torch.randn(8, 6)  # the same on every rank, so that the mean over ranks is the plain gradient
+        x = torch.randn(8, 6).double()  # the same on every rank, so that the mean over ranks is the plain gradient
         for net, optimizer in ((plain, a), (sharded, b)):
             net(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
     for p, q in zip(plain.parameters(), sharded.parameters(), strict=True):
-        torch.testing.assert_close(q.detach().full_tensor(), p.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(q.detach().full_tensor(), p.detach(), rtol=1e-6, atol=1e-8)
 
 
 def check_sharing_out():
@@ -117,6 +117,19 @@ def check_mixed_meshes(world):
             LARS([p, q])
 
 
+def check_partial_sums(mesh):
+    """A gradient that is still to be added up over ranks is; a parameter of that kind is refused."""
+    w, world = torch.tensor([[3.0, 4.0]]), mesh.size()
+    p = nn.Parameter(distribute_tensor(w, mesh, [Replicate()]))
+    p.grad = DTensor.from_local(torch.tensor([[0.0, 10.0]]) / world, mesh, [Partial()])
+    LARS([p], lr=1.0, trust_coefficient=0.1).step()
+    torch.testing.assert_close(p.detach().full_tensor(), torch.tensor([[3.0, 3.5]]))
+    bad = nn.Parameter(DTensor.from_local(w, mesh, [Partial()]))
+    bad.grad = bad.detach()
+    with pytest.raises(UserError, match="partial sum"):
+        LARS([bad]).step()
+
+
 def main():
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
@@ -136,6 +149,7 @@ def main():
             print(name, "fully_shard equal", flush=True)
     check_sharing_out()
     check_mixed_meshes(world)
+    check_partial_sums(line)
     dist.destroy_process_group()
     return 0
 

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigbatch.core.checks import UserError
@@ -183,11 +184,11 @@ class Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.alive, self.now, self.peak, self.read_back = {}, 0, 0, []
+        self.alive, self.now, self.peak, self.waits = {}, 0, 0, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-            self.read_back.append(str(func))
+            self.waits.append(str(func))
         out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, list | tuple) else [out]:
             if isinstance(t, torch.Tensor):
@@ -204,6 +205,19 @@ class Watch(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
 
+class Sent(TorchFunctionMode):
+    """Calls that send numbers of the host to a device, which waits for the copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.tensor, torch.as_tensor):
+            self.calls.append(args)
+        return func(*args, **(kwargs or {}))
+
+
 def _flat(args):
     for a in args:
         if isinstance(a, torch.Tensor):
@@ -213,7 +227,7 @@ def _flat(args):
 
 
 @every
-def test_no_more_than_one_temporary_of_the_parameters_size_and_nothing_read_back(make):
+def test_no_more_than_one_temporary_of_the_parameters_size(make):
     # Muon's temporaries are those of one matrix (about six times its size): its parameters must be many for the bound to mean much.
     params = tensors(shapes=[(256, 1024)] * 8 if make is MAKERS["Muon"] else ((512, 1024), (2 * BLOCK,), (256, 128, 3, 3)))
     optimizer = make(params)
@@ -224,7 +238,20 @@ def test_no_more_than_one_temporary_of_the_parameters_size_and_nothing_read_back
         optimizer.step()
     assert watch.peak <= sum(p.numel() * 4 for p in params) + 8192
     assert watch.peak > 0
-    assert watch.read_back == []
+
+
+@every
+def test_nothing_waits_for_a_device(make):
+    """Meta tensors take the path of an accelerator: nothing is read back, and no list is sent over once the first step is done."""
+    params = [p.detach().to("meta").requires_grad_() for p in tensors(shapes=((6, 4), (5,), (4, 3, 3, 3), (6, 4)))]
+    optimizer = make(params)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    optimizer.step()
+    with Watch() as watch, Sent() as sent:
+        optimizer.step()
+    assert watch.waits == []
+    assert sent.calls == []
 
 
 BAD = [

@@ -60,6 +60,31 @@ def test_the_ratio_is_one_where_a_norm_is_zero():
     assert trust_ratio(*norms, trust_coefficient=0.1, weight_decay=0.5, eps=1.0).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("lr_in_momentum", "maximize", "weight_decay", "lr"), [*product([True, False], [True, False], [0.0, 0.01], [0.5, 1e-6])]
+)
+def test_the_pass_of_float32_on_a_cpu_is_the_same_rule(lr_in_momentum, maximize, weight_decay, lr):
+    """Against the path of every other type and device, with tensors that start at zero and gradients that are zero."""
+
+    def trained(dtype):
+        random = torch.Generator().manual_seed(0)
+        params = [torch.randn(s, generator=random).to(dtype).requires_grad_() for s in SHAPES]
+        start = [p.detach().zero_().clone() if i == 1 else p.detach().clone() for i, p in enumerate(params)]
+        optimizer = LARS(params, lr=lr, weight_decay=weight_decay, lr_in_momentum=lr_in_momentum, maximize=maximize, trust_coefficient=0.1)
+        for step in range(5):
+            for i, p in enumerate(params):
+                p.grad = torch.zeros_like(p) if step == 2 and i == 0 else torch.randn(p.shape, generator=random).to(dtype)
+            optimizer.step()
+        buffers = [optimizer.state[p]["momentum_buffer"] for p in params]
+        return [p.detach() - s for p, s in zip(params, start, strict=True)], buffers
+
+    (moved, buffers), (exact, exact_buffers) = trained(torch.float32), trained(torch.float64)
+    for a, b in zip(buffers, exact_buffers, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * b.abs().max().item())
+    for a, b in zip(moved, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+
+
 def test_equals_open_lars_where_the_definitions_agree():
     peer = peer_class("open_lars", "LARS")  # it leaves tensors of one dimension unadapted and reads lambda back to the host
     settings = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.01, "eps": 1e-8}

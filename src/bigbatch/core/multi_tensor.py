@@ -78,12 +78,6 @@ def block_limit(device: torch.device) -> int:
     return BLOCK if device.type == "cpu" and not torch.compiler.is_compiling() else 0
 
 
-def norms(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norm of each tensor, accumulated in at least float32, as a vector on their device."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype))
-
-
 def _cut(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None) -> tuple[tuple[Piece, ...], ...]:
     if not limit:
         return (tuple(Piece(i, 0, size, True) for i, size in enumerate(sizes)),)

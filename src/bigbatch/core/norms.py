@@ -1,9 +1,12 @@
 """Norms of whole tensors, and the one rule for norms that are zero."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bigbatch.core.sharding import sharded_axes, sum_over_shards
 
 
 def sq_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -29,6 +32,25 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     tensor(5.)
     """
     return sq_norm(tensors).sqrt()
+
+
+def norms(*lists: list[Tensor], where: Any = None) -> Tensor:
+    """Euclidean norm of every tensor of lists of equal length, accumulated in at least float32.
+
+    Args:
+        lists: Tensors of one device; of one type within a list, the first list's the narrowest.
+        where: Layout over ranks (see `bigbatch.core.sharding`) of all of them: norms are of whole tensors, by one collective.
+
+    Returns:
+        Shape (lists, tensors of each), on their device.
+
+    >>> norms([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])])
+    tensor([[5.],
+            [2.]])
+    """
+    dtype = _accumulator(lists[0][0])
+    sizes = torch.stack([size for tensors in lists for size in torch._foreach_norm(tensors, 2, dtype)]).view(len(lists), -1)
+    return sum_over_shards(sizes.square(), where).sqrt() if sharded_axes(where) else sizes
 
 
 def ratio_or_one(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from bigbatch.core.checks import UserError
+
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: its shard of a DTensor, sharing memory, or the plain tensor itself."""
@@ -17,13 +19,20 @@ def layout(tensor: Tensor) -> Any:
     """Mesh and placements of a DTensor; None for a plain tensor. Tensors of one layout can share a collective.
 
     Raises:
-        ValueError: If the tensor is a partial sum: its ranks have yet to agree on its value.
+        UserError: If the tensor is a partial sum: its ranks have yet to agree on its value.
     """
     if not isinstance(tensor, DTensor):
         return None
     if any(p.is_partial() for p in tensor.placements):
-        raise ValueError(f"placements {tensor.placements}: a partial sum has no norm yet; redistribute it to Shard or Replicate first")
+        raise UserError(f"placements {tensor.placements}: a partial sum has no norm yet; redistribute it to Shard or Replicate first")
     return tensor.device_mesh, tensor.placements
+
+
+def laid_out_as(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor with a parameter's layout: itself where it has it; partial sums are added up, at the cost of a collective."""
+    if not isinstance(tensor, DTensor) or not isinstance(parameter, DTensor) or tensor.placements == parameter.placements:
+        return tensor
+    return tensor.redistribute(parameter.device_mesh, parameter.placements)
 
 
 def sharded_axes(where: Any, *, dims: Sequence[int] | None = None) -> list[int]:

@@ -14,7 +14,6 @@ class Corrections(NamedTuple):
     """Bias corrections of the tensors of a batch, each a 0-dim tensor on their device."""
 
     steps: tuple[Tensor, ...]  # t
-
     first: tuple[Tensor, ...]  # 1 - b1^t
     ratio: tuple[Tensor, ...]  # (1 - b1^t) / sqrt(1 - b2^t)
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.multi_tensor import same_layout
-from bigbatch.core.sharding import layout, local
+from bigbatch.core.sharding import laid_out_as, layout, local
 
 Rate = float | Tensor
 """A learning rate; as a 0-dim tensor on the parameters' device it may change under a captured CUDA graph."""
@@ -120,18 +120,22 @@ class BaseOptimizer(Optimizer):
                 alike[key] = Batch([], [], [], where, [])
             state = self.state[p]
             if not state:
-                self.init_state(group, p, state)
+                self._init_state(p, state, self.state_names_of(group))
             batch, held = alike[key], local(p)
             batch.params.append(held)
-            batch.grads.append(same_layout(local(p.grad), held))
+            batch.grads.append(same_layout(local(laid_out_as(p.grad, p)), held))
             batch.states.append(state)
             batch.wholes.append(p)
         yield from alike.values()
 
-    def init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:  # noqa: ARG002
-        """Zero state of a parameter, in at least float32."""
+    def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
+        """What is kept for each parameter of a group: tensors of its shape, and `step`, a scalar."""
+        return self.state_names
+
+    def _init_state(self, p: Tensor, state: dict[str, Any], names: tuple[str, ...]) -> None:
+        """Zeros, in at least float32."""
         wide = torch.promote_types(p.dtype, torch.float32)
-        for name in self.state_names:
+        for name in names:
             if name == "step":
                 state[name] = torch.zeros((), dtype=torch.float32, device=p.device)
             else:
@@ -159,7 +163,7 @@ def widened(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def subtract(weights: list[Tensor], steps: list[Tensor]) -> None:
-    """W <- w - step, computed in the type of the step and rounded once."""
+    """Take a step from each weight, computed in the type of the step and rounded once."""
     wide = widened(weights, steps[0].dtype)
     torch._foreach_sub_(wide, steps)
     if wide is not weights:

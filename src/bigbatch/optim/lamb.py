@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from bigbatch.core.multi_tensor import block_limit, blocks, flat, norms, runs, take
-from bigbatch.core.norms import ratio_or_one
+from bigbatch.core.multi_tensor import block_limit, blocks, flat, runs, take
+from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import sharded_axes, sum_over_shards
+from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.adam import adam_directions, corrections, fuses
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
 
@@ -124,7 +124,5 @@ class LAMB(BaseOptimizer):
     def _rates(self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor], where: Any) -> list[Tensor] | None:
         if not group["adapt"]:
             return None
-        sizes = torch.stack([norms(weights), norms(updates)])
-        if sharded_axes(where):
-            sizes = sum_over_shards(sizes.square(), where).sqrt()
-        return list((trust_ratio(sizes[0], sizes[1]) * group["lr"]).unbind())
+        weight_norm, update_norm = norms(weights, updates, where=where)
+        return list((trust_ratio(weight_norm, update_norm) * group["lr"]).unbind())

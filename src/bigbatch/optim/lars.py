@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.optim.optimizer import ParamsT
 
-from bigbatch.core.multi_tensor import block_limit, blocks, flat, norms, take
-from bigbatch.core.norms import ratio_or_one
+from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
+from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import sharded_axes, sum_over_shards
+from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_rate, widened
 
 PAPER = Paper(
@@ -112,12 +113,11 @@ class LARS(BaseOptimizer):
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
-        weights, grads, velocities = ([flat(t) for t in ts] for ts in (batch.params, batch.grads, buffers(batch, "momentum_buffer")))
-        rates = self._rates(group, weights, grads, batch.where) if group["adapt"] else None
-        if rates is not None and _can_fuse(weights, group):
-            for w, g, v, rate in zip(weights, grads, velocities, rates.tolist(), strict=True):
-                _fused(w, g, v, rate, group)
+        if _can_fuse(group, batch):
+            _fused_update(group, batch)
             return
+        weights, grads, velocities = ([flat(t) for t in ts] for ts in (batch.params, batch.grads, buffers(batch, "momentum_buffer")))
+        rates = _rates(group, weights, grads, batch.where) if group["adapt"] else None
         scales: Any = group["lr"] if group["lr_in_momentum"] else 1.0
         each = rates.unbind() if rates is not None else None
         for block in blocks(tuple(w.numel() for w in weights), block_limit(weights[0].device)):
@@ -125,13 +125,12 @@ class LARS(BaseOptimizer):
                 scales = [each[p.number] for p in block]
             _apply(take(weights, block), take(grads, block), take(velocities, block), scales, group)
 
-    def _rates(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], where: Any) -> Tensor:
-        sizes = torch.stack([norms(weights), norms(grads)])
-        if sharded_axes(where):
-            sizes = sum_over_shards(sizes.square(), where).sqrt()
-        settings = {name: group[name] for name in ("trust_coefficient", "weight_decay", "eps")}
-        rates = trust_ratio(sizes[0], sizes[1], **settings)
-        return rates * group["lr"] if group["lr_in_momentum"] else rates
+
+def _rates(group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], where: Any) -> Tensor:
+    weight_norm, grad_norm = norms(weights, grads, where=where)
+    settings = {name: group[name] for name in ("trust_coefficient", "weight_decay", "eps")}
+    rates = trust_ratio(weight_norm, grad_norm, **settings)
+    return rates * group["lr"] if group["lr_in_momentum"] else rates
 
 
 def _apply(weights: list[Tensor], grads: list[Tensor], velocities: list[Tensor], scales: Any, group: dict[str, Any]) -> None:
@@ -157,23 +156,37 @@ def _apply(weights: list[Tensor], grads: list[Tensor], velocities: list[Tensor],
         torch._foreach_copy_(weights, wide)
 
 
-def _can_fuse(weights: list[Tensor], group: dict[str, Any]) -> bool:
+def _can_fuse(group: dict[str, Any], batch: Batch) -> bool:
     """Whether torch's fused SGD can stand in: on a CPU, where reading a rate waits for nothing; float32 without Nesterov."""
-    here = weights[0].device.type == "cpu" and not torch.compiler.is_compiling()
-    return here and weights[0].dtype == torch.float32 and not group["nesterov"] and not isinstance(group["lr"], Tensor)
+    p = batch.params[0]
+    if p.device.type != "cpu" or p.dtype != torch.float32 or torch.compiler.is_compiling() or sharded_axes(batch.where):
+        return False
+    return group["adapt"] and not group["nesterov"] and not isinstance(group["lr"], Tensor)
 
 
-def _fused(w: Tensor, g: Tensor, v: Tensor, scale: float, group: dict[str, Any]) -> None:
-    """The same update in one pass over memory: v <- m v + (1 - dampening) (g + beta w) with 1 - dampening = scale."""
-    torch._fused_sgd_(
-        [w],
-        [g],
-        [v],
-        weight_decay=group["weight_decay"],
-        momentum=group["momentum"],
-        lr=1.0 if group["lr_in_momentum"] else group["lr"],
-        dampening=1.0 - scale,
-        nesterov=False,
-        maximize=group["maximize"],
-        is_first_step=False,
-    )
+def _fused_update(group: dict[str, Any], batch: Batch) -> None:
+    """The same update, tensor by tensor, in one pass over its memory while the pass for its norms has left it in the cache.
+
+    torch's fused SGD does v <- m v + (1 - dampening) (g + beta w), which is ours with 1 - dampening as the tensor's rate. It forms the
+    difference in float64, so that rates down to 1e-9 keep the precision of float32.
+    """
+    for w, g, v in zip(batch.params, batch.grads, buffers(batch, "momentum_buffer"), strict=True):
+        rate = _ratio(vector_norm(w).item(), vector_norm(g).item(), group)
+        torch._fused_sgd_(
+            [w],
+            [g],
+            [v],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=1.0 if group["lr_in_momentum"] else group["lr"],
+            dampening=1.0 - rate * (group["lr"] if group["lr_in_momentum"] else 1.0),
+            nesterov=False,
+            maximize=group["maximize"],
+            is_first_step=False,
+        )
+
+
+def _ratio(weight_norm: float, grad_norm: float, group: dict[str, Any]) -> float:
+    """`trust_ratio` for numbers: 5 microseconds a tensor less."""
+    denominator = grad_norm + group["weight_decay"] * weight_norm + group["eps"]
+    return group["trust_coefficient"] * weight_norm / denominator if weight_norm and grad_norm else 1.0

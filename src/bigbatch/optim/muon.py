@@ -114,10 +114,9 @@ class Muon(BaseOptimizer):
             if p.size(0) % group["matrices"]:
                 raise UserError(f"matrices = {group['matrices']}: must divide the {p.size(0)} rows of shape {tuple(p.shape)}")
 
-    def init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
+    def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Momentum for matrices, Adam's moments for the rest."""
-        self.state_names = ("momentum_buffer",) if group["orthogonalise"] else ("step", "exp_avg", "exp_avg_sq")
-        super().init_state(group, p, state)
+        return ("momentum_buffer",) if group["orthogonalise"] else ("step", "exp_avg", "exp_avg_sq")
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
@@ -194,7 +193,7 @@ def _of_one_shape(tensors: Sequence[Tensor], device: torch.device) -> Iterator[l
 
 
 def _step(group: dict[str, Any], batch: Batch, orthogonal: dict[int, Tensor]) -> None:
-    """W <- w (1 - eta lambda) - eta scale O."""
+    """Decay the weights by eta lambda and take eta scale O from them."""
     for i, o in orthogonal.items():
         p = batch.params[i]
         wide = widened([p], torch.promote_types(p.dtype, torch.float32))[0]

@@ -1,6 +1,7 @@
 """The walk over weights that AdamP and SGDP share: make the update, decide on the projection, decay and step in one pass."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ Directions = Callable[[range, tuple[Piece, ...]], list[Tensor]]
 def projected_step(
     group: dict[str, Any], batch: Batch, directions: Directions, *, decay: float | Tensor, stored: list[Tensor] | None = None
 ) -> None:
-    """W <- w (1 - decay x ratio) - lr (p without its radial part), for every tensor of a batch.
+    """Decay every tensor of a batch, w <- w (1 - decay x ratio), and take lr times p without its radial part from it.
 
     Args:
         group: With `lr`, `delta`, `wd_ratio` and `eps`.
@@ -39,6 +40,7 @@ def projected_step(
         near = blocks(tuple(w.numel() for w in ws), limit, tuple(row))
         kept = stored[run.start : run.stop] if stored is not None else None
         sums: list[RowSums] = []
+        rowed: list[tuple[Tensor, Tensor]] = []
         fresh: list[list[Tensor]] = []
         for block in near:
             us = directions(run, block)
@@ -47,26 +49,33 @@ def projected_step(
             for p, w, g, u in zip(block, take(ws, block), take(gs, block), us, strict=True):
                 if lengths[run.start + p.number]:
                     shape = (count[p.number] if p.is_whole else w.numel() // row[p.number], row[p.number])
-                    sums.append(row_sums(w.to(u.dtype).view(shape), g.to(u.dtype).view(shape), u.view(shape)))
+                    rowed.append((w.view(shape), u.view(shape)))
+                    sums.append(row_sums(w.to(u.dtype).view(shape), g.to(u.dtype).view(shape)))
         keep: list[Any] = [1 - decay] * len(ws)
         if matrices:
             rows = [count[i] for i in matrices]
             found = radial(
                 RowSums(*(torch.cat(parts) for parts in zip(*sums, strict=True))),
+                partial(_dots, rowed),
                 rows=rows,
                 lengths=[lengths[run.start + i] for i in matrices],
                 delta=group["delta"],
                 eps=group["eps"],
                 where=batch.where,
             )
-            share = torch.ones_like(found.projected, dtype=found.coefficients.dtype).masked_fill(found.projected, group["wd_ratio"])
-            left = 1 - decay * share
-            radials = (found.coefficients * group["lr"]).split(rows)
-            for i, c, factor in zip(matrices, radials, left.unbind(), strict=True):
-                keep[i] = (c + factor).unsqueeze(1)
+            if found.coefficients is not None:
+                share = torch.ones_like(found.projected, dtype=found.coefficients.dtype).masked_fill(found.projected, group["wd_ratio"])
+                left = 1 - decay * share
+                radials = (found.coefficients * group["lr"]).split(rows)
+                for i, c, factor in zip(matrices, radials, left.unbind(), strict=True):
+                    keep[i] = (c + factor).unsqueeze(1)
         for number, block in enumerate(near):
             us = take(kept, block) if kept is not None else fresh[number]
             _step(take(ws, block), us, [_of_rows(keep[p.number], p, row[p.number]) for p in block], group["lr"])
+
+
+def _dots(rowed: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.cat([torch.linalg.vecdot(w.to(u.dtype), u) for w, u in rowed])
 
 
 def _of_rows(keep: Any, piece: Piece, length: int) -> Any:

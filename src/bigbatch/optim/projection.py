@@ -8,7 +8,8 @@ multiplied by 1 + lr (w^ . p) / (|w| + eps) instead, row by row, in the same pas
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,27 +24,30 @@ class RowSums(NamedTuple):
     gw: Tensor
     gg: Tensor
     ww: Tensor
-    wp: Tensor
 
 
 class Radial(NamedTuple):
     """What is to be taken out, and from which tensors."""
 
-    coefficients: Tensor  # (rows of all tensors,): c with projected p = p - c w; 0 where nothing is taken out
+    coefficients: Tensor | None  # (rows of all tensors,): c with projected p = p - c w; None where nothing is taken out anywhere
     projected: Tensor  # (tensors,), bool
 
 
-def row_sums(weight: Tensor, grad: Tensor, update: Tensor) -> RowSums:
+def row_sums(weight: Tensor, grad: Tensor) -> RowSums:
     """Sums over each row of (rows, length) tensors."""
-    dot, norm = torch.linalg.vecdot, torch.linalg.vector_norm
-    return RowSums(dot(grad, weight), norm(grad, dim=1).square(), norm(weight, dim=1).square(), dot(weight, update))
+    norm = torch.linalg.vector_norm
+    return RowSums(torch.linalg.vecdot(grad, weight), norm(grad, dim=1).square(), norm(weight, dim=1).square())
 
 
-def radial(sums: RowSums, *, rows: Sequence[int], lengths: Sequence[int], delta: float, eps: float, where: Any = None) -> Radial:
+def radial(
+    sums: RowSums, dots: Callable[[], Tensor], *, rows: Sequence[int], lengths: Sequence[int], delta: float, eps: float, where: Any = None
+) -> Radial:
     """Decide, for several tensors at once, whether to project rows, the whole layer, or nothing.
 
     Args:
         sums: Of this rank's part of every row.
+        dots: w . p of this rank's part of every row, shape (rows of all tensors,). On a CPU, where a look at the decision waits for
+            nothing, only called if there is something to take out.
         rows: Rows of each tensor that this rank holds.
         lengths: Elements of a whole row of each tensor.
         delta: Threshold of the cosine before the division by sqrt(dimension).
@@ -53,28 +57,44 @@ def radial(sums: RowSums, *, rows: Sequence[int], lengths: Sequence[int], delta:
     Returns:
         Coefficients of this rank's rows, and the decision for each tensor (the same on every rank).
 
-    >>> sums = RowSums(torch.zeros(2), torch.ones(2), torch.tensor([4.0, 1.0]), torch.tensor([2.0, 3.0]))
-    >>> radial(sums, rows=[2], lengths=[3], delta=0.1, eps=0.0)  # g is at right angles to w in both rows
+    >>> sums = RowSums(torch.zeros(2), torch.ones(2), torch.tensor([4.0, 1.0]))
+    >>> radial(sums, lambda: torch.tensor([2.0, 3.0]), rows=[2], lengths=[3], delta=0.1, eps=0.0)  # g is at right angles to both rows
     Radial(coefficients=tensor([0.5000, 3.0000]), projected=tensor([True]))
     """
     device, dtype = sums.gw.device, sums.gw.dtype
     across_rows = sharded_axes(where, dims=[0])
     within_rows = [axis for axis in sharded_axes(where) if axis not in across_rows]
-    if within_rows:
-        sums = RowSums(*sum_over_shards(torch.stack(sums), where, axes=within_rows).unbind())
-    count = torch.tensor(rows, device=device)
-    owner = torch.repeat_interleave(torch.arange(len(rows), device=device), count, output_size=sum(rows))
-    layers = torch.zeros(4, len(rows), device=device, dtype=dtype).index_add_(1, owner, torch.stack(sums))
+    constants = _constants if torch.compiler.is_compiling() else _constants_once
+    owner, count, length = constants(tuple(rows), tuple(lengths), device, dtype)
+
+    def by_tensor(values: Tensor) -> Tensor:
+        added = torch.zeros(len(values), len(rows), device=device, dtype=dtype).index_add_(1, owner, values)
+        return sum_over_shards(added, where, axes=across_rows)
+
+    sums = RowSums(*sum_over_shards(torch.stack(sums), where, axes=within_rows))
     worst = torch.zeros(len(rows), device=device, dtype=dtype).scatter_reduce_(0, owner, _cosine(sums, eps), "amax")
+    worst = max_over_shards(worst, where, axes=across_rows)
+    layer = RowSums(*by_tensor(torch.stack(sums)))
     if across_rows:
-        layers, worst = sum_over_shards(layers, where, axes=across_rows), max_over_shards(worst, where, axes=across_rows)
-        count = sum_over_shards(count, where, axes=across_rows)
-    layer = RowSums(*layers.unbind())
-    length = torch.tensor(lengths, device=device, dtype=dtype)
+        count = sum_over_shards(count.clone(), where, axes=across_rows)
     by_row = worst < delta / length.sqrt()
     by_layer = _cosine(layer, eps) < delta / (length * count).sqrt()
-    chosen = torch.where(by_layer, _coefficient(layer, eps), 0)
-    return Radial(torch.where(by_row[owner], _coefficient(sums, eps), chosen[owner]), by_row | by_layer)
+    projected = by_row | by_layer
+    if device.type == "cpu" and not torch.compiler.is_compiling() and not projected.any():
+        return Radial(None, projected)
+    wp = sum_over_shards(dots(), where, axes=within_rows)
+    chosen = torch.where(by_layer, _coefficient(by_tensor(wp.unsqueeze(0))[0], layer.ww, eps), 0)
+    return Radial(torch.where(by_row[owner], _coefficient(wp, sums.ww, eps), chosen[owner]), projected)
+
+
+def _constants(rows: tuple[int, ...], lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensor that each row belongs to, rows of each tensor, length of its rows."""
+    count = torch.tensor(rows, device=device)
+    owner = torch.repeat_interleave(torch.arange(len(rows), device=device), count, output_size=sum(rows))
+    return owner, count, torch.tensor(lengths, device=device, dtype=dtype)
+
+
+_constants_once = lru_cache(1024)(_constants)  # sending them to a device at every step would wait for it
 
 
 def _cosine(sums: RowSums, eps: float) -> Tensor:
@@ -82,6 +102,6 @@ def _cosine(sums: RowSums, eps: float) -> Tensor:
     return sums.gw.abs() / (sums.gg.sqrt().clamp_min(floor) * sums.ww.sqrt().clamp_min(floor))
 
 
-def _coefficient(sums: RowSums, eps: float) -> Tensor:
-    norm = sums.ww.sqrt() + eps
-    return torch.where(norm > 0, sums.wp / norm.square(), 0)
+def _coefficient(wp: Tensor, ww: Tensor, eps: float) -> Tensor:
+    norm = ww.sqrt() + eps
+    return torch.where(norm > 0, wp / norm.square(), 0)
