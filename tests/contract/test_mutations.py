@@ -22,7 +22,8 @@ import functools as _functools
 def _times(value):
     field = "{field}"
     if field:
-        return value._replace(**{{field: getattr(value, field) * 1.2}})
+        old = getattr(value, field)
+        return value._replace(**{{field: old if old is None else old * 1.2}})
     return value * 1.2
 
 
@@ -52,6 +53,7 @@ CASES = [
     ("schedules.step_decay", "step_decay", "", None),
     ("schedules.constant", "constant", "", None),
     ("optim.lars", "trust_ratio", "", None),
+    ("optim.lars", "_ratio", "", None),
     ("optim.lamb", "trust_ratio", "", None),
     ("optim.adamp", "decayed_fraction", "", None),
     ("optim.sgdp", "decayed_fraction", "", None),
