@@ -21,7 +21,9 @@ class Cell(NamedTuple):
     recipe: Recipe
 
 
-def run_grid(task: Task, cells: Iterable[Cell], *, seeds: Sequence[int], path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def run_grid(
+    task: Task, cells: Iterable[Cell], *, seeds: Sequence[int], path: Path, facts: Mapping[str, Any], measure_test: bool = True
+) -> list[dict[str, Any]]:
     """Run every cell and seed that the file does not hold yet; the test set is used once a run, with the final weights.
 
     Args:
@@ -30,6 +32,7 @@ def run_grid(task: Task, cells: Iterable[Cell], *, seeds: Sequence[int], path: P
         seeds: Each cell is run once per seed.
         path: JSON lines; appended to after each run. A line stands for a run only if its recipe is the cell's.
         facts: Written into each new line (commit, machine).
+        measure_test: Whether the test set is used at all; not in a search.
 
     Returns:
         The lines of the cells, in order.
@@ -42,7 +45,13 @@ def run_grid(task: Task, cells: Iterable[Cell], *, seeds: Sequence[int], path: P
             recipe = cell.recipe.replace({"seed": seed})
             identity = _identity(cell.key, recipe.to_dict())
             if identity not in done:
-                done[identity] = {"key": dict(cell.key), "seed": seed, **_run(task, recipe), **facts, "recipe": recipe.to_dict()}
+                done[identity] = {
+                    "key": dict(cell.key),
+                    "seed": seed,
+                    **_run(task, recipe, measure_test),
+                    **facts,
+                    "recipe": recipe.to_dict(),
+                }
                 with path.open("a") as file:
                     file.write(json.dumps(done[identity]) + "\n")
             lines.append(done[identity])
@@ -61,9 +70,9 @@ def _identity(key: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     return json.dumps([key, recipe], sort_keys=True)
 
 
-def _run(task: Task, recipe: Recipe) -> dict[str, Any]:
+def _run(task: Task, recipe: Recipe, measure_test: bool) -> dict[str, Any]:
     try:
-        result = fit(task, recipe, quiet=True, tensorboard=False, evaluate_every=recipe.total_epochs)
+        result = fit(task, recipe, quiet=True, tensorboard=False, evaluate_every=recipe.total_epochs, measure_test=measure_test)
     except Diverged as error:
         return {"test_score": None, "validation_score": None, "updates": error.update, "train_s": None, "diverged": True}
     return {
