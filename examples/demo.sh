@@ -15,7 +15,7 @@ else
 fi
 rm -f "${TMPDIR:-/tmp}/bigbatch-demo.$$"
 
-echo "1. The best classical rule at a batch of $TO: LEGW"
+echo "1. A classical rule at a batch of $TO: LEGW"
 "$BIN/bigbatch" scale $TASK --to $TO --rule legw --seeds "$SEEDS" --out "$OUT"
 echo "2. The same batch, planned by measurement: auto"
 "$BIN/bigbatch" scale $TASK --to $TO --rule auto --seeds "$SEEDS" --out "$OUT"

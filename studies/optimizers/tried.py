@@ -4,8 +4,9 @@
 
 Appends a line to tried.jsonl beside this script. Everything is in one deliberately plain optimizer, so that variants are a line each:
 matrices by Muon (five Newton-Schulz steps), "polar" (to convergence), "normuon" (rows evened out by second moments after
-orthogonalising), "muon2" (Adam's second moment before it), "soap" (Adam in the eigenbasis of Shampoo's factors); the head by Adam or
-Muon; per gate or not; warm-up, decay, momentum, rates; averaging of the last weights; initialisation.
+orthogonalising), "muon2" (Adam's second moment before it), "soap" (Adam in the eigenbasis of Shampoo's factors), "whitened" (Muon in
+the metric of each layer's inputs, K-FAC's right factor A: Z A^-1/2 orthogonalised, then times A^-1/2); the head by Adam or Muon; per
+gate or not; warm-up, decay, momentum, rates; averaging of the last weights; initialisation.
 """
 
 import argparse
@@ -37,6 +38,7 @@ START = {
     "zero_head": False,
     "init": "torch",
     "forget_bias": 0.0,
+    "damping": 0.1,
 }
 DECAYS = {
     "lin": lambda x: 1 - x,
@@ -69,6 +71,38 @@ class Tried(torch.optim.Optimizer):
             if settings["zero_head"]:
                 named[head].zero_()
         super().__init__(list(named.values()), {"lr": 1.0})
+        self.moments = {}
+        if settings["matrices"] == "whitened":
+            for module in model.modules():
+                if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LSTM)):
+                    module.register_forward_hook(self._watch)
+
+    @torch.no_grad()
+    def _watch(self, module, inputs, output):
+        """Second moments of what each matrix multiplies, of every fourth sample."""
+        x = inputs[0][::4]
+        if not module.training:
+            return
+        if isinstance(module, torch.nn.LSTM):
+            seen = {module.weight_ih_l0: x, module.weight_hh_l0: output[0][::4]}
+        elif isinstance(module, torch.nn.Conv2d):
+            seen = {module.weight: torch.nn.functional.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride).mT}
+        else:
+            seen = {module.weight: x}
+        for p, rows in seen.items():
+            rows = rows.reshape(-1, rows.shape[-1]).float()
+            if self.c.get("centred"):
+                rows = rows - rows.mean(0)
+            with torch.autocast("cpu", enabled=False):
+                gram = rows.T @ rows / len(rows)
+            total, count = self.moments.get(p, (0.0, 0))
+            self.moments[p] = total + gram, count + 1
+
+    def _whiten(self, p, state):
+        total, count = self.moments.pop(p)
+        a = state.setdefault("a", torch.zeros_like(total)).lerp_(total / count, 0.1) / (1 - 0.9**self.t)
+        values, vectors = torch.linalg.eigh(a)
+        return (vectors * (values.clamp_min(0) + self.c["damping"] * values.mean()).pow(-0.5)) @ vectors.T
 
     def _kind(self, name, p, head):
         if p.ndim < 2 or (name == head and self.c["head"] != "muon"):
@@ -89,6 +123,8 @@ class Tried(torch.optim.Optimizer):
                 continue
             p.mul_(1 - c["lr"] * factor * c["weight_decay"])
             stack = p.grad.reshape(count, p.shape[0] // count, -1)
+            if kind == "whitened":
+                self.white = self._whiten(p, self.state[p])
             p.sub_(self._direction(kind, self.state[p], stack).reshape(p.shape), alpha=c["lr"] * factor * 0.2)
         if self.t > self.num_updates * (1 - c["averaged_share"]):
             self._average(params)
@@ -109,6 +145,10 @@ class Tried(torch.optim.Optimizer):
         if kind == "muon2":
             v = state.setdefault("v", torch.zeros_like(g))
             z = z / ((v.lerp_(g * g, 0.05) / (1 - 0.95**self.t)).sqrt() + 1e-8)
+        if kind == "whitened":
+            o = orthogonalise(z @ self.white) @ self.white
+            o = o * (math.sqrt(min(g.shape[1:])) / torch.linalg.matrix_norm(o, keepdim=True))
+            return math.sqrt(max(g.shape[1:])) * o
         o = (polar if kind == "polar" else orthogonalise)(z)
         if kind == "normuon":
             v = state.setdefault("v", torch.zeros(*o.shape[:2], 1))

@@ -38,9 +38,8 @@ def test_the_threshold_is_delta_over_the_root_of_the_dimension(cosine, projected
     g, w[0, 0] = w.clone(), 1.0
     c = cosine * 0.1 / math.sqrt(16)
     g[0, 0], g[0, 1] = c, math.sqrt(1 - c * c)
-    assert radial(row_sums(w, g), lambda: torch.linalg.vecdot(g, w), rows=[1], lengths=[16], delta=0.1, eps=1e-8).projected.tolist() == [
-        projected
-    ]
+    found = radial(row_sums(w, g), lambda: torch.linalg.vecdot(g, w), rows=[1], lengths=[16], delta=0.1, eps=1e-8)
+    assert found.projected.tolist() == [projected]
 
 
 def test_equals_timm():

@@ -31,10 +31,11 @@ def muon_groups(model: nn.Module, *, lr: float, adam_lr: float, weight_decay: fl
     plain = is_norm_or_bias(model)
     owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    weights = [n for n, p in named.items() if not plain[n] and not isinstance(owners[id(p)], nn.Embedding | nn.EmbeddingBag)]
+    matrices = (n for n, p in named.items() if not plain[n] and not isinstance(owners[id(p)], nn.Embedding | nn.EmbeddingBag))
+    weights = dict.fromkeys(matrices)  # in order
     if head is not None and head not in dict(model.named_modules()):
         raise UserError(unknown("module", head, [name for name, _ in model.named_modules() if name]))
-    last = model.get_submodule(head) if head is not None else owners[id(named[weights[-1]])] if weights else model
+    last = model.get_submodule(head) if head is not None else owners[id(named[next(reversed(weights))])] if weights else model
     kept_out = {id(p) for p in last.parameters()}
     by_count: dict[int, list[Tensor]] = {}
     rest: list[Tensor] = []

@@ -45,13 +45,8 @@ def run_grid(
             recipe = cell.recipe.replace({"seed": seed})
             identity = _identity(cell.key, recipe.to_dict())
             if identity not in done:
-                done[identity] = {
-                    "key": dict(cell.key),
-                    "seed": seed,
-                    **_run(task, recipe, measure_test),
-                    **facts,
-                    "recipe": recipe.to_dict(),
-                }
+                run = _run(task, recipe, measure_test)
+                done[identity] = {"key": dict(cell.key), "seed": seed, **run, **facts, "recipe": recipe.to_dict()}
                 with path.open("a") as file:
                     file.write(json.dumps(done[identity]) + "\n")
             lines.append(done[identity])
