@@ -32,7 +32,7 @@ def flat(tensor: Tensor) -> Tensor:
         ValueError: If the tensor has gaps or overlaps in memory.
     """
     if tensor.is_contiguous():
-        return tensor.view(-1)
+        return tensor if tensor.ndim == 1 else tensor.view(-1)
     strides, shape = tensor.stride(), tensor.shape
     order = sorted(range(tensor.ndim), key=lambda d: (-strides[d], -shape[d]))
     return tensor.permute(order).view(-1)

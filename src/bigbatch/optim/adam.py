@@ -26,7 +26,9 @@ class Corrections(NamedTuple):
 def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
     """Count one more step of every tensor and return its bias corrections; nothing waits for the device."""
     steps = [state["step"] for state in batch.states]
-    torch._foreach_add_(steps, 1)
+    torch._foreach_add_(
+        steps, torch.ones(()) if steps[0].is_cpu and not torch.compiler.is_compiling() else 1
+    )  # a number is wrapped each time
     t = torch.stack(steps).double()
     first = 1 - betas[0] ** t
     ratio = first / (1 - betas[1] ** t).sqrt()
@@ -77,7 +79,7 @@ def _fused(
 ) -> list[Tensor]:
     """One pass over memory: torch's fused Adam takes a step of rate -1 from zero, which is the direction itself."""
     b1, b2 = group["betas"]
-    directions = [torch.zeros_like(m) for m in firsts]
+    directions = list(torch.zeros(sum(m.numel() for m in firsts), dtype=firsts[0].dtype).split([m.numel() for m in firsts]))
     steps = list(bias.steps) if bias is not None else [torch.full((), math.inf)] * len(grads)  # b^inf = 0: no correction
     torch._fused_adam_(
         directions,

@@ -110,20 +110,23 @@ class BaseOptimizer(Optimizer):
     def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
         alike: dict[Any, Batch] = {}
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            if p.grad.layout is not torch.strided:
-                raise UserError(f"a gradient of layout {p.grad.layout}: sparse gradients are not supported; use a dense embedding")
-            where = layout(p)
+            if grad.layout is not torch.strided:
+                raise UserError(f"a gradient of layout {grad.layout}: sparse gradients are not supported; use a dense embedding")
+            held, where = p, None
+            if isinstance(p, DTensor):
+                held, where, grad = local(p), layout(p), local(laid_out_as(grad, p))
             key = (p.device, p.dtype, where and (id(where[0]), where[1]))
             if key not in alike:
                 alike[key] = Batch([], [], [], where, [])
             state = self.state[p]
             if not state:
                 self._init_state(p, state, self.state_names_of(group))
-            batch, held = alike[key], local(p)
+            batch = alike[key]
             batch.params.append(held)
-            batch.grads.append(same_layout(local(laid_out_as(p.grad, p)), held))
+            batch.grads.append(same_layout(grad, held))
             batch.states.append(state)
             batch.wholes.append(p)
         yield from alike.values()

@@ -84,13 +84,16 @@ def _of_rows(keep: Any, piece: Piece, length: int) -> Any:
 
 def _step(weights: list[Tensor], updates: list[Tensor], keeps: list[Any], lr: float | Tensor) -> None:
     wide = widened(weights, updates[0].dtype)
-    for w, keep in zip(wide, keeps, strict=True):
-        if not w.numel():
-            continue  # a rank that holds nothing of this tensor
-        if isinstance(keep, Tensor) and keep.ndim:
-            w.view(keep.size(0), -1).mul_(keep)
-        elif isinstance(keep, Tensor) or keep != 1:
-            w.mul_(keep)
+    if any(isinstance(keep, Tensor) for keep in keeps):
+        for w, keep in zip(wide, keeps, strict=True):
+            if not w.numel():
+                continue  # a rank that holds nothing of this tensor
+            if isinstance(keep, Tensor) and keep.ndim:
+                w.view(keep.size(0), -1).mul_(keep)
+            elif isinstance(keep, Tensor) or keep != 1:
+                w.mul_(keep)
+    elif keeps[0] != 1:  # nothing is projected: one number for all
+        torch._foreach_mul_(wide, keeps[0])
     if isinstance(lr, Tensor):
         torch._foreach_addcmul_(wide, updates, [-lr] * len(wide))
     else:
