@@ -79,7 +79,8 @@ def _fused(
 ) -> list[Tensor]:
     """One pass over memory: torch's fused Adam takes a step of rate -1 from zero, which is the direction itself."""
     b1, b2 = group["betas"]
-    directions = list(torch.zeros(sum(m.numel() for m in firsts), dtype=firsts[0].dtype).split([m.numel() for m in firsts]))
+    sizes = [m.numel() for m in firsts]
+    directions = list(torch.split(torch.zeros(sum(sizes), dtype=firsts[0].dtype), sizes))
     steps = list(bias.steps) if bias is not None else [torch.full((), math.inf)] * len(grads)  # b^inf = 0: no correction
     torch._fused_adam_(
         directions,

@@ -161,7 +161,7 @@ def _can_fuse(group: dict[str, Any], batch: Batch) -> bool:
     p = batch.params[0]
     if p.device.type != "cpu" or p.dtype != torch.float32 or torch.compiler.is_compiling() or sharded_axes(batch.where):
         return False
-    return group["adapt"] and not group["nesterov"] and not isinstance(group["lr"], Tensor)
+    return not group["nesterov"] and not isinstance(group["lr"], Tensor)
 
 
 def _fused_update(group: dict[str, Any], batch: Batch) -> None:
@@ -170,20 +170,21 @@ def _fused_update(group: dict[str, Any], batch: Batch) -> None:
     torch's fused SGD does v <- m v + (1 - dampening) (g + beta w), which is ours with 1 - dampening as the tensor's rate. It forms the
     difference in float64, so that rates down to 1e-9 keep the precision of float32.
     """
-    for w, g, v in zip(batch.params, batch.grads, buffers(batch, "momentum_buffer"), strict=True):
-        rate = _ratio(vector_norm(w).item(), vector_norm(g).item(), group)
-        torch._fused_sgd_(
-            [w],
-            [g],
-            [v],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=1.0 if group["lr_in_momentum"] else group["lr"],
-            dampening=1.0 - rate * (group["lr"] if group["lr_in_momentum"] else 1.0),
-            nesterov=False,
-            maximize=group["maximize"],
-            is_first_step=False,
-        )
+    velocities, inside = buffers(batch, "momentum_buffer"), group["lr"] if group["lr_in_momentum"] else 1.0
+    settings = {
+        "weight_decay": group["weight_decay"],
+        "momentum": group["momentum"],
+        "lr": 1.0 if group["lr_in_momentum"] else group["lr"],
+        "nesterov": False,
+        "maximize": group["maximize"],
+        "is_first_step": False,
+    }
+    if not group["adapt"]:
+        torch._fused_sgd_(batch.params, batch.grads, velocities, dampening=1.0 - inside, **settings)
+        return
+    for w, g, v in zip(batch.params, batch.grads, velocities, strict=True):
+        rate = _ratio(vector_norm(w).item(), vector_norm(g).item(), group) * inside
+        torch._fused_sgd_([w], [g], [v], dampening=1.0 - rate, **settings)
 
 
 def _ratio(weight_norm: float, grad_norm: float, group: dict[str, Any]) -> float:
