@@ -10,6 +10,8 @@ Names below are imported on first use: `import bigbatch` costs neither torch nor
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bigbatch.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bigbatch.core.checks import Diverged, Interrupted, UserError
     from bigbatch.core.clock import Clock
@@ -31,7 +33,6 @@ _HOMES = {
     "plan": "bigbatch.scaling",
     "scale": "bigbatch.study.compare",
 }
-__version__ = "0.1.0"
 __all__ = [
     "Clock",
     "Comparison",

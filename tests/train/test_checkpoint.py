@@ -23,10 +23,10 @@ def run(out, recipe=SHORT, **kwargs):
 def test_holds_everything_and_loads_without_running_code(tmp_path):
     run(tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert set(state) == {"format", "recipe", "model", "optimizer", "progress", "random", "num_threads"}
+    assert set(state) == {"format", "recipe", "model", "optimizer", "progress", "workers", "num_threads"}
     assert Recipe.from_toml(state["recipe"]) == SHORT
     assert state["progress"][0] == [960, 30] or tuple(state["progress"][0]) == (960, 30)
-    assert set(state["random"]) == {"python", "numpy", "torch", "cuda"}
+    assert set(state["workers"][0]["random"]) == {"python", "numpy", "torch", "cuda"}
     assert (tmp_path / "run" / "best.pt").exists()
 
 
@@ -68,7 +68,7 @@ def test_a_flipped_bit_in_the_weights(tmp_path):
 
 def test_another_programs_file(tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match="is not a bigbatch checkpoint of format 1"):
+    with pytest.raises(CheckpointError, match="is not a bigbatch checkpoint of format 2"):
         read_checkpoint(tmp_path / "last.pt", torch.device("cpu"))
 
 
@@ -77,7 +77,7 @@ def test_code_in_a_checkpoint_is_refused(tmp_path):
         def __reduce__(self):
             return os.system, ("touch " + str(tmp_path / "ran"),)
 
-    torch.save({"format": 1, "x": Evil()}, tmp_path / "last.pt")
+    torch.save({"format": 2, "x": Evil()}, tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match="is truncated or damaged"):
         read_checkpoint(tmp_path / "last.pt", torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
@@ -170,7 +170,7 @@ def test_a_file_system_that_is_really_full(tmp_path):
     try:
         with pytest.raises(OutputError, match="No space left on device; (the earlier file is intact|nothing was written); free some space"):
             run(small / "run", SHORT.replace({"optimizer.name": "adam", "optimizer.lr": 1e-3}), save_every_s=0)
-        assert read_checkpoint(small / "run" / "last.pt", torch.device("cpu"))["format"] == 1
+        assert read_checkpoint(small / "run" / "last.pt", torch.device("cpu"))["format"] == 2
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

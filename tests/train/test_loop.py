@@ -224,7 +224,7 @@ def test_evaluation_counts_every_sample_once():
     torch.manual_seed(0)
     model = task.model().double()
     test = task.splits().test
-    got = evaluate(model, task, test, precision="float64", device=torch.device("cpu"))
+    got = evaluate(model, task, test, recipe=Recipe.named("digits/mlp").replace({"precision": "float64"}))
     outputs = model(test.tensors[0].double())
     assert got.num_samples == 300
     assert got.score == pytest.approx((outputs.argmax(1) == test.tensors[1]).double().mean().item(), rel=1e-12)

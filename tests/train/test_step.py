@@ -26,7 +26,7 @@ def gradient(pieces):
     nn.init.ones_(model.weight)
     batches = [(torch.tensor(p, dtype=torch.float64)[:, None], torch.zeros(len(p))) for p in pieces]
     n = sum(map(len, pieces))
-    loss = accumulate_gradients(model, Squares(), batches, num_samples=n, precision="float64", device=torch.device("cpu"))
+    loss = accumulate_gradients(model, Squares(), batches, divisor=n, precision="float64", device=torch.device("cpu"))
     return loss.item() / n, model.weight.grad.item()
 
 
@@ -43,7 +43,7 @@ def test_a_task_that_returns_a_mean_is_refused():
 
     batch = [(torch.ones(3, 1), torch.zeros(3))]
     with pytest.raises(ValueError, match=r"task squares: losses have shape \(\), expected \(3,\), one per sample"):
-        accumulate_gradients(nn.Linear(1, 1), Mean(), batch, num_samples=3, precision="float32", device=torch.device("cpu"))
+        accumulate_gradients(nn.Linear(1, 1), Mean(), batch, divisor=3, precision="float32", device=torch.device("cpu"))
 
 
 def weights_after(tmp_path, name, changes, micro_batch):
@@ -101,6 +101,6 @@ def test_without_ghost_batches_the_cut_would_matter():
         torch.manual_seed(0)
         model = task.model().double()
         pieces = [(inputs[i : i + size].double(), targets[i : i + size]) for i in range(0, 256, size)]
-        accumulate_gradients(model, task, pieces, num_samples=256, precision="float64", device=torch.device("cpu"))
+        accumulate_gradients(model, task, pieces, divisor=256, precision="float64", device=torch.device("cpu"))
         gradients.append(model[0].weight.grad)
     assert (gradients[0] - gradients[1]).abs().max() > 1e-4

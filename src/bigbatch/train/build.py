@@ -6,9 +6,13 @@ from typing import Any, assert_never
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
 from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
@@ -24,8 +28,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 """Precision of a recipe to the type of the weights; bfloat16 is autocast over float32 weights."""
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators (all devices)."""
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed Python's, numpy's and torch's global generators (all devices); other workers than the first have other streams."""
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -56,7 +62,12 @@ def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
     return model.to(device, DTYPES[recipe.precision])
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:  # noqa: ARG001
+    """How the workers go together."""
+    return AllReduce(model, ranks) if ranks.world_size > 1 else Comm(model, ranks)
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) -> Optimizer:
     """The recipe's optimizer at its peak rate."""
     match recipe.optimizer:
         case sections.SGD() as o:
@@ -82,7 +93,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
             return LAMB(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)
         case sections.Muon() as o:
             groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay)
-            return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps)
+            shared = dist.group.WORLD if isinstance(comm, AllReduce) and comm.ranks.world_size > 1 else None
+            return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps, process_group=shared)
         case other:
             assert_never(other)
 
@@ -95,8 +107,12 @@ def _groups(model: nn.Module, o: Any) -> list[dict[str, Any]]:
     return param_groups(model, weight_decay=o.weight_decay, decay_norms_and_biases=o.decay_norms_and_biases, adapt_norms_and_biases=adapt)
 
 
-def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, device: torch.device) -> int:
-    """The recipe's micro-batch, or the fastest one here where it says "auto"."""
+def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, ranks: Ranks) -> int:
+    """The recipe's micro-batch, or the fastest one on the first worker where it says "auto"."""
+    return int(ranks.by_first(lambda: str(_choose_micro_batch(task, recipe, model, train, ranks))))
+
+
+def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, ranks: Ranks) -> int:
     batch = recipe.batch
     if isinstance(batch.micro_batch, int):
         return batch.micro_batch
@@ -105,9 +121,10 @@ def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any,
 
     def forward_backward(copied: nn.Module, size: int) -> None:
         index = sample_indices(recipe.seed, recipe.num_train_samples, 0, size)
-        pieces = feed(train, [index], device=device, dtype=DTYPES[recipe.precision])
+        pieces = feed(train, [index], device=ranks.device, dtype=DTYPES[recipe.precision])
         copied.zero_grad()
-        accumulate_gradients(copied, task, pieces, num_samples=size, precision=recipe.precision, device=device)
+        accumulate_gradients(copied, task, pieces, divisor=size, precision=recipe.precision, device=ranks.device)
 
-    key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch} {device}"
-    return fastest_micro_batch(forward_backward, model, global_batch=batch.global_batch, ghost_batch=batch.ghost_batch, key=key)
+    key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch} {ranks.device}"
+    largest = max(-(-batch.global_batch // ranks.world_size), batch.ghost_batch or 1)
+    return fastest_micro_batch(forward_backward, model, global_batch=largest, ghost_batch=batch.ghost_batch, key=key)

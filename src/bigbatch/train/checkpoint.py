@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
+from bigbatch.comm.protocol import Comm
 from bigbatch.core.checks import CheckpointError, RecipeError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Progress(NamedTuple):
@@ -29,28 +29,40 @@ class Progress(NamedTuple):
     train_s: float = 0.0  # seconds in updates so far, over all sessions of the run
 
 
-def save_checkpoint(path: Path, *, recipe: Recipe, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write everything that a run needs to go on as if it had never stopped.
+def save_checkpoint(path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress) -> None:
+    """Write everything that a run needs to go on as if it had never stopped. Called by every worker, written by the first.
+
+    Args:
+        path: None on the workers that write nothing.
+        recipe: Of the run.
+        comm: Knows the model, and what each worker alone knows.
+        optimizer: Of the run.
+        progress: Where it stands.
 
     Raises:
-        OutputError: If it can't be written; an earlier checkpoint of that name survives.
+        OutputError: On every worker, if it can't be written; an earlier checkpoint of that name survives.
     """
+    ranks = comm.ranks
+    own = {"random": _random_states(), "comm": comm.state_dict()}
+    workers = [_from_bytes(data) for data in ranks.gather(_to_bytes(own))]
+    model_state, optimizer_state = comm.whole_states(optimizer)
     state = {
         "format": FORMAT,
         "recipe": recipe.to_toml(),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": model_state,
+        "optimizer": optimizer_state,
         "progress": [tuple(progress.clock), *progress[1:]],
-        "random": _random_states(),
+        "workers": workers,
         "num_threads": torch.get_num_threads(),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    ranks.together(lambda: write_atomically(path, _to_bytes(state)) if path is not None else None)
 
 
-def load_checkpoint(path: Path, *, recipe: Recipe, model: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
-    """Restore weights, optimizer and random states in place.
+def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer) -> Progress:
+    """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
+
+    Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
+    (dropout) then differs.
 
     Returns:
         Where the run stood.
@@ -59,16 +71,18 @@ def load_checkpoint(path: Path, *, recipe: Recipe, model: nn.Module, optimizer: 
         CheckpointError: If the file is missing, damaged, of another format, or from a run with another recipe (the differing fields
             are named).
     """
-    state = read_checkpoint(path, device)
+    ranks = comm.ranks
+    state = _from_bytes(ranks.from_first(ranks.together(lambda: _read_bytes(path) if ranks.first else None)), ranks.device)
     try:
         differing = recipe.differences(Recipe.from_toml(state["recipe"]))
         if differing:
             raise CheckpointError(
                 f"checkpoint {path}: belongs to another recipe ({'; '.join(differing)}); use the recipe of the run or another --out"
             )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        _restore_random_states(state["random"])
+        comm.load_whole_states(optimizer, state["model"], state["optimizer"])
+        if ranks.rank < len(state["workers"]):
+            _restore_random_states(state["workers"][ranks.rank]["random"])
+        comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
         if state["num_threads"] != torch.get_num_threads():
             warnings.warn(
                 f"the run had {state['num_threads']} threads and goes on with {torch.get_num_threads()}: sums may round differently",
@@ -88,11 +102,18 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, damaged or of another format.
     """
+    state: dict[str, Any] = _from_bytes(_read_bytes(path), device)
+    return state
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The file, once it is known to be whole and ours."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums that torch.save writes
+        data = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.load does not check the checksums that torch.save writes
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = _from_bytes(data)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path}: does not exist; start the run without --resume") from None
     except Exception as error:  # zipfile, pickle and torch raise a dozen unrelated kinds
@@ -100,7 +121,17 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: is truncated or damaged ({why}); resume from a copy or start anew") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT}; start again in another --out")
-    return state
+    return data
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _from_bytes(data: bytes, device: torch.device | str = "cpu") -> Any:
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
 
 def _random_states() -> dict[str, Any]:

@@ -1,11 +1,17 @@
 """The folder of a run: may it be written, does it hold a run, is that run finished?"""
 
+import json
+import os
 from pathlib import Path
 
+from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import CheckpointError, OutputError
-from bigbatch.core.files import make_folder, remove_leftovers
+from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.result import Result
+
+JOB = "BIGBATCH_JOB"
+"""Environment variable in which a launcher that restarts workers names the job; a worker of the same job goes on by itself."""
 
 
 def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
@@ -23,11 +29,34 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
     holds_run = (folder / "last.pt").exists() or (folder / "result.json").exists()
     if resume and not holds_run:
         raise CheckpointError(f"{folder}: holds no run to resume (no last.pt); check --out, or start the run without --resume")
-    if holds_run and not resume:
+    if holds_run and not resume and not _begun_by_this_job(folder):
         raise OutputError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     make_folder(folder)
     remove_leftovers(folder)
+    if JOB in os.environ:
+        write_atomically(folder / "job", os.environ[JOB].encode())
     return folder
+
+
+def open_together(out: str | Path | None, recipe: Recipe, *, resume: bool, ranks: Ranks) -> tuple[Path | None, bool, Result | None]:
+    """Open the run's folder on the first worker and tell the others.
+
+    A worker that was started anew by its launcher resumes what its own job has begun.
+
+    Returns:
+        The folder (None on workers that write nothing), whether to resume, and the result if the run is finished.
+
+    Raises:
+        UserError: As `open_folder` and `finished_result`, on every worker.
+    """
+
+    def open_here() -> str:
+        folder = open_folder(out, resume=resume)
+        finished = finished_result(folder, recipe)
+        return json.dumps([resume or _begun_by_this_job(folder), finished and finished.to_json()])
+
+    resumes, finished = json.loads(ranks.by_first(open_here))
+    return Path(out) if out is not None and ranks.first else None, resumes, Result.from_json(finished) if finished else None
 
 
 def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
@@ -42,3 +71,12 @@ def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
     if differing:
         raise CheckpointError(f"{folder}: holds a finished run of another recipe ({'; '.join(differing)}); choose another --out")
     return Result.from_json((folder / "result.json").read_text())
+
+
+def _begun_by_this_job(folder: Path | None) -> bool:
+    if folder is None or JOB not in os.environ or not (folder / "last.pt").exists():
+        return False
+    try:
+        return (folder / "job").read_text() == os.environ[JOB]
+    except OSError:
+        return False

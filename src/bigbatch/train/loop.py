@@ -1,40 +1,48 @@
 """The training loop, whole in view.
 
 Its order is its documentation: read the clock, run the micro-batches, clip, set the rate, step, record, and now and then evaluate
-and save.
+and save. Under torchrun every worker runs this same loop on its share of each update.
 """
 
 import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from bigbatch.comm.ranks import Ranks, joined
 from bigbatch.core.checks import Diverged, Interrupted, RecipeError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
+from bigbatch.core.sharding import local
+from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.schedules.from_recipe import schedule_of
-from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.build import DTYPES, build_model, build_optimizer, choose_micro_batch, seed_everything
+from bigbatch.tasks.task import Splits, Task, load_task
+from bigbatch.train.build import DTYPES, build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_finite, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.feed import MicroBatch, feed
-from bigbatch.train.folder import finished_result, open_folder
+from bigbatch.train.folder import open_together
 from bigbatch.train.interrupt import Stopwatch, interruptible
-from bigbatch.train.micro_batch import micro_batches
 from bigbatch.train.progress import Display
+from bigbatch.train.pulse import Pulse
 from bigbatch.train.record import Record
 from bigbatch.train.result import Result
+from bigbatch.train.running_statistics import RunningStatistics
 from bigbatch.train.sampler import index_batches
+from bigbatch.train.share import NOTHING, check_shares, passes, share_of
 from bigbatch.train.step import accumulate_gradients
+
+PULSE_S = 0.25
+"""Seconds, about, between two looks at what only one worker knows, and between two readings of losses from the device."""
 
 
 def fit(
@@ -53,6 +61,9 @@ def fit(
 ) -> Result:
     """Train a task by a recipe and measure it on the test set, once, with the final weights.
 
+    Started by torchrun (or `bigbatch train --workers`), it is one worker of several: each update's samples are shared out, and the result
+    is that of one worker to rounding.
+
     Args:
         task: A task, or its name (see `bigbatch tasks`, or `module:Class`).
         recipe: What to run; the task's named recipe if left out.
@@ -65,7 +76,7 @@ def fit(
         save_every_s: Least seconds between two checkpoints; 0 saves after every update.
         quiet: Show no progress.
         tensorboard: Whether to write TensorBoard events into `out`.
-        device: A torch device; the first GPU if there is one, else the CPU.
+        device: A torch device; a GPU of each worker's own if there is one, else the CPU.
         title: What the progress display calls the run.
 
     Returns:
@@ -78,127 +89,154 @@ def fit(
     """
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = open_folder(out, resume=resume)
-    if (finished := finished_result(folder, recipe)) is not None:
-        return finished
+    with joined(device=device) as ranks:
+        folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
+        if finished is not None:
+            return finished
+        ranks.check_alike({"recipe": recipe.to_toml(), "version of torch": torch.__version__, "version of bigbatch": __version__})
+        data = ranks.together(lambda: _load(task, recipe, ranks))
+        seed_everything(recipe.seed)
+        model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
+        comm = build_comm(model, recipe, ranks)
+        optimizer = build_optimizer(model, recipe, comm)
+        schedule = schedule_of(recipe)
+        if not ranks.first:
+            seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
+        if out is not None and resume:
+            progress = load_checkpoint(Path(out) / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
+        else:
+            progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
 
+        clock, best_score, micro_batch = progress.clock, progress.best_score, progress.micro_batch
+        total, watch = recipe.total_samples, Stopwatch(progress.train_s)
+        statistics = RunningStatistics(model, ranks)
+
+        def save(name: str) -> None:
+            if out is not None:
+                comm.settle(optimizer)
+                _check_weights(model, clock)
+                state = Progress(clock, micro_batch, best_score, watch.seconds)
+                with statistics.whole():
+                    save_checkpoint(folder and folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state)
+
+        def measure(split: str) -> Evaluation:
+            comm.settle(optimizer)
+            with statistics.whole():
+                result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks, lockstep=comm.lockstep)
+            record.evaluation(clock, split, result)
+            return result
+
+        def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float) -> Tensor:
+            settings: dict[str, Any] = {"precision": recipe.precision, "device": ranks.device, "passing": comm.passing}
+            return accumulate_gradients(comm.forward, task, pieces, divisor=divisor, **settings)
+
+        record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
+        show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet or not ranks.first)
+        try:
+            with interruptible() as interrupt, show:
+                if clock.updates == 0:
+                    if folder is not None:
+                        write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
+                    record.start(recipe, task=task.name, micro_batch=micro_batch, device=ranks.device.type, workers=ranks.world_size)
+                    save("last.pt")
+                stream = _open_stream(recipe, data.train, clock, micro_batch, ranks)
+                if ranks.world_size > 1:  # the first backward pass settles the order in which gradients are sent: let it be no update's
+                    with statistics.of_update(NOTHING):
+                        add_gradients([_one_sample(recipe, data.train, ranks.device)], divisor=math.inf)
+                    optimizer.zero_grad()
+                validation: Evaluation | None = None
+                pulse = Pulse(ranks, every_s=min(PULSE_S, save_every_s))
+                last_saved = time.monotonic()
+                watch = Stopwatch(progress.train_s)
+                while clock.samples < total:
+                    num_samples = min(recipe.batch.global_batch, total - clock.samples)
+                    share = share_of(num_samples, ranks.rank, ranks.world_size, recipe.batch.ghost_batch)
+
+                    pieces = itertools.islice(stream, len(passes(share, micro_batch, recipe.batch.ghost_batch)))
+                    with statistics.of_update(share):
+                        sum_loss = add_gradients(pieces, divisor=comm.divisor(num_samples, share.num_samples))
+                    if recipe.optimizer.clip_norm is not None:
+                        nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
+                    set_lr(optimizer, schedule(clock))
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    comm.after_step(optimizer, clock.updates + 1)
+
+                    before, clock = clock, clock.after(num_samples)
+                    record.update(clock, sum_loss, lr=optimizer.param_groups[0]["lr"], num_samples=num_samples)
+
+                    done = clock.samples >= total
+                    if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
+                        with watch.paused():
+                            validation = measure("validation")
+                            show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
+                            if validation.score > best_score:
+                                best_score = validation.score
+                                save("best.pt")
+                    show.update(clock.samples, loss=record.last_loss)
+                    beat = pulse.beat(interrupted=interrupt.is_set(), save=time.monotonic() - last_saved >= save_every_s)
+                    if beat is not None:
+                        record.flush()
+                    if beat is not None and not done and (beat.interrupted or beat.save):
+                        with watch.paused():
+                            save("last.pt")
+                            last_saved = time.monotonic()
+                        if beat.interrupted:
+                            raise Interrupted(_how_to_resume(clock, out))
+
+                train_s = watch.seconds
+                save("last.pt")
+                if validation is None:  # resumed after the last update
+                    validation = measure("validation")
+                test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
+            result = Result(
+                task.name,
+                clock.updates,
+                clock.samples,
+                test_score=test.score,
+                test_loss=test.loss,
+                validation_score=validation.score,
+                best_validation_score=best_score,
+                train_s=train_s,
+                samples_per_s=clock.samples / train_s,
+                micro_batch=micro_batch,
+            )
+            record.end(clock, **json.loads(result.to_json()))
+            if folder is not None:
+                write_atomically(folder / "result.json", result.to_json().encode())
+            return result
+        except Diverged as error:
+            raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
+        finally:
+            record.close()
+
+
+def _load(task: Task, recipe: Recipe, ranks: Ranks) -> Splits:
+    """The data, once it and the workers fit the recipe."""
     data = task.splits()
-    _check_size(recipe, len(data.train))  # type: ignore[arg-type]
+    if recipe.num_train_samples != (size := len(data.train)):  # type: ignore[arg-type]
+        raise RecipeError(f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {size:,}; correct the recipe")
     for name, split in data._asdict().items():
         check_finite(name, split)
-    seed_everything(recipe.seed)
-    model = build_model(task, recipe, place).train()
-    optimizer = build_optimizer(model, recipe)
-    schedule = schedule_of(recipe)
-    if folder is not None and resume:
-        progress = load_checkpoint(folder / "last.pt", recipe=recipe, model=model, optimizer=optimizer, device=place)
-    else:
-        progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, place))
-
-    clock, best_score, micro_batch = progress.clock, progress.best_score, progress.micro_batch
-    total, watch = recipe.total_samples, Stopwatch(progress.train_s)
-
-    def save(name: str) -> None:
-        if folder is not None:
-            _check_weights(model, clock)
-            state = Progress(clock, micro_batch, best_score, watch.seconds)
-            save_checkpoint(folder / name, recipe=recipe, model=model, optimizer=optimizer, progress=state)
-
-    def measure(split: str) -> Evaluation:
-        result = evaluate(model, task, getattr(data, split), precision=recipe.precision, device=place)
-        record.evaluation(clock, split, result)
-        return result
-
-    record = Record(folder, clock, tensorboard=tensorboard)
-    show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
-    try:
-        with interruptible() as interrupt, show:
-            if clock.updates == 0:
-                if folder is not None:
-                    write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
-                record.start(recipe, task=task.name, micro_batch=micro_batch, device=place.type)
-                save("last.pt")
-            stream = _open_stream(recipe, data.train, clock, micro_batch, place)
-            validation: Evaluation | None = None
-            last_saved = time.monotonic()
-            watch = Stopwatch(progress.train_s)
-            while clock.samples < total:
-                num_samples = min(recipe.batch.global_batch, total - clock.samples)
-                sizes = micro_batches(num_samples, micro_batch, recipe.batch.ghost_batch)
-
-                pieces = itertools.islice(stream, len(sizes))
-                sum_loss = accumulate_gradients(model, task, pieces, num_samples=num_samples, precision=recipe.precision, device=place)
-                if recipe.optimizer.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
-                set_lr(optimizer, schedule(clock))
-                optimizer.step()
-                optimizer.zero_grad()
-
-                before, clock = clock, clock.after(num_samples)
-                record.update(clock, sum_loss, lr=optimizer.param_groups[0]["lr"], num_samples=num_samples)
-
-                done = clock.samples >= total
-                if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
-                    with watch.paused():
-                        validation = measure("validation")
-                        show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
-                        if validation.score > best_score:
-                            best_score = validation.score
-                            save("best.pt")
-                show.update(clock.samples, loss=record.last_loss)
-                if not done and (interrupt.is_set() or time.monotonic() - last_saved >= save_every_s):
-                    with watch.paused():
-                        record.flush()
-                        save("last.pt")
-                        last_saved = time.monotonic()
-                    if interrupt.is_set():
-                        raise Interrupted(_how_to_resume(clock, folder))
-
-            train_s = watch.seconds
-            save("last.pt")
-            if validation is None:  # resumed after the last update
-                validation = evaluate(model, task, data.validation, precision=recipe.precision, device=place)
-            test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
-        result = Result(
-            task.name,
-            clock.updates,
-            clock.samples,
-            test_score=test.score,
-            test_loss=test.loss,
-            validation_score=validation.score,
-            best_validation_score=best_score,
-            train_s=train_s,
-            samples_per_s=clock.samples / train_s,
-            micro_batch=micro_batch,
-        )
-        record.end(clock, **json.loads(result.to_json()))
-        if folder is not None:
-            write_atomically(folder / "result.json", result.to_json().encode())
-        return result
-    except Diverged as error:
-        raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
-    finally:
-        record.close()
+    check_shares(recipe.batch.global_batch, ranks.world_size, recipe.batch.ghost_batch)
+    return data
 
 
-def _check_size(recipe: Recipe, num_train_samples: int) -> None:
-    if recipe.num_train_samples != num_train_samples:
-        raise RecipeError(
-            f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {num_train_samples:,}; correct the recipe"
-        )
+def _open_stream(recipe: Recipe, train: Any, clock: Clock, micro_batch: int, ranks: Ranks) -> Iterator[MicroBatch]:
+    """Every micro-batch of this worker from `clock` to the end of the run."""
+    total, global_batch, ghost_batch = recipe.total_samples, recipe.batch.global_batch, recipe.batch.ghost_batch
 
-
-def _open_stream(recipe: Recipe, train: Any, clock: Clock, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
-    """Every micro-batch from `clock` to the end of the run."""
-    total, global_batch = recipe.total_samples, recipe.batch.global_batch
-
-    def sizes() -> Iterator[int]:
+    def batches() -> Iterator[Tensor]:
         for start in range(clock.samples, total, global_batch):
-            yield from micro_batches(min(global_batch, total - start), micro_batch, recipe.batch.ghost_batch)
+            share = share_of(min(global_batch, total - start), ranks.rank, ranks.world_size, ghost_batch)
+            sizes = iter(passes(share, micro_batch, ghost_batch))
+            yield from index_batches(recipe.seed, recipe.num_train_samples, start + share.start, sizes)
 
-    batches = index_batches(recipe.seed, recipe.num_train_samples, clock.samples, sizes())
-    return feed(train, batches, device=device, dtype=DTYPES[recipe.precision])
+    return feed(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision])
+
+
+def _one_sample(recipe: Recipe, train: Any, device: torch.device) -> MicroBatch:
+    return next(feed(train, [torch.zeros(1, dtype=torch.int64)], device=device, dtype=DTYPES[recipe.precision]))
 
 
 def _crossed(before: Clock, after: Clock, every_samples: float) -> bool:
@@ -208,11 +246,11 @@ def _crossed(before: Clock, after: Clock, every_samples: float) -> bool:
 def _check_weights(model: nn.Module, clock: Clock) -> None:
     """Never save weights that are no longer finite: the last good checkpoint must stay good."""
     for name, p in model.named_parameters():
-        if not bool(torch.isfinite(p).all()):
+        if not bool(torch.isfinite(local(p)).all()):
             raise Diverged(f"weights {name} are no longer finite after update {clock.updates}", update=clock.updates)
 
 
-def _how_to_resume(clock: Clock, folder: Path | None) -> str:
-    if folder is None:
+def _how_to_resume(clock: Clock, out: str | Path | None) -> str:
+    if out is None:
         return f"stopped after update {clock.updates}; nothing was saved: no --out was given"
-    return f"stopped after update {clock.updates} and saved; continue with the same command and --resume (--out {folder} --resume)"
+    return f"stopped after update {clock.updates} and saved; continue with the same command and --resume (--out {out} --resume)"

@@ -4,21 +4,18 @@ import contextlib
 import json
 import math
 import platform
-import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.evaluate import Evaluation
-
-FLUSH_S = 0.25
-"""Losses are read from the device at most this often: reading each one would make the device wait."""
 
 
 class _Pending(NamedTuple):
@@ -32,15 +29,16 @@ class Record:
     """Writes `record.jsonl` and TensorBoard events into a folder, and notices a loss that is no longer finite.
 
     Args:
-        folder: None records nothing but still checks the losses.
+        folder: None records nothing but still checks the losses; only the first of several workers has one.
         clock: Where the run (re)starts; later lines of an earlier attempt are cut off.
         tensorboard: Whether to write TensorBoard events too.
+        ranks: Every worker has a record, and flushes it after the same updates.
     """
 
-    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool, ranks: Ranks = ALONE) -> None:
         self.last_loss = math.nan  # of the newest flushed update
         self._pending: list[_Pending] = []
-        self._flushed = time.monotonic()
+        self._ranks = ranks
         self._file: IO[str] | None = None
         self._board: Any = None
         if folder is not None:
@@ -59,14 +57,11 @@ class Record:
         self._write({"kind": "start", "recipe": recipe.to_dict(), "environment": environment(), **facts})
 
     def update(self, clock: Clock, sum_loss: Tensor, *, lr: float, num_samples: int) -> None:
-        """One update of `num_samples` samples; `clock` stands after it. `sum_loss`, a scalar on the device, is read later.
+        """One update of `num_samples` samples over all workers; `clock` stands after it.
 
-        Raises:
-            Diverged: If a loss is not finite.
+        `sum_loss`, a scalar on the device and of this worker's own samples, is read by `flush`: reading each would make the device wait.
         """
         self._pending.append(_Pending(clock, sum_loss, lr, num_samples))
-        if time.monotonic() - self._flushed > FLUSH_S:
-            self.flush()
 
     def flush(self) -> None:
         """Read and write the updates since the last flush.
@@ -74,11 +69,10 @@ class Record:
         Raises:
             Diverged: If a loss is not finite; the record ends with that update.
         """
-        self._flushed = time.monotonic()
         pending, self._pending = self._pending, []
         if not pending:
             return
-        sums = torch.stack([p.sum_loss for p in pending]).tolist()  # synchronises with the device, once for all of them
+        sums = self._ranks.sum_(torch.stack([p.sum_loss for p in pending])).tolist()  # synchronises with the device, once for all
         for p, sum_loss in zip(pending, sums, strict=True):
             self.last_loss = loss = sum_loss / p.num_samples
             finite = math.isfinite(loss)

@@ -1,6 +1,7 @@
 """The gradient of one update, whatever it is cut into. The one owner of the loss divisor."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,35 +16,58 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def accumulate_gradients(
-    model: nn.Module, task: Task, batches: Iterable[MicroBatch], *, num_samples: int, precision: str, device: torch.device
-) -> Tensor:
-    """Add the gradient of the *mean* loss over `num_samples` samples to `p.grad`.
+def alone(last: bool) -> AbstractContextManager[object]:  # noqa: ARG001
+    """Nothing to exchange around a pass."""
+    return nullcontext()
 
-    Each sample's loss weighs one over the samples of the whole update, so pieces of unequal size weigh as they should.
+
+def accumulate_gradients(
+    model: nn.Module,
+    task: Task,
+    batches: Iterable[MicroBatch],
+    *,
+    divisor: float,
+    precision: str,
+    device: torch.device,
+    passing: Callable[[bool], AbstractContextManager[object]] = alone,
+) -> Tensor:
+    """Add the gradient of the sum of all losses over `divisor` to `p.grad`: of the mean, if it is the number of samples.
+
+    Each sample's loss weighs the same, so pieces of unequal size weigh as they should.
 
     Args:
         model: In training mode, its gradients cleared.
         task: Gives one loss per sample.
-        batches: The update's micro-batches.
-        num_samples: Samples in all of them together.
+        batches: The micro-batches.
+        divisor: Samples in the whole update; infinity for passes that weigh nothing.
         precision: As in the recipe.
         device: Where the model lives.
+        passing: Context of each pass, told whether it is the last (see `bigbatch.comm`).
 
     Returns:
-        *Sum* of the losses, a detached scalar on the device (reading it synchronises).
+        *Sum* of the losses, a detached scalar on the device (reading it synchronises); 0 for passes that weigh nothing.
 
     Raises:
         ValueError: If the task does not return one loss per sample.
     """
     sum_loss: Tensor | None = None
-    for inputs, targets in batches:
-        with autocast(precision, device):
-            outputs = model(inputs)
-        losses = task.losses(outputs, targets)
-        if losses.shape != (len(targets),):
-            raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
-        losses.backward(torch.full_like(losses, 1 / num_samples))  # type: ignore[no-untyped-call]
+    for last, (inputs, targets) in _and_whether_last(batches):
+        with passing(last):
+            with autocast(precision, device):
+                outputs = model(inputs)
+            losses = task.losses(outputs, targets)
+            if losses.shape != (len(targets),):
+                raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
+            losses.backward(torch.full_like(losses, 1 / divisor))  # type: ignore[no-untyped-call]
         sum_loss = losses.detach().sum() if sum_loss is None else sum_loss + losses.detach().sum()
     assert sum_loss is not None
-    return sum_loss
+    return sum_loss if math.isfinite(divisor) else torch.zeros_like(sum_loss)
+
+
+def _and_whether_last(batches: Iterable[MicroBatch]) -> Iterator[tuple[bool, MicroBatch]]:
+    iterator = iter(batches)
+    batch = next(iterator)
+    for following in iterator:
+        yield False, batch
+        batch = following
+    yield True, batch

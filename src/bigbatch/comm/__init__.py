@@ -1,0 +1,1 @@
+"""How workers agree: who takes part, what happens to gradients before a step, and what happens to weights after it."""

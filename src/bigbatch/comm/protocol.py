@@ -1,0 +1,64 @@
+"""What every way of working together answers: what happens to gradients before a step, and what happens to weights after it?"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from bigbatch.comm.ranks import ALONE, Ranks
+
+
+class Comm:
+    """One worker alone; the ways of several workers change what they must.
+
+    Args:
+        model: Whose gradients and weights are meant.
+        ranks: The workers.
+
+    Attributes:
+        forward: What to call instead of the model while training.
+        lockstep: Whether every worker must make as many forward passes as the others, in evaluation too.
+    """
+
+    lockstep = False
+
+    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+        self.model, self.ranks = model, ranks
+        self.forward: nn.Module = model
+
+    def divisor(self, num_samples: int, own_samples: int) -> float:
+        """What a worker divides each of its losses by; infinity if it has none.
+
+        Args:
+            num_samples: Of the update, over all workers.
+            own_samples: Of this worker's share.
+        """
+        return num_samples if own_samples else math.inf
+
+    def passing(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Around the forward and backward pass of each micro-batch; `last`: of this worker's share of the update."""
+        return nullcontext()
+
+    def after_step(self, optimizer: Optimizer, updates: int) -> None:
+        """After the optimizer's step; `updates` is the number of updates made so far."""
+
+    def settle(self, optimizer: Optimizer) -> None:
+        """Before weights are evaluated or saved: make them the same everywhere."""
+
+    def whole_states(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+        """State of model and optimizer as one worker alone would have it; called by all, used by the first."""
+        return self.model.state_dict(), optimizer.state_dict()
+
+    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """The inverse of `whole_states`; every worker has the states."""
+        self.model.load_state_dict(model_state)
+        optimizer.load_state_dict(optimizer_state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this worker alone knows, such as compression errors; empty if nothing."""
+        return {}
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Take up the states of the workers that saved, of which there may have been more or fewer."""

@@ -1,0 +1,179 @@
+"""The workers of a run, and the few things that all of them must know alike.
+
+Launch, rendezvous and restarts are torchrun's; this is what a worker does once it runs. Alone, every method is the identity, so that
+nothing else asks whether there are others.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bigbatch.core.checks import UserError
+
+T = TypeVar("T")
+TIMEOUT_S = 120.0
+"""How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
+noticed at once."""
+
+
+class Ranks(NamedTuple):
+    """This worker is number `rank` of `world_size`; every collective is called by all of them, in the same order."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the worker that speaks, writes files and reads clocks."""
+        return self.rank == 0
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Add up over all workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def max_(self, values: Tensor) -> Tensor:
+        """Largest over all workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """What every worker has, by rank."""
+        if self.world_size == 1:
+            return [data]
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(data)
+        dist.all_reduce(sizes)
+        own = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=self.device)
+        own[: len(data)] = _as_tensor(data).to(self.device)
+        received = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(received, own)
+        return [bytes(t[:size].cpu().numpy()) for t, size in zip(received, sizes.tolist(), strict=True)]
+
+    def from_first(self, data: bytes | None) -> bytes:
+        """What the first worker has, on all of them."""
+        if self.world_size == 1:
+            assert data is not None
+            return data
+        size = torch.tensor([len(data) if data is not None and self.first else 0], device=self.device)
+        dist.broadcast(size, src=0)
+        own = _as_tensor(data) if data is not None and self.first else torch.empty(int(size), dtype=torch.uint8)
+        own = own.to(self.device)
+        dist.broadcast(own, src=0)
+        return bytes(own.cpu().numpy())
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Do something on every worker; if one of them fails by a UserError, all of them do, and each says where.
+
+        Returns:
+            What the action returned here.
+
+        Raises:
+            UserError: The worker's own error as it is; another's with its rank.
+        """
+        error: UserError | None = None
+        try:
+            result = action()
+        except UserError as own:
+            error = own
+        if self.world_size > 1:
+            errors = [text.decode() for text in self.gather(str(error or "").encode())]
+            failed = [rank for rank, text in enumerate(errors) if text]
+            if failed and error is None:
+                raise UserError(f"worker {failed[0]} of {self.world_size}: {errors[failed[0]]}")
+        if error is not None:
+            raise error
+        return result
+
+    def by_first(self, action: Callable[[], str]) -> str:
+        """Do something on the first worker alone and tell the others; if it fails by a UserError, it fails on all."""
+        told = self.together(lambda: action() if self.first else "")
+        return self.from_first(told.encode() if self.first else None).decode()
+
+    def check_alike(self, facts: Mapping[str, str]) -> None:
+        """Refuse workers that would train different things.
+
+        Args:
+            facts: What must be the same everywhere, by name.
+
+        Raises:
+            UserError: On every worker, with what differs and where.
+        """
+        everyone = [json.loads(text) for text in self.gather(json.dumps(dict(facts)).encode())]
+        for rank, theirs in enumerate(everyone):
+            differing = [name for name in facts if theirs.get(name) != everyone[0].get(name)]
+            if differing:
+                name = differing[0]
+                raise UserError(
+                    f"workers 0 and {rank} differ in {', '.join(differing)} ({_where_they_part(everyone[0].get(name), theirs.get(name))}): "
+                    "must be the same on all; start all of them by the same command and with the same versions"
+                )
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEOUT_S, store: Any = None) -> Iterator[Ranks]:
+    """Take part in the run that torchrun started this process for; alone where it was started by hand.
+
+    A process group that exists already is used and left as it is.
+
+    Args:
+        device: Of this worker; by default a GPU of its own if there is one, else the CPU.
+        timeout_s: How long to wait for the others, at the start and in every exchange.
+        store: A `torch.distributed.Store` to meet at instead of MASTER_ADDR.
+
+    Raises:
+        UserError: If the others can't be reached in time.
+    """
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device(device or (f"cuda:{own % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"))
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), place)
+        return
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "RANK" not in os.environ:
+        yield Ranks(device=place)
+        return
+    rank = int(os.environ["RANK"])
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    _meet(rank, world_size, "nccl" if place.type == "cuda" else "gloo", timeout_s, store)
+    try:
+        yield Ranks(rank, world_size, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def _meet(rank: int, world_size: int, backend: str, timeout_s: float, store: Any) -> None:
+    where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}" if store is None else "the store"
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"worker {rank} of {world_size}: did not meet the others at {where} within {timeout_s:g} s ({why}); are all started, "
+            "and can they reach each other?"
+        ) from None
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def _where_they_part(a: str | None, b: str | None) -> str:
+    for x, y in zip((a or "").splitlines(), (b or "").splitlines(), strict=False):
+        if x != y:
+            return f"{x.strip()!r} and {y.strip()!r}"
+    return f"{a!r} and {b!r}"[:200]

@@ -1,0 +1,57 @@
+"""A few times a second all workers agree on what only one of them knows: that someone pressed Ctrl-C, or that it is time to save.
+
+The number of updates from one agreement to the next follows the first worker's clock and is told to the others, so that all of them
+meet at the same update. Alone, the clock decides by itself.
+"""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from bigbatch.comm.ranks import Ranks
+
+
+class Beat(NamedTuple):
+    """What was agreed on; the same on every worker."""
+
+    interrupted: bool  # on any of them
+    save: bool  # the first wants to
+
+
+class Pulse:
+    """When to agree.
+
+    Args:
+        ranks: The workers.
+        every_s: Seconds between two agreements, about; 0 agrees after every update.
+    """
+
+    def __init__(self, ranks: Ranks, *, every_s: float) -> None:
+        self._ranks, self._every_s = ranks, every_s
+        self._next, self._seen, self._began = 1, 0, time.monotonic()
+
+    def beat(self, *, interrupted: bool, save: bool) -> Beat | None:
+        """After each update.
+
+        Args:
+            interrupted: Whether this worker was asked to stop.
+            save: Whether a checkpoint is due; only the first worker's counts.
+
+        Returns:
+            What was agreed on, or None if it is not yet time.
+        """
+        self._seen += 1
+        elapsed = time.monotonic() - self._began
+        if self._ranks.world_size == 1:
+            if not interrupted and elapsed < self._every_s:
+                return None
+            self._began = time.monotonic()
+            return Beat(interrupted, save)
+        if self._seen < self._next:
+            return None
+        ahead = max(1, min(2 * self._seen, int(self._seen * self._every_s / max(elapsed, 1e-9))))
+        wishes = [float(interrupted), float(save), float(ahead)] if self._ranks.first else [float(interrupted), 0.0, 0.0]
+        agreed = self._ranks.max_(torch.tensor(wishes, device=self._ranks.device)).tolist()
+        self._next, self._seen, self._began = int(agreed[2]), 0, time.monotonic()
+        return Beat(bool(agreed[0]), bool(agreed[1]))

@@ -1,0 +1,71 @@
+"""The same update, however many workers and forward passes it is cut into (design.md: losses are exact)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.distributed.ranks import run_ranks
+
+from bigbatch import Recipe, fit
+
+SCRIPT = Path(__file__).with_name("train.py")
+MLP = {"batch.global_batch": 128, "budget.samples": 19 * 128 + 50}
+SGD = {"optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9}
+RUNS = {  # task, changes, forward passes of one worker
+    "sgd": ("digits/mlp", {**MLP, **SGD}, 128),
+    "lars": ("digits/mlp", {**MLP, "optimizer.name": "lars", "optimizer.lr": 10.0, "optimizer.weight_decay": 1e-4}, 128),
+    "lamb": ("digits/mlp", {**MLP, "optimizer.name": "lamb", "optimizer.lr": 0.01}, 128),
+    "adamp": ("digits/mlp", {**MLP, "optimizer.name": "adamp", "optimizer.lr": 1e-3}, 128),
+    "muon": ("digits/mlp", {**MLP, "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02}, 128),
+    "clipped": ("digits/mlp", {**MLP, **SGD, "optimizer.clip_norm": 0.5}, 128),
+    "ghost": ("fashion_mnist/resnet8", {"batch.global_batch": 64, "batch.ghost_batch": 16, "budget.samples": 5 * 64 + 10, **SGD}, 64),
+}
+
+
+def recipe_of(name, micro_batch):
+    task, changes, _ = RUNS[name]
+    unscheduled = {"precision": "float64", "budget.epochs": None, "schedule.warmup.kind": "none", "schedule.decay.kind": "constant"}
+    return Recipe.named(task).replace({**unscheduled, **changes, "batch.micro_batch": micro_batch})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Every run by one worker in one pass: final state of the model, and the lines of its record."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, (task, _, size) in RUNS.items():
+        fit(task, recipe_of(name, size), out=folder / name, quiet=True, tensorboard=False)
+    return {name: outcome(folder / name) for name in RUNS}
+
+
+def outcome(folder):
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    return torch.load(folder / "last.pt", weights_only=True)["model"], [line for line in lines if line["kind"] != "start"]
+
+
+def assert_same(folder, expected):
+    (state, lines), (whole_state, whole_lines) = outcome(folder), expected
+    for key, value in whole_state.items():  # running statistics of batch norm too
+        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-10)
+    updates, whole_updates = ([line for line in some if line["kind"] == "update"] for some in (lines, whole_lines))
+    assert [line["samples"] for line in updates] == [line["samples"] for line in whole_updates]
+    assert [line["loss"] for line in updates] == pytest.approx([line["loss"] for line in whole_updates], rel=1e-9)
+    test, whole_test = (next(line for line in some if line.get("split") == "test") for some in (lines, whole_lines))
+    assert (test["score"], test["num_samples"]) == (whole_test["score"], whole_test["num_samples"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_worker_in_several_passes(tmp_path, alone, name):
+    size = 16
+    fit(RUNS[name][0], recipe_of(name, size), out=tmp_path / "run", quiet=True, tensorboard=False)
+    assert_same(tmp_path / "run", alone[name])
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_several_workers(tmp_path, alone, world):
+    """2 workers x 4 passes, 4 x 2, and a ragged 3; the last update is short, and leaves workers without a whole group."""
+    runs = [{"task": RUNS[name][0], "recipe": recipe_of(name, 16).to_toml(), "out": str(tmp_path / name)} for name in RUNS]
+    (tmp_path / "jobs.json").write_text(json.dumps(runs))
+    run_ranks(SCRIPT, world, tmp_path, str(tmp_path / "jobs.json"), timeout_s=280)
+    for name in RUNS:
+        assert_same(tmp_path / name, alone[name])
