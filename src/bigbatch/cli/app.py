@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from bigbatch.cli import papers, plan, report, scale, tasks, train
-from bigbatch.core.checks import Diverged, Interrupted, UserError
+from bigbatch.comm.launch import leave
+from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 
 app = typer.Typer(
     name="bigbatch",
@@ -35,20 +36,30 @@ def options(
 
 
 def main() -> None:
-    """Run the program. Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 130 interrupted."""
-    debug = "--debug" in sys.argv or bool(os.environ.get("BIGBATCH_DEBUG"))
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    """Run the program. Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 4 workers lost, 130 interrupted."""
+    if "--debug" in sys.argv:
+        os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
+    except SystemExit as end:
+        sys.exit(leave(end.code if isinstance(end.code, int) else int(end.code is not None)))
     except Exception as error:
-        if debug:
-            raise
-        codes = {UserError: 2, Diverged: 3, Interrupted: 130}
-        code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
-        label = {1: f"unexpected {type(error).__name__}", 2: "error", 3: "diverged", 130: "interrupted"}[code]
-        hint = "; this is a bug in bigbatch or in the task: --debug shows the traceback" if code == 1 else ""
-        print(f"{label}: {error}{hint}", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(leave(_explain(error)))
     except KeyboardInterrupt:
         print("interrupted: nothing more was saved", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(leave(130))
+
+
+def _explain(error: Exception) -> int:
+    """Print an error as one line and return its exit code; what all workers have in common is said by the first."""
+    if os.environ.get("BIGBATCH_DEBUG"):
+        raise error
+    codes = {UserError: 2, Diverged: 3, LostWorkers: 4, Interrupted: 130}
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+    label = {1: f"unexpected {type(error).__name__}", 2: "error", 3: "diverged", 4: "lost", 130: "interrupted"}[code]
+    hint = "; this is a bug in bigbatch or in the task: --debug shows the traceback" if code == 1 else ""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 or not isinstance(error, Elsewhere | Diverged | Interrupted):
+        print(f"{f'worker {rank}: ' if rank else ''}{label}: {error}{hint}", file=sys.stderr)
+    return code

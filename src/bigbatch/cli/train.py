@@ -1,11 +1,14 @@
 """`bigbatch train`: one run."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bigbatch.cli.settings import Data, Quiet, RecipeFile, Rule, Sets, TaskName, find_recipe
+from bigbatch.core.checks import UserError
 
 
 def train(
@@ -18,9 +21,14 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the record and checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
+    workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
+    if workers is not None:
+        raise typer.Exit(launch_workers(workers, out=out))
+    speaks = os.environ.get("RANK", "0") == "0"
+    quiet = quiet or not speaks
     from bigbatch.cli.tables import console, show_plan
     from bigbatch.scaling import plan
 
@@ -36,8 +44,22 @@ def train(
 
     loaded = load_task(task, data=data)
     result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, quiet=quiet)
+    if not speaks:
+        return
     console().print(
         f"{task}: test {loaded.metric} {100 * result.test_score:.2f} %, validation {100 * result.validation_score:.2f} %, "
         f"{result.updates:,} updates of {chosen.batch.global_batch:,}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s",
         highlight=False,
     )
+
+
+def launch_workers(text: str, *, out: Path | None) -> int:
+    """Start this same command as several workers; returns the exit code."""
+    from bigbatch.comm.launch import Workers, launch
+
+    workers = Workers.parse(text)
+    if workers.elastic and out is None:
+        raise UserError(f"--workers {text}: goes on from checkpoints when a worker is lost; give a folder for them with --out")
+    i = next(i for i, argument in enumerate(sys.argv) if argument.partition("=")[0] == "--workers")
+    rest = sys.argv[i + (1 if "=" in sys.argv[i] else 2) :]
+    return launch([*sys.argv[1:i], *rest], workers)

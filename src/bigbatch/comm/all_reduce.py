@@ -4,12 +4,17 @@ Rides on DistributedDataParallel, which sends what is ready while the rest of th
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
+
+_renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # in torch 2.13
+_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _renamed else "broadcast_buffers": False}
 
 
 class AllReduce(Comm):
@@ -31,7 +36,7 @@ class AllReduce(Comm):
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE, *, bucket_mb: float = 25.0) -> None:
         super().__init__(model, ranks)
         if ranks.world_size > 1:
-            self.forward = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
+            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb, **_OWN_BUFFERS)
 
     def divisor(self, num_samples: int, own_samples: int) -> float:
         """The update's samples, less what DistributedDataParallel divides by on its own: the number of workers."""

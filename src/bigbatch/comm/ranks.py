@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigbatch.core.checks import UserError
+from bigbatch.comm.launch import watch_launcher
+from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
 
 T = TypeVar("T")
 TIMEOUT_S = 120.0
@@ -90,7 +91,9 @@ class Ranks(NamedTuple):
             errors = [text.decode() for text in self.gather(str(error or "").encode())]
             failed = [rank for rank, text in enumerate(errors) if text]
             if failed and error is None:
-                raise UserError(f"worker {failed[0]} of {self.world_size}: {errors[failed[0]]}")
+                raise Elsewhere(f"worker {failed[0]} of {self.world_size}: {errors[failed[0]]}")
+            if failed and not self.first and errors[0] == str(error):
+                raise Elsewhere(str(error)) from error
         if error is not None:
             raise error
         return result
@@ -114,7 +117,7 @@ class Ranks(NamedTuple):
             differing = [name for name in facts if theirs.get(name) != everyone[0].get(name)]
             if differing:
                 name = differing[0]
-                raise UserError(
+                raise (UserError if self.first else Elsewhere)(
                     f"workers 0 and {rank} differ in {', '.join(differing)} ({_where_they_part(everyone[0].get(name), theirs.get(name))}): "
                     "must be the same on all; start all of them by the same command and with the same versions"
                 )
@@ -136,6 +139,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
 
     Raises:
         UserError: If the others can't be reached in time.
+        LostWorkers: From whatever is done inside, once others died or fell silent.
     """
     own = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(device or (f"cuda:{own % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"))
@@ -149,9 +153,18 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
     rank = int(os.environ["RANK"])
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        watch_launcher()
     _meet(rank, world_size, "nccl" if place.type == "cuda" else "gloo", timeout_s, store)
     try:
         yield Ranks(rank, world_size, place)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+            why = " ".join(str(error).split())[:200]
+            raise LostWorkers(
+                f"worker {rank} of {world_size} lost the others ({why}); go on from the last checkpoint with --resume"
+            ) from None
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -24,6 +24,14 @@ class OutputError(UserError):
     """An output file or folder can't be written."""
 
 
+class Elsewhere(UserError):
+    """A mistake that every worker knows of; the command line lets the first say it."""
+
+
+class LostWorkers(RuntimeError):
+    """Other workers died or fell silent. Exit code 4; a launcher may start the group anew."""
+
+
 class Diverged(RuntimeError):
     """The loss, or what it made of the weights, is no longer finite. The command line exits with code 3.
 

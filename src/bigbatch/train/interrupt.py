@@ -10,15 +10,21 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Catch Ctrl-C and SIGTERM for the duration; a second Ctrl-C stops at once. Outside the main thread nothing is caught."""
+    """Catch Ctrl-C and SIGTERM for the duration; a second Ctrl-C stops at once. Outside the main thread nothing is caught.
+
+    A launcher hands a Ctrl-C on that the terminal has sent to its workers already: within a second, both are one.
+    """
     asked = threading.Event()
+    when = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
+        nonlocal when
+        if asked.is_set() and time.monotonic() - when > 1:
             raise KeyboardInterrupt
+        when = when or time.monotonic()
         asked.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

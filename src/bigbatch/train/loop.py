@@ -7,6 +7,7 @@ and save. Under torchrun every worker runs this same loop on its share of each u
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -90,6 +91,7 @@ def fit(
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
     with joined(device=device) as ranks:
+        asked = resume
         folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
         if finished is not None:
             return finished
@@ -131,6 +133,8 @@ def fit(
             return accumulate_gradients(comm.forward, task, pieces, divisor=divisor, **settings)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
+        if resume and not asked and ranks.first:
+            print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
         show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet or not ranks.first)
         try:
             with interruptible() as interrupt, show:

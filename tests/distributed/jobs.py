@@ -1,0 +1,79 @@
+"""A job of `bigbatch train --workers` under observation: its processes, found in /proc, and what its record says."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+class Job:
+    """Start one; `command` follows `bigbatch train`."""
+
+    def __init__(self, out, *command, cwd):
+        self.out = Path(out)
+        arguments = [sys.executable, "-m", "bigbatch", "train", *command, "--out", str(out)]
+        self.process = subprocess.Popen(arguments, cwd=cwd, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def lines(self):
+        path = self.out / "record.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+    def wait_for_updates(self, number, timeout_s=120):
+        end = time.monotonic() + timeout_s
+        while sum(line["kind"] == "update" for line in self.lines()) < number:
+            assert time.monotonic() < end, f"no {number} updates within {timeout_s} s"
+            assert self.process.poll() is None, f"the job ended: {self.process.stderr.read()}"
+            time.sleep(0.05)
+
+    def workers(self):
+        """(worker, its launcher), process numbers."""
+        found = [(pid, parent) for pid, parent, command in descendants(self.process.pid) if "train" in command and is_worker(command)]
+        return sorted(found)
+
+    def end(self, timeout_s=150):
+        """Exit code and what was said."""
+        try:
+            _, said = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        return self.process.returncode, said
+
+
+def is_worker(command):
+    return command[1:3] == ["-m", "bigbatch"] and "--workers" not in command
+
+
+def processes():
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                yield int(folder.name), parent, (folder / "cmdline").read_text().rstrip("\0").split("\0")
+            except OSError:
+                continue  # ended meanwhile
+
+
+def descendants(pid):
+    children = {}
+    for process in processes():
+        children.setdefault(process[1], []).append(process)
+    found, todo = [], [pid]
+    while todo:
+        mine = children.get(todo.pop(), [])
+        found += mine
+        todo += [child for child, _, _ in mine]
+    return found
+
+
+def left_behind(out, wait_s=10):
+    """Processes of a job that are still there after a while."""
+    end = time.monotonic() + wait_s
+    while left := [process for process in processes() if str(out) in process[2]]:
+        if time.monotonic() > end:
+            return left
+        time.sleep(0.1)
+    return []

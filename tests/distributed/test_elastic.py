@@ -1,0 +1,106 @@
+"""Workers die: the run goes on, or can be gone on with, and no sample is counted twice."""
+
+import os
+import signal
+
+import pytest
+import torch
+from tests.distributed.jobs import Job, left_behind
+
+LONG = ["digits/mlp", "--set", "budget.epochs=40", "--set", "batch.micro_batch=8", "--save-every", "0.5"]
+UPDATES, SAMPLES = 1622, 51_880
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The end of an undisturbed run of one worker."""
+    folder = tmp_path_factory.mktemp("straight")
+    job = Job(folder / "run", *LONG, cwd=folder)
+    assert job.end()[0] == 0
+    return job
+
+
+def weights(job):
+    return torch.load(job.out / "last.pt", weights_only=True)["model"]
+
+
+def assert_whole(job, straight):
+    """Every update is there once, and the end is that of the undisturbed run."""
+    updates = [line for line in job.lines() if line["kind"] == "update"]
+    assert [line["update"] for line in updates] == list(range(1, UPDATES + 1))
+    assert updates[-1]["samples"] == SAMPLES
+    score, expected = (next(line["score"] for line in j.lines() if line.get("split") == "test") for j in (job, straight))
+    assert score == pytest.approx(expected, abs=0.02)
+    for key, value in weights(straight).items():
+        torch.testing.assert_close(weights(job)[key], value, rtol=0, atol=0.1)
+    assert left_behind(job.out) == []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", ["worker", "first worker", "worker and launcher"])
+def test_the_group_forms_anew(tmp_path, straight, victim):
+    job = Job(tmp_path / "run", *LONG, "--workers", "2:3", cwd=tmp_path)
+    job.wait_for_updates(200)
+    worker, launcher = job.workers()[0 if victim == "first worker" else 1]
+    os.kill(worker, signal.SIGKILL)
+    if victim == "worker and launcher":
+        os.kill(launcher, signal.SIGKILL)
+    code, said = job.end()
+    assert code == 0, said
+    left = 2 if victim == "worker and launcher" else 3
+    assert f"with {left} workers" in said
+    assert_whole(job, straight)
+
+
+@pytest.mark.timeout(300)
+def test_all_are_killed_and_the_run_is_resumed_bit_for_bit(tmp_path, straight):
+    whole = Job(tmp_path / "whole", *LONG, "--workers", "3", cwd=tmp_path)
+    assert whole.end()[0] == 0
+    job = Job(tmp_path / "run", *LONG, "--workers", "3", cwd=tmp_path)
+    job.wait_for_updates(300)
+    for worker, _ in job.workers():
+        os.kill(worker, signal.SIGKILL)
+    assert job.end()[0] not in (0, 2)
+    assert left_behind(job.out) == []
+    job = Job(tmp_path / "run", *LONG, "--workers", "3", "--resume", cwd=tmp_path)
+    code, said = job.end()
+    assert code == 0, said
+    assert_whole(job, straight)
+    for key, value in weights(whole).items():
+        assert torch.equal(weights(job)[key], value), key
+
+
+@pytest.mark.timeout(200)
+def test_a_polite_stop_saves_and_says_so(tmp_path):
+    job = Job(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
+    job.wait_for_updates(100)
+    job.process.send_signal(signal.SIGTERM)
+    code, said = job.end(timeout_s=30)
+    assert code == 130, said
+    assert "interrupted: stopped after update" in said
+    assert said.count("interrupted") == 1
+    done = [line["update"] for line in job.lines() if line["kind"] == "update"]
+    assert torch.load(job.out / "last.pt", weights_only=True)["progress"][0][1] == done[-1]
+    assert left_behind(job.out) == []
+
+
+@pytest.mark.timeout(200)
+def test_workers_do_not_outlive_their_launcher(tmp_path):
+    job = Job(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
+    job.wait_for_updates(100)
+    job.process.kill()
+    job.end()
+    assert left_behind(job.out) == []
+
+
+@pytest.mark.timeout(200)
+def test_too_few_left_ends_the_job(tmp_path):
+    job = Job(tmp_path / "run", *LONG, "--workers", "2:3", cwd=tmp_path)
+    job.wait_for_updates(100)
+    for worker, launcher in job.workers()[:2]:
+        os.kill(launcher, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+    code, said = job.end(timeout_s=60)
+    assert code == 4, said
+    assert "lost: 1 workers left, fewer than 2; go on with --resume" in said
+    assert left_behind(job.out) == []
