@@ -28,7 +28,7 @@ def bigbatch(*arguments, cwd=None, expect=0, **environment):
 
 def test_help_names_every_command():
     out = bigbatch("--help").stdout
-    for command in ("tasks", "train", "plan", "scale", "report", "papers", "--debug"):
+    for command in ("tasks", "train", "plan", "scale", "report", "papers", "doctor", "--debug"):
         assert command in out
 
 

@@ -73,6 +73,11 @@ CASES = [
     ("core.average", "RunningMean.update", "biased", None),
     ("study.noninferiority", "noninferiority", "difference", None),
     ("study.noninferiority", "noninferiority", "lower", None),
+    ("simulate.alpha_beta", "fit_alpha_beta", "alpha_s", None),
+    ("simulate.alpha_beta", "fit_alpha_beta", "beta_s_per_byte", None),
+    ("simulate.alpha_beta", "ring_all_reduce", "alpha_s", None),
+    ("simulate.alpha_beta", "ring_link", "beta_s_per_byte", None),
+    ("core.machine", "matmul_gflops", "", None),
     ("train.step", "accumulate_gradients", "", None),
     ("train.evaluate", "evaluate", "score", "train/test_loop.py"),
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli import papers, plan, report, scale, tasks, train
+from bigbatch.cli import doctor, papers, plan, report, scale, tasks, train
 from bigbatch.comm.launch import leave
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for command in (scale.scale, plan.plan, train.train, tasks.tasks, report.report, papers.papers):
+for command in (scale.scale, plan.plan, train.train, tasks.tasks, report.report, papers.papers, doctor.doctor):
     app.command()(command)
 
 
