@@ -19,6 +19,13 @@ RUNS = {  # task, changes, forward passes of one worker
     "adamp": ("digits/mlp", {**MLP, "optimizer.name": "adamp", "optimizer.lr": 1e-3}, 128),
     "muon": ("digits/mlp", {**MLP, "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02}, 128),
     "clipped": ("digits/mlp", {**MLP, **SGD, "optimizer.clip_norm": 0.5}, 128),
+    "sharded": ("digits/mlp", {**MLP, **SGD, "comm.kind": "fully_shard"}, 128),
+    "muon, sharded": (
+        "digits/mlp",
+        {**MLP, "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02, "comm.kind": "fully_shard"},
+        128,
+    ),
+    "everything sent": ("digits/mlp", {**MLP, **SGD, "comm.compression": {"kind": "top_k", "share": 1.0}}, 128),
     "ghost": ("fashion_mnist/resnet8", {"batch.global_batch": 64, "batch.ghost_batch": 16, "budget.samples": 5 * 64 + 10, **SGD}, 64),
 }
 

@@ -3,18 +3,25 @@
 Rides on DistributedDataParallel, which sends what is ready while the rest of the backward pass still runs.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from bigbatch.comm.compression import Compressor
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
 
 _renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # in torch 2.13
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _renamed else "broadcast_buffers": False}
+Observer = Callable[[Tensor, Tensor], None]
+"""Called with a bucket of this worker's gradients and the mean of all workers', both flat; must not change them."""
 
 
 class AllReduce(Comm):
@@ -26,6 +33,9 @@ class AllReduce(Comm):
     Args:
         model: The same on every worker, or made so by the first's weights.
         ranks: The workers.
+        compressor: Makes gradients smaller on the way.
+        observers: See every bucket before and after the exchange, whatever compresses it: DistributedDataParallel has room for one
+            hook only, and this is it.
         bucket_mb: Megabytes of gradients that are sent together.
 
     >>> comm = AllReduce(nn.Linear(2, 1))  # alone: nothing to exchange
@@ -33,10 +43,22 @@ class AllReduce(Comm):
     128.0
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks = ALONE, *, bucket_mb: float = 25.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks = ALONE,
+        *,
+        compressor: Compressor | None = None,
+        observers: tuple[Observer, ...] = (),
+        bucket_mb: float = 25.0,
+    ) -> None:
         super().__init__(model, ranks)
+        self.compressor, self.observers, self._rehearsing = compressor, observers, False
         if ranks.world_size > 1:
-            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb, **_OWN_BUFFERS)
+            size = 1 << 20 if compressor is not None and compressor.one_bucket else bucket_mb
+            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=size, **_OWN_BUFFERS)
+            if compressor is not None or observers:
+                self.forward.register_comm_hook(self, _exchange)
 
     def divisor(self, num_samples: int, own_samples: int) -> float:
         """The update's samples, less what DistributedDataParallel divides by on its own: the number of workers."""
@@ -45,3 +67,39 @@ class AllReduce(Comm):
     def passing(self, last: bool) -> AbstractContextManager[object]:
         """Exchange gradients in the last pass only."""
         return nullcontext() if last or not isinstance(self.forward, DistributedDataParallel) else self.forward.no_sync()
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """The first backward pass settles in which order gradients are sent; compressors and observers are spared it."""
+        self._rehearsing = True
+        try:
+            yield
+        finally:
+            self._rehearsing = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the compressor remembers."""
+        return self.compressor.state_dict() if self.compressor is not None else {}
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """What the compressors remembered."""
+        if self.compressor is not None:
+            self.compressor.load_state_dicts(states, self.ranks.rank, self.ranks.world_size)
+
+
+def _exchange(comm: AllReduce, bucket: GradBucket) -> Future[Tensor]:
+    if comm._rehearsing or (comm.compressor is None and not comm.observers):
+        return default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type]
+    own = bucket.buffer().clone() if comm.observers else None
+    future = (comm.compressor or Compressor()).exchange(bucket)
+    if own is None:
+        return future
+
+    def observe(done: Future[Tensor]) -> Tensor:
+        mean = done.value()
+        mean = mean[0] if isinstance(mean, list) else mean
+        for observer in comm.observers:
+            observer(own, mean)
+        return mean
+
+    return future.then(observe)

@@ -68,12 +68,14 @@ def launch(arguments: Sequence[str], workers: Workers) -> int:
     Returns:
         Exit code of the job.
     """
+    from bigbatch.core.machine import usable_cores
+
     with tempfile.TemporaryDirectory(prefix="bigbatch-") as folder:
         outcome = Path(folder) / "outcome"
         environment = {
             "BIGBATCH_JOB": uuid.uuid4().hex,
             OUTCOME: str(outcome),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers.most))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // workers.most))),
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # with gloo, a group that is formed anew would find stale ports in a shared store
         }
         os.environ.update(environment)
@@ -169,10 +171,6 @@ def leave(code: int) -> int:
     if code or os.environ["RANK"] == "0":  # the first worker is the last to have something to do
         write_atomically(Path(os.environ[OUTCOME]), str(code).encode())
     return 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _name_the_interface() -> None:

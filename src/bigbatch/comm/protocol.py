@@ -1,6 +1,5 @@
 """What every way of working together answers: what happens to gradients before a step, and what happens to weights after it?"""
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,14 +27,14 @@ class Comm:
         self.model, self.ranks = model, ranks
         self.forward: nn.Module = model
 
-    def divisor(self, num_samples: int, own_samples: int) -> float:
-        """What a worker divides each of its losses by; infinity if it has none.
+    def divisor(self, num_samples: int, own_samples: int) -> float:  # noqa: ARG002
+        """What a worker divides each of its losses by.
 
         Args:
             num_samples: Of the update, over all workers.
             own_samples: Of this worker's share.
         """
-        return num_samples if own_samples else math.inf
+        return num_samples
 
     def passing(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
         """Around the forward and backward pass of each micro-batch; `last`: of this worker's share of the update."""
@@ -44,8 +43,16 @@ class Comm:
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
         """After the optimizer's step; `updates` is the number of updates made so far."""
 
+    def rehearsal(self) -> AbstractContextManager[object]:
+        """Around a first pass that weighs nothing."""
+        return nullcontext()
+
+    def averaged(self, optimizer: Optimizer) -> AbstractContextManager[object]:  # noqa: ARG002
+        """While weights are evaluated or saved: the same everywhere, and afterwards as they were."""
+        return nullcontext()
+
     def settle(self, optimizer: Optimizer) -> None:
-        """Before weights are evaluated or saved: make them the same everywhere."""
+        """After the last step: make weights the same everywhere, for good."""
 
     def whole_states(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
         """State of model and optimizer as one worker alone would have it; called by all, used by the first."""

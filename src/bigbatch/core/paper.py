@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-FAMILIES = ("scaling", "schedules", "layers", "optim")
+FAMILIES = ("scaling", "schedules", "layers", "optim", "comm")
 """Packages whose modules may hold a method."""
 
 

@@ -2,7 +2,8 @@
 
     [optimizer]  update rule and its rates         [batch]   samples per update, per normalisation group, per forward pass
     [schedule]   warm-up times decay               [model]   options of the task's own model
-    [budget]     when the run ends                 seed, precision
+    [budget]     when the run ends                 [comm]    how several workers go together
+    seed, precision
 
 Lengths are in epochs of `num_train_samples`, so they survive a change of batch; rates are peak rates.
 """
@@ -19,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, TAGS, AnyOptimizer, Batch, Budget, Count, Schedule, Section
+from bigbatch.recipe.sections import KINDS, TAGS, AllReduce, AnyComm, AnyOptimizer, Batch, Budget, Count, Schedule, Section
 
 
 class Recipe(Section):
@@ -44,6 +45,7 @@ class Recipe(Section):
     batch: Batch
     model: dict[str, bool | int | float | str] = Field(default_factory=dict)
     budget: Budget
+    comm: AnyComm = AllReduce()
 
     def __init__(self, **fields: Any) -> None:
         try:

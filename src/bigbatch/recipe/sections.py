@@ -210,7 +210,55 @@ class Budget(Section):
         return self
 
 
-TAGS = {"optimizer": "name", "schedule.warmup": "kind", "schedule.decay": "kind"}
+class Float16(Section):
+    """Gradients are exchanged in float16, or in bfloat16 where the backend can."""
+
+    kind: Literal["fp16", "bf16"] = "fp16"
+
+
+class PowerSGD(Section):
+    """Gradients are exchanged as matrices of low rank, with error feedback."""
+
+    kind: Literal["powersgd"] = "powersgd"
+    rank: Count = 4
+    start_updates: Annotated[int, Field(ge=2)] = 10
+
+
+class TopK(Section):
+    """The largest gradients are exchanged, with error feedback."""
+
+    kind: Literal["top_k"] = "top_k"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+class AllReduce(Section):
+    """Every update is one step along the mean gradient of all workers."""
+
+    kind: Literal["all_reduce"] = "all_reduce"
+    compression: Annotated[Float16 | PowerSGD | TopK, Field(discriminator="kind")] | None = None
+    bucket_mb: Positive = 25.0  # gradients that are sent together
+
+
+class LocalSGD(Section):
+    """Workers take steps of their own and average their weights every `period` updates."""
+
+    kind: Literal["local_sgd"] = "local_sgd"
+    period: Count = 8  # updates
+    start_updates: Annotated[int, Field(ge=0)] = 0  # of all-reduce, before
+    momentum: Literal["average", "keep", "reset"] = "average"
+    group_size: Count = 1  # workers that average among themselves more often
+    group_period: Count | None = None  # updates
+
+
+class FullyShard(Section):
+    """As all-reduce, with weights and optimizer state spread over the workers."""
+
+    kind: Literal["fully_shard"] = "fully_shard"
+
+
+AnyComm = Annotated[AllReduce | LocalSGD | FullyShard, Field(discriminator="kind")]
+
+TAGS = {"optimizer": "name", "schedule.warmup": "kind", "schedule.decay": "kind", "comm": "kind", "comm.compression": "kind"}
 """The field that says which kind of a section is meant."""
 
 KINDS: dict[str, dict[str, type[Section]]] = {
@@ -223,4 +271,6 @@ KINDS: dict[str, dict[str, type[Section]]] = {
         "cosine": CosineDecay,
         "linear": LinearDecay,
     },
+    "comm": {"all_reduce": AllReduce, "local_sgd": LocalSGD, "fully_shard": FullyShard},
+    "comm.compression": {"fp16": Float16, "bf16": Float16, "powersgd": PowerSGD, "top_k": TopK},
 }

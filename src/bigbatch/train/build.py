@@ -11,8 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.compression import Compressor, HalfPrecision, PowerSGD
+from bigbatch.comm.fully_shard import FullyShard
+from bigbatch.comm.local_sgd import LocalSGD
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
+from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
 from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
@@ -62,9 +66,39 @@ def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
     return model.to(device, DTYPES[recipe.precision])
 
 
-def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:  # noqa: ARG001
-    """How the workers go together."""
-    return AllReduce(model, ranks) if ranks.world_size > 1 else Comm(model, ranks)
+def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
+    """How the workers go together; one alone needs nothing."""
+    if ranks.world_size == 1:
+        return Comm(model, ranks)
+    match recipe.comm:
+        case sections.AllReduce() as c:
+            return AllReduce(model, ranks, compressor=_compressor(c.compression, recipe.seed), bucket_mb=c.bucket_mb)
+        case sections.LocalSGD() as c:
+            return LocalSGD(
+                model,
+                ranks,
+                period=c.period,
+                start_updates=c.start_updates,
+                momentum=c.momentum,
+                group_size=c.group_size,
+                group_period=c.group_period,
+            )
+        case sections.FullyShard():
+            return FullyShard(model, ranks)
+        case other:
+            assert_never(other)
+
+
+def _compressor(section: Any, seed: int) -> Compressor | None:
+    match section:
+        case None:
+            return None
+        case sections.Float16(kind=kind):
+            return HalfPrecision(torch.bfloat16 if kind == "bf16" else torch.float16)
+        case sections.PowerSGD() as c:
+            return PowerSGD(c.rank, start_updates=c.start_updates, seed=seed)
+        case _:
+            return TopK(section.share)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) -> Optimizer:
@@ -93,7 +127,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) 
             return LAMB(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)
         case sections.Muon() as o:
             groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay)
-            shared = dist.group.WORLD if isinstance(comm, AllReduce) and comm.ranks.world_size > 1 else None
+            shared = dist.group.WORLD if type(comm) is AllReduce and comm.ranks.world_size > 1 else None
             return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps, process_group=shared)
         case other:
             assert_never(other)

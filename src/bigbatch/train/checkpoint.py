@@ -79,10 +79,10 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
             raise CheckpointError(
                 f"checkpoint {path}: belongs to another recipe ({'; '.join(differing)}); use the recipe of the run or another --out"
             )
+        comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
         comm.load_whole_states(optimizer, state["model"], state["optimizer"])
         if ranks.rank < len(state["workers"]):
             _restore_random_states(state["workers"][ranks.rank]["random"])
-        comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
         if state["num_threads"] != torch.get_num_threads():
             warnings.warn(
                 f"the run had {state['num_threads']} threads and goes on with {torch.get_num_threads()}: sums may round differently",

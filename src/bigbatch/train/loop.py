@@ -9,7 +9,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.tasks.task import Splits, Task, load_task
-from bigbatch.train.build import DTYPES, build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
+from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_finite, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
-from bigbatch.train.feed import MicroBatch, feed
+from bigbatch.train.feed import MicroBatch
 from bigbatch.train.folder import open_together
 from bigbatch.train.interrupt import Stopwatch, interruptible
 from bigbatch.train.progress import Display
@@ -38,9 +39,9 @@ from bigbatch.train.pulse import Pulse
 from bigbatch.train.record import Record
 from bigbatch.train.result import Result
 from bigbatch.train.running_statistics import RunningStatistics
-from bigbatch.train.sampler import index_batches
-from bigbatch.train.share import NOTHING, check_shares, passes, share_of
+from bigbatch.train.share import check_shares, work_of
 from bigbatch.train.step import accumulate_gradients
+from bigbatch.train.stream import one_sample, open_stream
 
 PULSE_S = 0.25
 """Seconds, about, between two looks at what only one worker knows, and between two readings of losses from the device."""
@@ -115,22 +116,20 @@ def fit(
 
         def save(name: str) -> None:
             if out is not None:
-                comm.settle(optimizer)
-                _check_weights(model, clock)
                 state = Progress(clock, micro_batch, best_score, watch.seconds)
-                with statistics.whole():
+                with comm.averaged(optimizer), statistics.whole():
+                    _check_weights(model, clock)
                     save_checkpoint(folder and folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state)
 
         def measure(split: str) -> Evaluation:
-            comm.settle(optimizer)
-            with statistics.whole():
+            with comm.averaged(optimizer), statistics.whole():
                 result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks, lockstep=comm.lockstep)
             record.evaluation(clock, split, result)
             return result
 
-        def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float) -> Tensor:
+        def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float, idle: int) -> Tensor:
             settings: dict[str, Any] = {"precision": recipe.precision, "device": ranks.device, "passing": comm.passing}
-            return accumulate_gradients(comm.forward, task, pieces, divisor=divisor, **settings)
+            return accumulate_gradients(comm.forward, task, pieces, divisor=divisor, idle=idle, **settings)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         if resume and not asked and ranks.first:
@@ -143,10 +142,12 @@ def fit(
                         write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
                     record.start(recipe, task=task.name, micro_batch=micro_batch, device=ranks.device.type, workers=ranks.world_size)
                     save("last.pt")
-                stream = _open_stream(recipe, data.train, clock, micro_batch, ranks)
-                if ranks.world_size > 1:  # the first backward pass settles the order in which gradients are sent: let it be no update's
-                    with statistics.of_update(NOTHING):
-                        add_gradients([_one_sample(recipe, data.train, ranks.device)], divisor=math.inf)
+                batch: dict[str, Any] = {"micro_batch": micro_batch, "ghost_batch": recipe.batch.ghost_batch, "lockstep": comm.lockstep}
+                work = lru_cache(partial(work_of, rank=ranks.rank, world_size=ranks.world_size, **batch))
+                stream = open_stream(recipe, data.train, clock, ranks.device, work)
+                if ranks.world_size > 1:
+                    with comm.rehearsal():
+                        add_gradients([one_sample(recipe, data.train, ranks.device)], divisor=1.0, idle=1)
                     optimizer.zero_grad()
                 validation: Evaluation | None = None
                 pulse = Pulse(ranks, every_s=min(PULSE_S, save_every_s))
@@ -154,11 +155,11 @@ def fit(
                 watch = Stopwatch(progress.train_s)
                 while clock.samples < total:
                     num_samples = min(recipe.batch.global_batch, total - clock.samples)
-                    share = share_of(num_samples, ranks.rank, ranks.world_size, recipe.batch.ghost_batch)
+                    share, sizes, idle = work(num_samples)
 
-                    pieces = itertools.islice(stream, len(passes(share, micro_batch, recipe.batch.ghost_batch)))
+                    pieces = itertools.islice(stream, len(sizes))
                     with statistics.of_update(share):
-                        sum_loss = add_gradients(pieces, divisor=comm.divisor(num_samples, share.num_samples))
+                        sum_loss = add_gradients(pieces, divisor=comm.divisor(num_samples, share.num_samples), idle=idle)
                     if recipe.optimizer.clip_norm is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
                     set_lr(optimizer, schedule(clock))
@@ -189,6 +190,7 @@ def fit(
                             raise Interrupted(_how_to_resume(clock, out))
 
                 train_s = watch.seconds
+                comm.settle(optimizer)
                 save("last.pt")
                 if validation is None:  # resumed after the last update
                     validation = measure("validation")
@@ -224,23 +226,6 @@ def _load(task: Task, recipe: Recipe, ranks: Ranks) -> Splits:
         check_finite(name, split)
     check_shares(recipe.batch.global_batch, ranks.world_size, recipe.batch.ghost_batch)
     return data
-
-
-def _open_stream(recipe: Recipe, train: Any, clock: Clock, micro_batch: int, ranks: Ranks) -> Iterator[MicroBatch]:
-    """Every micro-batch of this worker from `clock` to the end of the run."""
-    total, global_batch, ghost_batch = recipe.total_samples, recipe.batch.global_batch, recipe.batch.ghost_batch
-
-    def batches() -> Iterator[Tensor]:
-        for start in range(clock.samples, total, global_batch):
-            share = share_of(min(global_batch, total - start), ranks.rank, ranks.world_size, ghost_batch)
-            sizes = iter(passes(share, micro_batch, ghost_batch))
-            yield from index_batches(recipe.seed, recipe.num_train_samples, start + share.start, sizes)
-
-    return feed(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision])
-
-
-def _one_sample(recipe: Recipe, train: Any, device: torch.device) -> MicroBatch:
-    return next(feed(train, [torch.zeros(1, dtype=torch.int64)], device=device, dtype=DTYPES[recipe.precision]))
 
 
 def _crossed(before: Clock, after: Clock, every_samples: float) -> bool:

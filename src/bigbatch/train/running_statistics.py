@@ -29,7 +29,7 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self._model, self._ranks = model, ranks
+        self._ranks = ranks
         self._norms = [m for m in batch_norms(model).values() if m.track_running_stats]
         if ranks.world_size > 1 and any(m.momentum is None for m in self._norms):
             raise UserError("a batch norm with momentum None: keeps no running mean that several workers can share; give it a number")
@@ -37,13 +37,9 @@ class RunningStatistics:
 
     @contextmanager
     def of_update(self, share: Share) -> Iterator[None]:
-        """Around the passes of this worker's share of one update; what passes for an empty share leaves no trace."""
-        if not share.num_samples:
-            with frozen_norms(self._model):
-                yield
-        else:
-            self._decay(share.groups_before)
-            yield
+        """Around the passes of this worker's share of one update."""
+        self._decay(share.groups_before)
+        yield
         self._decay(share.groups_after)
 
     @contextmanager

@@ -20,9 +20,6 @@ class Share(NamedTuple):
     groups_after: int = 0
 
 
-NOTHING = Share(0, 0)
-
-
 def share_of(num_samples: int, rank: int, world_size: int, ghost_batch: int | Literal["global"] | None) -> Share:
     """The share of one worker.
 
@@ -64,12 +61,40 @@ def check_shares(global_batch: int, world_size: int, ghost_batch: int | Literal[
         )
 
 
-def passes(share: Share, micro_batch: int, ghost_batch: int | Literal["global"] | None) -> list[int]:
-    """Sizes of the forward passes of a share.
+class Work(NamedTuple):
+    """What a worker does for one update."""
 
-    A worker without samples makes one pass of one sample that weighs nothing: it must take part in the exchange of gradients.
+    share: Share
+    sizes: list[int]  # of its forward passes, in order, idle ones first
+    idle: int  # passes of one sample that weigh nothing
 
-    >>> passes(Share(0, 5), 2, None), passes(Share(0, 0), 2, None)
-    ([2, 2, 1], [1])
+
+def work_of(
+    num_samples: int, rank: int, world_size: int, *, micro_batch: int, ghost_batch: int | Literal["global"] | None, lockstep: bool = False
+) -> Work:
+    """A worker's share and how it is cut.
+
+    A worker without samples makes an idle pass all the same: it must take part in the exchange of gradients.
+
+    Args:
+        num_samples: Samples in the update.
+        rank: Of the worker.
+        world_size: Number of workers.
+        micro_batch: Most samples in one pass.
+        ghost_batch: As in `share_of`.
+        lockstep: Whether all workers must make as many passes, idle ones included.
+
+    >>> work_of(5, 0, 1, micro_batch=2, ghost_batch=None).sizes
+    [2, 2, 1]
+    >>> work_of(2, 0, 3, micro_batch=2, ghost_batch=None)
+    Work(share=Share(start=0, num_samples=0, groups_before=0, groups_after=0), sizes=[1], idle=1)
     """
-    return micro_batches(share.num_samples, micro_batch, ghost_batch) if share.num_samples else [1]
+
+    def sizes_of(share: Share) -> list[int]:
+        return micro_batches(share.num_samples, micro_batch, ghost_batch) if share.num_samples else []
+
+    shares = [share_of(num_samples, r, world_size, ghost_batch) for r in (range(world_size) if lockstep else [rank])]
+    most = max(1, *(len(sizes_of(share)) for share in shares))
+    share = shares[rank] if lockstep else shares[0]
+    sizes = sizes_of(share)
+    return Work(share, [1] * (most - len(sizes)) + sizes, most - len(sizes))

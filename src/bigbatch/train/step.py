@@ -1,6 +1,5 @@
 """The gradient of one update, whatever it is cut into. The one owner of the loss divisor."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import MicroBatch
+from bigbatch.train.running_statistics import frozen_norms
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -30,6 +30,7 @@ def accumulate_gradients(
     precision: str,
     device: torch.device,
     passing: Callable[[bool], AbstractContextManager[object]] = alone,
+    idle: int = 0,
 ) -> Tensor:
     """Add the gradient of the sum of all losses over `divisor` to `p.grad`: of the mean, if it is the number of samples.
 
@@ -39,35 +40,37 @@ def accumulate_gradients(
         model: In training mode, its gradients cleared.
         task: Gives one loss per sample.
         batches: The micro-batches.
-        divisor: Samples in the whole update; infinity for passes that weigh nothing.
+        divisor: Samples in the whole update.
         precision: As in the recipe.
         device: Where the model lives.
         passing: Context of each pass, told whether it is the last (see `bigbatch.comm`).
+        idle: So many passes, the first, weigh nothing and leave no trace in batch norms.
 
     Returns:
-        *Sum* of the losses, a detached scalar on the device (reading it synchronises); 0 for passes that weigh nothing.
+        *Sum* of the losses, a detached scalar on the device (reading it synchronises); without idle passes.
 
     Raises:
         ValueError: If the task does not return one loss per sample.
     """
-    sum_loss: Tensor | None = None
-    for last, (inputs, targets) in _and_whether_last(batches):
-        with passing(last):
+    sum_loss = torch.zeros((), dtype=torch.float64, device=device)
+    for number, last, (inputs, targets) in _and_whether_last(batches):
+        counts = number >= idle
+        with passing(last), nullcontext() if counts else frozen_norms(model):
             with autocast(precision, device):
                 outputs = model(inputs)
             losses = task.losses(outputs, targets)
             if losses.shape != (len(targets),):
                 raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
-            losses.backward(torch.full_like(losses, 1 / divisor))  # type: ignore[no-untyped-call]
-        sum_loss = losses.detach().sum() if sum_loss is None else sum_loss + losses.detach().sum()
-    assert sum_loss is not None
-    return sum_loss if math.isfinite(divisor) else torch.zeros_like(sum_loss)
+            losses.backward(torch.full_like(losses, 1 / divisor if counts else 0.0))  # type: ignore[no-untyped-call]
+        if counts:
+            sum_loss += losses.detach().sum()
+    return sum_loss
 
 
-def _and_whether_last(batches: Iterable[MicroBatch]) -> Iterator[tuple[bool, MicroBatch]]:
+def _and_whether_last(batches: Iterable[MicroBatch]) -> Iterator[tuple[int, bool, MicroBatch]]:
     iterator = iter(batches)
-    batch = next(iterator)
-    for following in iterator:
-        yield False, batch
+    number, batch = 0, next(iterator)
+    for number, following in enumerate(iterator, 1):
+        yield number - 1, False, batch
         batch = following
-    yield True, batch
+    yield number, True, batch

@@ -1,0 +1,77 @@
+"""Fully sharded: parameters, gradients and optimizer state of a model that does not fit are spread over the workers (FSDP2).
+
+The step is that of all-reduce. torch's `fully_shard` gathers the weights of a layer just before they are needed, and hands each worker
+its part of the mean gradient.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import ALONE, Ranks
+
+
+class FullyShard(Comm):
+    """FSDP2 on a mesh of all workers; make the optimizer afterwards.
+
+    Args:
+        model: Changed in place: its parameters become DTensors. Each child that holds parameters is gathered by itself.
+        ranks: The workers.
+    """
+
+    lockstep = True
+
+    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+        super().__init__(model, ranks)
+        if ranks.world_size > 1:
+            mesh = init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("workers",))
+            for child in model.children():
+                if any(p.requires_grad for p in child.parameters()):
+                    fully_shard(child, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+
+    def divisor(self, num_samples: int, own_samples: int) -> float:
+        """The update's samples, less what torch divides by on its own: the number of workers."""
+        return super().divisor(num_samples, own_samples) / self.ranks.world_size
+
+    def passing(self, last: bool) -> AbstractContextManager[object]:
+        """Add up gradients over workers in the last pass only."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def whole_states(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Gathered from all workers."""
+        return _map(self.model.state_dict(), _whole), _map(optimizer.state_dict(), _whole)
+
+    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """Each worker takes its part."""
+        now = self.model.state_dict()
+        self.model.load_state_dict({name: _as(value, now[name]) if name in now else value for name, value in model_state.items()})
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        numbers = [n for group in optimizer_state["param_groups"] for n in group["params"]]
+        state = {
+            n: {name: _as(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value for name, value in of_one.items()}
+            for n, p in zip(numbers, params, strict=True)
+            if (of_one := optimizer_state["state"].get(n)) is not None
+        }
+        optimizer.load_state_dict({**optimizer_state, "state": state})
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+
+
+def _map(tree: Any, change: Any) -> Any:
+    return torch.utils._pytree.tree_map(change, tree)

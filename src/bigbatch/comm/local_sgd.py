@@ -1,0 +1,170 @@
+r"""Local SGD: workers take steps of their own and average their weights now and then.
+
+Paper:   Lin, Stich, Patel, Jaggi 2018, Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217, Algorithm 1 and Section 3.
+Formula: worker i, update t, batch of its own samples B_i:
+             w_i <- w_i - step(mean gradient over B_i)
+             every H updates:  w_i <- (1/W) sum_j w_j
+         Post-local: the first T_s updates are those of all-reduce.
+Units:   H (period) and T_s (start_updates) in updates.
+Differs: momentum and other state of the optimizer that has a parameter's shape is averaged with the weights ("average"); the paper keeps
+         each worker's own ("keep") or starts from zero ("reset"). With H = 1 and SGD, "average" is exactly all-reduce.
+         Hierarchical averaging, among the workers of a group more often than among all, is the paper's Section 5 extension.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.paper import Paper
+
+PAPER = Paper(
+    method="Local SGD",
+    title="Don't Use Large Mini-Batches, Use Local SGD",
+    authors="Lin, Stich, Patel, Jaggi",
+    year=2018,
+    arxiv="1808.07217",
+    where="Algorithm 1",
+)
+
+
+def averages_after(updates: int, *, period: int, start_updates: int = 0) -> bool:
+    """Whether weights are averaged after so many updates.
+
+    >>> [t for t in range(1, 13) if averages_after(t, period=3, start_updates=4)]
+    [7, 10]
+    """
+    return updates > start_updates and (updates - start_updates) % period == 0
+
+
+class LocalSGD(AllReduce):
+    """Local and post-local SGD; see the module's docstring for the rule.
+
+    Args:
+        model: The same on every worker, or made so by the first's weights.
+        ranks: The workers.
+        period: H.
+        start_updates: T_s.
+        momentum: What becomes of the optimizer's state when weights are averaged.
+        group_size: Workers in a group that averages among itself every `group_period` updates; must divide their number.
+        group_period: Updates between averages within a group; must divide `period`.
+
+    Raises:
+        UserError: If periods or groups don't divide.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks = ALONE,
+        *,
+        period: int = 8,
+        start_updates: int = 0,
+        momentum: Literal["average", "keep", "reset"] = "average",
+        group_size: int = 1,
+        group_period: int | None = None,
+    ) -> None:
+        check_positive("period", period)
+        group_period = group_period or period
+        if period % group_period:
+            raise UserError(f"group_period = {group_period}: must divide period = {period}; choose a divisor")
+        if ranks.world_size % group_size:
+            raise UserError(f"group_size = {group_size}: must divide the {ranks.world_size} workers; choose a divisor")
+        super().__init__(model, ranks)
+        self.period, self.start_updates, self.momentum, self.group_period = period, start_updates, momentum, group_period
+        self.updates = 0
+        self._own: dict[str, Any] | None = None
+        groups = [dist.new_group(list(range(i, i + group_size))) for i in range(0, ranks.world_size, group_size)] if group_size > 1 else []
+        self._group = groups[ranks.rank // group_size] if groups else None
+
+    @property
+    def local(self) -> bool:
+        """Whether the next step is each worker's own."""
+        return self.ranks.world_size > 1 and self.updates >= self.start_updates
+
+    def divisor(self, num_samples: int, own_samples: int) -> float:
+        """A worker's own samples, once steps are its own."""
+        return max(own_samples, 1) if self.local else super().divisor(num_samples, own_samples)
+
+    def passing(self, last: bool) -> AbstractContextManager[object]:
+        """No exchange of gradients, once steps are each worker's own."""
+        return super().passing(last and not self.local)
+
+    def after_step(self, optimizer: Optimizer, updates: int) -> None:
+        """Average when it is time."""
+        was_local, self.updates = self.local, updates
+        if not was_local:
+            return
+        if averages_after(updates, period=self.period, start_updates=self.start_updates):
+            self._average(optimizer, None)
+        elif self._group is not None and averages_after(updates, period=self.group_period, start_updates=self.start_updates):
+            self._average(optimizer, self._group)
+
+    def settle(self, optimizer: Optimizer) -> None:
+        """After the last step."""
+        if self.local:
+            self._average(optimizer, None)
+
+    @contextmanager
+    def averaged(self, optimizer: Optimizer) -> Iterator[None]:
+        """The average for a while; each worker's own afterwards."""
+        if not self.local:
+            yield
+            return
+        tensors = [*self._weights(), *_state_tensors(optimizer)]
+        own = [t.clone() for t in tensors]
+        self._own = {"own": own}
+        self._average(optimizer, None)
+        try:
+            yield
+        finally:
+            for tensor, before in zip(tensors, own, strict=True):
+                tensor.copy_(before)
+            self._own = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """This worker's own weights and optimizer state, where they are not those of all."""
+        return {"updates": self.updates, **(self._own or {})}
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Where the number of workers is another, all start from the average."""
+        self.updates = states[0].get("updates", 0)
+        self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
+
+    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """The average; then each worker's own over it."""
+        super().load_whole_states(optimizer, model_state, optimizer_state)
+        if self._saved is not None:
+            with torch.no_grad():
+                for tensor, own in zip([*self._weights(), *_state_tensors(optimizer)], self._saved, strict=True):
+                    tensor.copy_(own)
+
+    _saved: list[Tensor] | None = None
+
+    def _weights(self) -> list[Tensor]:
+        return [p.detach() for p in self.model.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def _average(self, optimizer: Optimizer, group: Any) -> None:
+        tensors = self._weights() + (_state_tensors(optimizer) if self.momentum == "average" else [])
+        if self.momentum == "reset" and group is None:
+            for tensor in _state_tensors(optimizer):
+                tensor.zero_()
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat, group=group)
+        flat /= dist.get_world_size(group)
+        for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """State that has its parameter's shape, in the order of the parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [v for p in params for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape and v.ndim]

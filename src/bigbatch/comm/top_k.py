@@ -1,0 +1,92 @@
+r"""Top-k: each worker sends the largest of its gradients and remembers the rest (torch ships none).
+
+Paper:   Stich, Cordonnier, Jaggi 2018, Sparsified SGD with Memory, arXiv:1809.07599, Algorithm 1.
+Formula: for each bucket of gradients, on worker i of W, with memory e_i (0 at first),
+             p_i <- g_i + e_i
+             c_i  = p_i where |p_i| is among the k largest, else 0
+             e_i <- p_i - c_i
+             g    = (1/W) sum_i c_i
+Units:   k is a share of the elements of a bucket, at least one.
+Differs: the memory holds gradients, not steps (the paper's e is eta times ours): a rate that changes then weighs old and new alike. The
+         largest are taken of a bucket, not of the whole gradient. Sent as 4-byte indices and values in the gradients' type.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
+from torch.futures import Future
+
+from bigbatch.comm.compression import Compressor, shared_out
+from bigbatch.core.checks import check_fraction, check_positive
+from bigbatch.core.paper import Paper
+
+PAPER = Paper(
+    method="Top-k compression with error feedback",
+    title="Sparsified SGD with Memory",
+    authors="Stich, Cordonnier, Jaggi",
+    year=2018,
+    arxiv="1809.07599",
+    where="Algorithm 1",
+)
+
+
+def largest(vector: Tensor, share: float) -> Tensor:
+    """Indices of the elements that are sent, shape (k,), int64.
+
+    >>> largest(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist()
+    [1, 2]
+    """
+    return torch.topk(vector.abs(), max(1, round(share * vector.numel())), sorted=True).indices
+
+
+class TopK(Compressor):
+    """Top-k with error feedback; see the module's docstring for the rule.
+
+    Args:
+        share: Share of the elements that are sent, in (0, 1].
+
+    Raises:
+        UserError: If the share is out of range.
+    """
+
+    def __init__(self, share: float = 0.01) -> None:
+        check_fraction("share", share)
+        check_positive("share", share)
+        self.share = share
+        self._errors: dict[int, Tensor] = {}
+
+    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
+        """All-gather of indices and values."""
+        gradient: Tensor = bucket.buffer()
+        world = dist.get_world_size()
+        owed = self._errors.get(bucket.index())
+        vector = gradient + owed if owed is not None and owed.shape == gradient.shape else gradient.clone()
+        index = largest(vector, self.share)
+        values = vector[index]
+        vector[index] = 0
+        self._errors[bucket.index()] = vector
+        indices = [torch.empty(len(index), dtype=torch.int32, device=index.device) for _ in range(world)]
+        sent = [torch.empty_like(values) for _ in range(world)]
+        works = [dist.all_gather(indices, index.int(), async_op=True), dist.all_gather(sent, values, async_op=True)]
+
+        def add_up(_: Future[Any]) -> Tensor:
+            works[0].wait()
+            gradient.zero_()
+            for i, v in zip(indices, sent, strict=True):  # in the order of ranks: the same sum on every worker
+                gradient.index_add_(0, i.long(), v, alpha=1 / world)
+            return gradient
+
+        future: Future[Tensor] = works[1].get_future().then(add_up)
+        return future
+
+    def state_dict(self) -> dict[str, dict[int, Tensor]]:
+        """What is still owed, by bucket."""
+        return {"errors": dict(self._errors)}
+
+    def load_state_dicts(self, states: list[dict[str, dict[int, Tensor]]], rank: int, world_size: int) -> None:
+        """Errors are each worker's own."""
+        if states[0]:
+            self._errors = shared_out([state["errors"] for state in states], rank, world_size)

@@ -1,0 +1,214 @@
+"""One rank of test_comm.py: ways of going together, in a hand-written loop, each against what one process would do."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.compression import HalfPrecision, PowerSGD
+from bigbatch.comm.fully_shard import FullyShard
+from bigbatch.comm.local_sgd import LocalSGD
+from bigbatch.comm.ranks import Ranks
+from bigbatch.comm.top_k import TopK
+from bigbatch.core.sharding import local
+
+SAMPLES, UPDATES = 12, 6
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4)).double()
+
+
+def data(update):
+    random = torch.Generator().manual_seed(update)
+    return torch.randn(SAMPLES, 6, generator=random).double(), torch.randn(SAMPLES, 4, generator=random).double()
+
+
+def train(model, comm, optimizer, start, stop, *, first=0, last=UPDATES):
+    """Updates on this worker's samples start to stop, in two passes."""
+    for update in range(first, last):
+        x, y = (t[start:stop] for t in data(update))
+        for piece in (slice(0, 1), slice(1, None)):
+            with comm.passing(last=piece.start == 1):
+                loss = (comm.forward(x[piece]) - y[piece]).square().sum() / comm.divisor(SAMPLES, stop - start)
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        comm.after_step(optimizer, update + 1)
+
+
+def sgd(model, momentum=0.9):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+
+
+def alone():
+    from bigbatch.comm.protocol import Comm
+
+    model = net()
+    train(model, Comm(model), sgd(model), 0, SAMPLES)
+    return [p.detach() for p in model.parameters()]
+
+
+def close(model, expected, atol=1e-12):
+    for p, q in zip(model.parameters(), expected, strict=True):
+        p = p.detach()
+        whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+        torch.testing.assert_close(whole, q, rtol=0, atol=atol)
+
+
+def main():
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=world)
+    ranks = Ranks(rank, world)
+    start, stop = SAMPLES * rank // world, SAMPLES * (rank + 1) // world
+    expected = alone()
+
+    def trained(make, momentum=0.9):
+        model = net()
+        comm = make(model)
+        optimizer = sgd(model, momentum)
+        train(model, comm, optimizer, start, stop)
+        return model, comm, optimizer
+
+    model, *_ = trained(lambda m: AllReduce(m, ranks))
+    close(model, expected)
+
+    seen = []
+    observer = lambda own, mean: seen.append((own.clone(), mean.clone()))  # noqa: E731
+    for compressor in (None, TopK(0.3)):  # an observer sees what was measured here and what came back, compressed or not
+        seen.clear()
+        model, *_ = trained(lambda m, c=compressor: AllReduce(m, ranks, compressor=c, observers=(observer,)))
+        own, mean = seen[0]
+        total = own.clone()
+        dist.all_reduce(total)
+        if compressor is None:
+            close(model, expected)
+            torch.testing.assert_close(mean, total / world)
+            assert len(seen) == UPDATES, "one bucket, one exchange an update"
+
+    model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=TopK(1.0)))  # everything is sent
+    close(model, expected)
+    model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=HalfPrecision()))
+    close(model, expected, atol=2e-3)
+    model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=PowerSGD(rank=4, start_updates=2)))  # full rank of the smaller matrix
+    close(model, expected, atol=0.2)
+
+    check_top_k(rank, world)
+    check_memory(ranks, start, stop)
+
+    model, *_ = trained(lambda m: LocalSGD(m, ranks, period=1))
+    if SAMPLES % world == 0:
+        close(model, expected)
+    local_sgd(ranks, start, stop)
+
+    model, comm, optimizer = trained(lambda m: FullyShard(m, ranks))
+    assert sum(local(p).numel() for p in model.parameters()) < sum(p.numel() for p in model.parameters())
+    close(model, expected)
+    states = comm.whole_states(optimizer)
+    again = net()
+    comm = FullyShard(again, ranks)
+    optimizer = sgd(again)
+    comm.load_whole_states(optimizer, *states)
+    close(again, expected)
+    for p, buffer in zip(again.parameters(), (optimizer.state[p]["momentum_buffer"] for p in again.parameters()), strict=True):
+        assert buffer.placements == p.placements
+    if rank == 0:
+        print("all equal", flush=True)
+    dist.destroy_process_group()
+    return 0
+
+
+def check_top_k(rank, world):
+    """By hand: each sends its largest; what it kept is added next time."""
+
+    class Bucket:
+        def __init__(self, values):
+            self.values = values
+
+        def buffer(self):
+            return self.values
+
+        def index(self):
+            return 0
+
+    top = TopK(0.5)
+    first = torch.tensor([4.0, 1.0]) if rank == 0 else torch.tensor([1.0, 2.0])
+    got = top.exchange(Bucket(first.clone())).wait()
+    torch.testing.assert_close(got, torch.tensor([4.0, 2.0 * (world - 1)]) / world)
+    got = top.exchange(Bucket(torch.tensor([0.0, 0.0]))).wait()  # now what was kept: 1 each, in the other place
+    torch.testing.assert_close(got, torch.tensor([1.0 * (world - 1), 1.0]) / world)
+    assert float(top.state_dict()["errors"][0].abs().sum()) == 0
+
+
+def check_memory(ranks, start, stop):
+    """Half-way through a compressed run a new compressor takes up the memories: the end is the same to the last bit."""
+    for make in (lambda: TopK(0.3), lambda: PowerSGD(rank=1, start_updates=2)):
+        ends = []
+        for interrupted in (False, True):
+            model = net()
+            comm = AllReduce(model, ranks, compressor=make())
+            with comm.rehearsal():
+                comm.forward(data(0)[0][:1]).sum().mul(0).backward()
+            optimizer = sgd(model)
+            optimizer.zero_grad()
+            train(model, comm, optimizer, start, stop, last=4)
+            if interrupted:
+                memory, weights, momentum = comm.state_dict(), model.state_dict(), optimizer.state_dict()
+                model = net()
+                model.load_state_dict(weights)
+                comm = AllReduce(model, ranks, compressor=make())
+                with comm.rehearsal():
+                    comm.forward(data(0)[0][:1]).sum().mul(0).backward()
+                comm.load_state_dicts([memory] * ranks.world_size)
+                optimizer = sgd(model)
+                optimizer.load_state_dict(momentum)
+                optimizer.zero_grad()
+            train(model, comm, optimizer, start, stop, first=4)
+            ends.append([p.detach().clone() for p in model.parameters()])
+        for a, b in zip(*ends, strict=True):
+            assert torch.equal(a, b)
+
+
+def local_sgd(ranks, start, stop):
+    """Period 2 by hand: two steps on own samples, then the mean of all workers' weights and momenta."""
+    model = net()
+    comm = LocalSGD(model, ranks, period=2)
+    optimizer = sgd(model)
+    train(model, comm, optimizer, start, stop, last=2)
+    mean = None
+    for rank in range(ranks.world_size):
+        a, b = SAMPLES * rank // ranks.world_size, SAMPLES * (rank + 1) // ranks.world_size
+        other = net()
+        own = torch.optim.SGD(other.parameters(), lr=0.05, momentum=0.9)
+        for update in range(2):
+            x, y = (t[a:b] for t in data(update))
+            (other(x) - y).square().sum().div(b - a).backward()
+            own.step()
+            own.zero_grad()
+        weights = [p.detach() / ranks.world_size for p in other.parameters()]
+        mean = weights if mean is None else [m + w for m, w in zip(mean, weights, strict=True)]
+    close(model, mean)
+    train(model, comm, optimizer, start, stop, first=2, last=3)
+    before = [p.detach().clone() for p in model.parameters()]
+    with comm.averaged(optimizer):
+        everyone = [torch.empty_like(before[0]) for _ in range(ranks.world_size)]
+        dist.all_gather(everyone, next(model.parameters()).detach())
+        assert all(torch.equal(everyone[0], other) for other in everyone)
+        assert not torch.equal(everyone[0], before[0])
+        saved = comm.state_dict()
+    for p, q in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, q), "an evaluation leaves each worker its own weights"
+    assert len(saved["own"]) == 8
+    post = net()
+    comm = LocalSGD(post, ranks, period=3, start_updates=UPDATES)  # never local in so few updates: all-reduce
+    train(post, comm, sgd(post), start, stop)
+    close(post, alone())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
