@@ -22,9 +22,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
     workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
+    store: Annotated[str | None, typer.Option(envvar="BIGBATCH_STORE", help="redis://... where workers meet; needs --job.")] = None,
+    job: Annotated[str | None, typer.Option(envvar="BIGBATCH_JOB", help="Name of the run at the store.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
+    os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
     if workers is not None:
         raise typer.Exit(launch_workers(workers, out=out))
     speaks = os.environ.get("RANK", "0") == "0"

@@ -36,7 +36,8 @@ class AllReduce(Comm):
         compressor: Makes gradients smaller on the way.
         observers: See every bucket before and after the exchange, whatever compresses it: DistributedDataParallel has room for one
             hook only, and this is it.
-        bucket_mb: Megabytes of gradients that are sent together.
+        bucket_mb: Megabytes of gradients that are sent together; by default a twelfth of all, between 1 and 25. A bucket can't be sent
+            before its last gradient is there, so with b of them at most 1 - 1/b of the exchange hides behind the backward pass.
 
     >>> comm = AllReduce(nn.Linear(2, 1))  # alone: nothing to exchange
     >>> comm.divisor(128, 64)
@@ -50,12 +51,14 @@ class AllReduce(Comm):
         *,
         compressor: Compressor | None = None,
         observers: tuple[Observer, ...] = (),
-        bucket_mb: float = 25.0,
+        bucket_mb: float | None = None,
     ) -> None:
         super().__init__(model, ranks)
         self.compressor, self.observers, self._rehearsing = compressor, observers, False
         if ranks.world_size > 1:
-            size = 1 << 20 if compressor is not None and compressor.one_bucket else bucket_mb
+            size = bucket_mb or min(max(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20 / 12, 1.0), 25.0)
+            if compressor is not None and compressor.one_bucket:
+                size = 1 << 20
             self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=size, **_OWN_BUFFERS)
             if compressor is not None or observers:
                 self.forward.register_comm_hook(self, _exchange)

@@ -23,6 +23,9 @@ TIMEOUT_S = 120.0
 """How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
 noticed at once."""
 
+STORE = "BIGBATCH_STORE"
+"""Environment variable: URL of a Redis server at which the workers meet, instead of at MASTER_ADDR."""
+
 
 class Ranks(NamedTuple):
     """This worker is number `rank` of `world_size`; every collective is called by all of them, in the same order."""
@@ -134,7 +137,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
 
     Args:
         device: Of this worker; by default a GPU of its own if there is one, else the CPU.
-        timeout_s: How long to wait for the others, at the start and in every exchange.
+        timeout_s: How long to wait for the others, at the start and in every exchange; BIGBATCH_TIMEOUT_S overrides it.
         store: A `torch.distributed.Store` to meet at instead of MASTER_ADDR.
 
     Raises:
@@ -150,11 +153,12 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
     if world_size == 1 or "RANK" not in os.environ:
         yield Ranks(device=place)
         return
-    rank = int(os.environ["RANK"])
+    rank, timeout_s = int(os.environ["RANK"]), float(os.environ.get("BIGBATCH_TIMEOUT_S", timeout_s))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         watch_launcher()
+    store = store or _store_of_environment(rank, world_size)
     _meet(rank, world_size, "nccl" if place.type == "cuda" else "gloo", timeout_s, store)
     try:
         yield Ranks(rank, world_size, place)
@@ -167,6 +171,21 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
         raise
     finally:
         dist.destroy_process_group()
+        if hasattr(store, "close"):
+            store.close()
+
+
+def _store_of_environment(rank: int, world_size: int) -> Any:
+    """Where BIGBATCH_STORE says, for the job that BIGBATCH_JOB or torchrun's --rdzv-id names; None if it says nothing."""
+    if STORE not in os.environ:
+        return None
+    from bigbatch.comm.redis_store import RedisStore
+
+    job = os.environ.get("BIGBATCH_JOB") or os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if job == "none":
+        raise UserError("a store without a name of the job: two jobs would mix; give one with --job NAME, or to torchrun with --rdzv-id")
+    generation = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return RedisStore(os.environ[STORE], job=job, rank=rank, world_size=world_size, generation=generation)
 
 
 def _meet(rank: int, world_size: int, backend: str, timeout_s: float, store: Any) -> None:

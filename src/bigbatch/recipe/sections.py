@@ -236,7 +236,7 @@ class AllReduce(Section):
 
     kind: Literal["all_reduce"] = "all_reduce"
     compression: Annotated[Float16 | PowerSGD | TopK, Field(discriminator="kind")] | None = None
-    bucket_mb: Positive = 25.0  # gradients that are sent together
+    bucket_mb: Positive | None = None  # gradients that are sent together; by default a twelfth of them
 
 
 class LocalSGD(Section):
