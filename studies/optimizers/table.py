@@ -21,16 +21,20 @@ MULTIPLES = ("4", "16", "64", "256", "full")
 MARGIN = 0.5
 
 
-def reference_of(task):
+def reference_of(task, cells):
+    if ("1", "none") in cells:  # more seeds, in this study
+        return cells["1", "none"]
     scores = json.loads((STUDIES / "reference_recipes" / task / "results.json").read_text())["test_accuracy"]
     return [{"test_score": score / 100, "diverged": False} for score in scores]
 
 
 def cells_of(task):
-    """(multiple, method) to the lines of its runs."""
+    """(multiple, method) to the lines of its runs; with "tuned", or the epochs in units of the reference's, as a third part."""
     cells = {}
     for line in read_record(HERE / f"{task.replace('/', '-')}.jsonl"):
-        cells.setdefault((line["key"]["multiple"], line["key"]["method"]), []).append(line)
+        key = line["key"]
+        more = ("tuned",) if "factor" in key else (key["epochs"],) if "epochs" in key else ()
+        cells.setdefault((key["multiple"], key["method"], *more), []).append(line)
     older = STUDIES / "scaling_rules" / f"{task.replace('/', '-')}.json"
     for row in json.loads(older.read_text())["rows"] if older.exists() else []:
         multiple = f"{row['global_batch'] / Recipe.named(task).batch.global_batch:g}"
@@ -48,12 +52,13 @@ def text_of(lines, reference):
     spread = f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else ""
     verdict = verdict_of(lines, reference, margin=MARGIN)
     words = {"held": "**{} held**", "undecided": "{} undecided", "lost": "{}"}[verdict.outcome]
-    return words.format(f"{statistics.fmean(good):.2f}{spread}") + died + (f", {len(lines)} seeds" if len(lines) < 5 else "")
+    return words.format(f"{statistics.fmean(good):.2f}{spread}") + died + (f", {len(lines)} seeds" if len(lines) != 5 else "")
 
 
 def main():
     for task in TASKS:
-        cells, reference, recipe = cells_of(task), reference_of(task), Recipe.named(task)
+        cells, recipe = cells_of(task), Recipe.named(task)
+        reference = reference_of(task, cells)
         scores = [100 * line["test_score"] for line in reference]
         print(f"\n**{task}**, reference {statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f} at {recipe.batch.global_batch}\n")
         print("| multiple | updates |", " | ".join(METHODS), "|")
@@ -63,6 +68,14 @@ def main():
             if any((multiple, method) in cells for method in METHODS):
                 row = [text_of(cells[multiple, m], reference) if (multiple, m) in cells else "" for m in METHODS]
                 print(f"| {multiple} | {-(-recipe.total_samples // batch)} |", " | ".join(row), "|")
+        tuned = {cell[:2]: lines for cell, lines in cells.items() if cell[2:] == ("tuned",)}
+        for multiple in dict.fromkeys(multiple for multiple, _ in tuned):
+            parts = [(m, tuned[multiple, m]) for m in METHODS if (multiple, m) in tuned]
+            texts = (f"{m} {text_of(lines, reference)} (rates x{lines[0]['key']['factor']:g})" for m, lines in parts)
+            print(f"\nRates tuned, at {multiple} times:".replace("at full times", "whole set"), "; ".join(texts))
+        longer = sorted(((cell[1], cell[2], cell[0]), lines) for cell, lines in cells.items() if cell[2:] and cell[2] != "tuned")
+        if longer:
+            print("\nLonger:", "; ".join(f"{m} at {k}, {e:g} times the epochs, {text_of(ls, reference)}" for (m, e, k), ls in longer))
 
 
 if __name__ == "__main__":
