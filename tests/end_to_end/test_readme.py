@@ -21,10 +21,10 @@ def of(kind):
 
 def test_there_is_something_to_run_and_nothing_else():
     assert {kind for kind, _ in BLOCKS} == KINDS
-    assert len(of("python")) == 3
+    assert len(of("python")) == 4
 
 
-@pytest.mark.parametrize("code", of("python"), ids=["plan-and-fit", "own-loop", "optimizers"])
+@pytest.mark.parametrize("code", of("python"), ids=["plan-and-fit", "own-loop", "optimizers", "many-workers"])
 def test_python_blocks(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
@@ -41,12 +41,12 @@ def test_commands_in_their_order(tmp_path):
     """One folder for all, as a reader would have it."""
     commands = [line for block in of("sh") for line in block.splitlines() if line]
     made = [c for c in commands if c.startswith("make ")]
-    run = [c for c in commands if c.startswith("bigbatch ")]
+    run = [c for c in commands if c.startswith(("bigbatch ", "torchrun "))]
     assert len(made) + len(run) == len(commands)
     for command in made:
         assert subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, check=False).returncode == 0, command
     for command in run:
-        program = [sys.executable, "-m", *shlex.split(command)]
+        program = [sys.executable, "-m", *shlex.split(command.replace("torchrun ", "torch.distributed.run "))]
         done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bigbatch.cli import doctor, papers, plan, report, scale, tasks, train
-from bigbatch.comm.launch import leave
+from bigbatch.comm.launch import leave, watch_launcher
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def options(
 
 def main() -> None:
     """Run the program. Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 4 workers lost, 130 interrupted."""
+    watch_launcher()
     if "--debug" in sys.argv:
         os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]

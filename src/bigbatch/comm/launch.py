@@ -30,6 +30,10 @@ OUTCOME = "BIGBATCH_OUTCOME"
 """Environment variable: file in which workers leave the exit code of the job. A job that ended by itself, in a divergence say, is not
 started again."""
 
+LAUNCHER = "BIGBATCH_LAUNCHER"
+"""Environment variable: number of the process that started this one; it may be gone before this one can look."""
+_watched = False
+
 
 class Workers(NamedTuple):
     """How many workers: a number, or as many as there are within a range."""
@@ -91,6 +95,7 @@ def _agent(arguments: Sequence[str], number: int, **settings: Any) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         **{
             "min_nodes": 1,
@@ -120,6 +125,7 @@ def _elastic(arguments: Sequence[str], workers: Workers, outcome: Path) -> int:
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     command = [sys.executable, "-m", "bigbatch.comm.launch", f"{workers.least}:{workers.most}", f"127.0.0.1:{store.port}", *arguments]
+    os.environ[LAUNCHER] = str(os.getpid())
     agents = [subprocess.Popen(command) for _ in range(workers.most)]
     stopping, ended = False, 0.0
 
@@ -153,11 +159,18 @@ def _elastic(arguments: Sequence[str], workers: Workers, outcome: Path) -> int:
 
 
 def watch_launcher() -> None:
-    """End this process when the one that started it is gone: an orphaned worker would train on, unseen, with its port and its memory."""
-    parent = os.getppid()
+    """End this process when the one that started it is gone: an orphaned worker would train on, unseen, with its port and its memory.
+
+    Does nothing in a process that no launcher has started, and nothing the second time.
+    """
+    global _watched
+    if _watched or not {LAUNCHER, "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        return
+    _watched = True
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(128 + signal.SIGTERM)
 

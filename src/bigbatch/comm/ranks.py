@@ -128,6 +128,8 @@ class Ranks(NamedTuple):
 
 ALONE = Ranks()
 
+_kept: list[Any] = []  # process groups that are no longer used, until the end of the process
+
 
 @contextmanager
 def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEOUT_S, store: Any = None) -> Iterator[Ranks]:
@@ -156,8 +158,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
     rank, timeout_s = int(os.environ["RANK"]), float(os.environ.get("BIGBATCH_TIMEOUT_S", timeout_s))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        watch_launcher()
+    watch_launcher()
     store = store or _store_of_environment(rank, world_size)
     _meet(rank, world_size, "nccl" if place.type == "cuda" else "gloo", timeout_s, store)
     try:
@@ -170,6 +171,8 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
             ) from None
         raise
     finally:
+        # gloo's destructor waits for its threads with Python's lock in hand, and one of them may want the lock to let go of a tensor
+        _kept.extend(dist.distributed_c10d._world.pg_map)
         dist.destroy_process_group()
         if hasattr(store, "close"):
             store.close()
