@@ -77,7 +77,7 @@ def launch(arguments: Sequence[str], workers: Workers) -> int:
     with tempfile.TemporaryDirectory(prefix="bigbatch-") as folder:
         outcome = Path(folder) / "outcome"
         environment = {
-            "BIGBATCH_JOB": uuid.uuid4().hex,
+            "BIGBATCH_JOB": os.environ.get("BIGBATCH_JOB", uuid.uuid4().hex),
             OUTCOME: str(outcome),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // workers.most))),
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # with gloo, a group that is formed anew would find stale ports in a shared store
@@ -112,10 +112,10 @@ def _agent(arguments: Sequence[str], number: int, **settings: Any) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "bigbatch", *arguments)
-    except ChildFailedError:
-        return 1
-    except SignalException as error:
-        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        return 1 if any(failure.exitcode == 1 for failure in error.failures.values()) else 4
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
     return 0
 
 
