@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -43,13 +43,24 @@ def main() -> None:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
+        _end(0)
     except SystemExit as end:
-        sys.exit(leave(end.code if isinstance(end.code, int) else int(end.code is not None)))
+        _end(end.code if isinstance(end.code, int) else int(end.code is not None))
     except Exception as error:
-        sys.exit(leave(_explain(error)))
+        _end(_explain(error))
     except KeyboardInterrupt:
         print("interrupted: nothing more was saved", file=sys.stderr)
-        sys.exit(leave(130))
+        _end(130)
+
+
+def _end(code: int) -> NoReturn:
+    """Leave; a worker without waiting for libraries to take themselves apart, which with gloo may hang or abort."""
+    code = leave(code)
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _explain(error: Exception) -> int:

@@ -6,6 +6,7 @@ nothing else asks whether there are others.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -128,8 +129,6 @@ class Ranks(NamedTuple):
 
 ALONE = Ranks()
 
-_kept: list[Any] = []  # process groups that are no longer used, until the end of the process
-
 
 @contextmanager
 def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEOUT_S, store: Any = None) -> Iterator[Ranks]:
@@ -171,8 +170,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
             ) from None
         raise
     finally:
-        # gloo's destructor waits for its threads with Python's lock in hand, and one of them may want the lock to let go of a tensor
-        _kept.extend(dist.distributed_c10d._world.pg_map)
+        time.sleep(0.1)  # gloo's destructor holds Python's lock while it waits for its threads: let them finish letting go of tensors
         dist.destroy_process_group()
         if hasattr(store, "close"):
             store.close()
