@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup setup-dev lint test demo docs bench papers clean
+.PHONY: help setup setup-dev lint test demo docs bench bench-links papers clean
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -43,6 +43,12 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torch-optimizer pytorch-ranger
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/efficiency.py
+
+bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (root), and with workers killed; an hour
+	$(BIN)/python benchmarks/links_check.py
+	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python benchmarks/kill_workers.py
 
 papers: $(BIN)/bigbatch  ## write PAPERS.md anew
 	$(BIN)/python docs/papers_table.py > PAPERS.md

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -98,6 +99,13 @@ def test_other_optimizers(name):
 
 def test_bfloat16_autocast():
     assert run(recipe=RECIPE.replace({"precision": "bfloat16"})).test_score > 0.9
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU: apt-get install g++")
+def test_compiled_it_learns_the_same():
+    recipe = Recipe.named("digits/mlp").replace({"budget.epochs": 2.0, "batch.micro_batch": 32})
+    plain, compiled = (fit("digits/mlp", recipe, quiet=True, compile=c) for c in (False, True))
+    assert compiled.test_loss == pytest.approx(plain.test_loss, rel=1e-3)
 
 
 def test_divergence_is_a_named_error_and_keeps_record_and_checkpoint(tmp_path):

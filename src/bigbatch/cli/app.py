@@ -43,7 +43,6 @@ def main() -> None:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-        _end(0)
     except SystemExit as end:
         _end(end.code if isinstance(end.code, int) else int(end.code is not None))
     except Exception as error:

@@ -24,6 +24,7 @@ def train(
     workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
     store: Annotated[str | None, typer.Option(envvar="BIGBATCH_STORE", help="redis://... where workers meet; needs --job.")] = None,
     job: Annotated[str | None, typer.Option(envvar="BIGBATCH_JOB", help="Name of the run at the store.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
@@ -46,7 +47,7 @@ def train(
     from bigbatch.train import fit
 
     loaded = load_task(task, data=data)
-    result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, quiet=quiet)
+    result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, quiet=quiet, compile=compiled)
     if not speaks:
         return
     console().print(

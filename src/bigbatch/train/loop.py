@@ -60,6 +60,7 @@ def fit(
     tensorboard: bool = True,
     device: str | torch.device | None = None,
     title: str | None = None,
+    compile: bool = False,
 ) -> Result:
     """Train a task by a recipe and measure it on the test set, once, with the final weights.
 
@@ -80,6 +81,7 @@ def fit(
         tensorboard: Whether to write TensorBoard events into `out`.
         device: A torch device; a GPU of each worker's own if there is one, else the CPU.
         title: What the progress display calls the run.
+        compile: Train through `torch.compile`; rounds otherwise, so resume with the same.
 
     Returns:
         The result.
@@ -127,9 +129,11 @@ def fit(
             record.evaluation(clock, split, result)
             return result
 
+        forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
+
         def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float, idle: int) -> Tensor:
             settings: dict[str, Any] = {"precision": recipe.precision, "device": ranks.device, "passing": comm.passing}
-            return accumulate_gradients(comm.forward, task, pieces, divisor=divisor, idle=idle, **settings)
+            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         if resume and not asked and ranks.first:
