@@ -101,6 +101,7 @@ def test_bfloat16_autocast():
     assert run(recipe=RECIPE.replace({"precision": "bfloat16"})).test_score > 0.9
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU: apt-get install g++")
 def test_compiled_it_learns_the_same():
     recipe = Recipe.named("digits/mlp").replace({"budget.epochs": 2.0, "batch.micro_batch": 32})
