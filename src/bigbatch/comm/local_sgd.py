@@ -32,6 +32,7 @@ PAPER = Paper(
     year=2018,
     arxiv="1808.07217",
     where="Algorithm 1",
+    study="studies/compression",
 )
 
 

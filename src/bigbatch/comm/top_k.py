@@ -30,6 +30,7 @@ PAPER = Paper(
     year=2018,
     arxiv="1809.07599",
     where="Algorithm 1",
+    study="studies/compression",
 )
 
 
