@@ -1,14 +1,14 @@
 import pytest
 from torch import nn
 
-from bigbatch.comm.local_sgd import LocalSGD, averages_after
+from bigbatch.comm.local_sgd import LocalSGD, next_average
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():  # period 3, the first 4 updates by all-reduce
-    assert [t for t in range(1, 13) if averages_after(t, period=3, start_updates=4)] == [7, 10]
-    assert [t for t in range(1, 5) if averages_after(t, period=1)] == [1, 2, 3, 4]
+    assert [t for t in range(1, 13) if t == next_average(t - 1, period=3, start_updates=4)] == [7, 10]
+    assert [next_average(t, period=1) for t in range(4)] == [1, 2, 3, 4]
 
 
 def test_alone_every_step_is_everyones():

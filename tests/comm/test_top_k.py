@@ -4,13 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigbatch.comm.compression import shared_out
-from bigbatch.comm.top_k import TopK, largest
+from bigbatch.comm.top_k import TopK, largest, num_sent
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():
     assert largest(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist() == [1, 2]
     assert largest(torch.tensor([0.0, 0.0]), 0.01).numel() == 1  # never nothing
+    assert num_sent(1000, 0.01) == 10
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40, unique_by=abs), st.floats(0.01, 1))

@@ -54,6 +54,8 @@ CASES = [
     ("schedules.constant", "constant", "", None),
     ("optim.lars", "trust_ratio", "", None),
     ("optim.lars", "_ratio", "", None),
+    ("comm.top_k", "num_sent", "", None),
+    ("comm.local_sgd", "next_average", "", None),
     ("optim.lamb", "trust_ratio", "", None),
     ("optim.adamp", "decayed_fraction", "", None),
     ("optim.sgdp", "decayed_fraction", "", None),

@@ -116,7 +116,7 @@ def main(folder, seed):
     states = [torch.load(out / "last.pt", weights_only=True) for out in (broken, straight)]
     same = {
         part: all(torch.equal(a, b) for a, b in zip(tensors(states[0][part]), tensors(states[1][part]), strict=True))
-        for part in ("model", "optimizer", "random")
+        for part in ("model", "optimizer", "workers")
     }
     records = [(out / "record.jsonl").read_text().splitlines() for out in (broken, straight)]
     losses = [[json.loads(line)["loss"] for line in lines if '"kind": "update"' in line] for lines in records]

@@ -22,5 +22,5 @@ def test_twenty_kills_change_no_bit(tmp_path):
     assert got["updates"] == sorted(got["updates"])  # no kill ever lost a checkpoint
     assert len(set(got["updates"])) >= 10  # kills fell between updates too, not only before the first
     assert got["codes"] == [0, 0]
-    assert got["same"] == {"model": True, "optimizer": True, "random": True}
+    assert got["same"] == {"model": True, "optimizer": True, "workers": True}
     assert got["same_losses"]

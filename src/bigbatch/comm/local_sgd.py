@@ -36,13 +36,13 @@ PAPER = Paper(
 )
 
 
-def averages_after(updates: int, *, period: int, start_updates: int = 0) -> bool:
-    """Whether weights are averaged after so many updates.
+def next_average(updates: int, *, period: int, start_updates: int = 0) -> int:
+    """Number of the update after which weights are averaged next, when so many have been made.
 
-    >>> [t for t in range(1, 13) if averages_after(t, period=3, start_updates=4)]
-    [7, 10]
+    >>> [next_average(t, period=3, start_updates=4) for t in (0, 4, 6, 7, 8)]
+    [7, 7, 7, 10, 10]
     """
-    return updates > start_updates and (updates - start_updates) % period == 0
+    return start_updates + (max(updates - start_updates, 0) // period + 1) * period
 
 
 class LocalSGD(AllReduce):
@@ -103,9 +103,9 @@ class LocalSGD(AllReduce):
         was_local, self.updates = self.local, updates
         if not was_local:
             return
-        if averages_after(updates, period=self.period, start_updates=self.start_updates):
+        if updates == next_average(updates - 1, period=self.period, start_updates=self.start_updates):
             self._average(optimizer, None)
-        elif self._group is not None and averages_after(updates, period=self.group_period, start_updates=self.start_updates):
+        elif self._group is not None and updates == next_average(updates - 1, period=self.group_period, start_updates=self.start_updates):
             self._average(optimizer, self._group)
 
     def settle(self, optimizer: Optimizer) -> None:

@@ -34,13 +34,22 @@ PAPER = Paper(
 )
 
 
+def num_sent(num_elements: int, share: float) -> int:
+    """How many elements of a bucket are sent, k.
+
+    >>> num_sent(1000, 0.01), num_sent(10, 0.01)
+    (10, 1)
+    """
+    return max(1, round(share * num_elements))
+
+
 def largest(vector: Tensor, share: float) -> Tensor:
     """Indices of the elements that are sent, shape (k,), int64.
 
     >>> largest(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist()
     [1, 2]
     """
-    return torch.topk(vector.abs(), max(1, round(share * vector.numel())), sorted=True).indices
+    return torch.topk(vector.abs(), num_sent(vector.numel(), share), sorted=True).indices
 
 
 class TopK(Compressor):
