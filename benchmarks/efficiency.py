@@ -2,7 +2,7 @@
 
     python benchmarks/efficiency.py [--rounds 3]
 
-fashion_mnist/cnn, float32, 60 updates of 1,024 samples, the same updates at any number of workers; the numbers alternate within each round.
+fashion_mnist/cnn, float32, 60 updates of 1,024 samples (1.117 epochs), the same updates at any number of workers; the numbers alternate within each round.
 Efficiency is samples/s over those of one worker times the cores that there are for the workers: beyond the number of cores they share.
 Writes efficiency.json beside this script.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from bigbatch.core.machine import usable_cores
 from bigbatch.train.record import environment
 
-CHANGES = {"batch.global_batch": 1024, "batch.micro_batch": 128, "budget.updates": 60, "precision": "float32"}
+CHANGES = {"batch.global_batch": 1024, "batch.micro_batch": 128, "budget.epochs": 1.117, "precision": "float32"}
 NUMBERS = (1, 2, 3, 4)
 
 
