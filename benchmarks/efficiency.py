@@ -2,7 +2,8 @@
 
     python benchmarks/efficiency.py [--rounds 3]
 
-fashion_mnist/cnn, float32, 60 updates of 1,024 samples (1.117 epochs), the same updates at any number of workers; the numbers alternate within each round.
+fashion_mnist/cnn, float32, 60 updates of 1,024 samples (1.117 epochs), the same at any number of workers; the numbers alternate within
+each round.
 Efficiency is samples/s over those of one worker times the cores that there are for the workers: beyond the number of cores they share.
 Writes efficiency.json beside this script.
 """

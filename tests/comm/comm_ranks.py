@@ -3,17 +3,22 @@
 import os
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from bigbatch import Recipe
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import HalfPrecision, PowerSGD
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.local_sgd import LocalSGD
 from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.top_k import TopK
+from bigbatch.core.checks import UserError
 from bigbatch.core.sharding import local
+from bigbatch.tasks import load_task
+from bigbatch.train.evaluate import evaluate
 
 SAMPLES, UPDATES = 12, 6
 
@@ -98,6 +103,8 @@ def main():
     model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=PowerSGD(rank=4, start_updates=2)))  # full rank of the smaller matrix
     close(model, expected, atol=0.2)
 
+    check_agreement(ranks)
+    check_evaluation(ranks)
     check_top_k(rank, world)
     check_memory(ranks, start, stop)
 
@@ -121,6 +128,34 @@ def main():
         print("all equal", flush=True)
     dist.destroy_process_group()
     return 0
+
+
+def check_agreement(ranks):
+    """What one knows all know; a mistake on one is a mistake on all."""
+    assert ranks.gather(bytes([ranks.rank] * ranks.rank)) == [bytes([r] * r) for r in range(ranks.world_size)]
+    assert ranks.from_first(b"told" if ranks.first else None) == b"told"
+    assert ranks.by_first(lambda: "by the first") == "by the first"
+    ranks.check_alike({"version of torch": "2.13.0"})
+    with pytest.raises(UserError, match=r"workers 0 and 1 differ in version of torch \('2.13.0' and '2.12.0'\)"):
+        ranks.check_alike({"version of torch": "2.13.0" if ranks.first else "2.12.0"})
+
+    def fails_on_one():
+        if ranks.rank == 1:
+            raise UserError("no data here")
+
+    with pytest.raises(UserError, match="^no data here$" if ranks.rank == 1 else f"^worker 1 of {ranks.world_size}: no data here$"):
+        ranks.together(fails_on_one)
+
+
+def check_evaluation(ranks):
+    """The same to the last bit as by one worker, in lockstep too."""
+    task, recipe = load_task("digits/mlp"), Recipe.named("digits/mlp")
+    torch.manual_seed(1)
+    model, data = task.model(), task.splits().train
+    whole = evaluate(model, task, data, recipe=recipe)
+    assert whole.num_samples == len(data)
+    for lockstep in (False, True):
+        assert evaluate(model, task, data, recipe=recipe, ranks=ranks, lockstep=lockstep) == whole
 
 
 def check_top_k(rank, world):
