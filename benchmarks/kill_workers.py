@@ -8,7 +8,7 @@
     all       all workers of `--workers 2` are killed; `--resume` then ends in the weights of a run that was never stopped, bit for bit
     stop      SIGTERM to `--workers 2`: exit code 130 and a checkpoint of the last update
 
-digits/mlp, 80 epochs (3,243 updates), a checkpoint about every second. After each: is every update in the record once, what is the test
+digits/mlp, 40 epochs (1,622 updates), a checkpoint about every second. After each: is every update in the record once, what is the test
 score (beside those of five undisturbed seeds), is anything left behind? Writes kill_workers.json beside this script; can be stopped and
 continued.
 """
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.distributed.jobs import Job, left_behind
 
 PATH = Path(__file__).with_suffix(".json")
-EPOCHS, UPDATES = 80, 3243
+EPOCHS, UPDATES = 40, 1622
 COMMAND = ["digits/mlp", "--set", f"budget.epochs={EPOCHS}", "--set", "batch.micro_batch=16", "--save-every", "1", "--quiet"]
 WORKERS = {"worker": "2:3", "first": "2:3", "agent": "2:3", "all": "2", "stop": "2"}
 
