@@ -1,6 +1,6 @@
 """Auto: what the studies in this repository show to hold accuracy furthest, untuned.
 
-k > 1   muon   studies/optimizers: of nine methods the only one that holds beyond 4 times the batch
+k > 1   muon   studies/optimizers: of nine methods, untuned, the only one shown to hold beyond 4 times the batch
 k < 1   sqrt   nothing was measured for smaller batches; the mildest rule
 """
 

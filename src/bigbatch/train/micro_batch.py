@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -76,7 +75,7 @@ def fastest_micro_batch(
     if len(candidates) == 1:
         return candidates[0]
     machine = f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads"
-    name = hashlib.sha256(f"{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"2|{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
     path = cache_folder() / "micro_batch" / f"{name}.json"
     try:
         return int(json.loads(path.read_text())["micro_batch"])
@@ -93,7 +92,10 @@ def fastest_micro_batch(
 
 
 def _measure(forward_backward: Callable[[nn.Module, int], None], model: nn.Module, candidates: list[int]) -> dict[int, float]:
-    """Median seconds per sample of each candidate, largest first left out once they fail or get slower."""
+    """Least seconds per sample of each candidate, up to where they fail or two in a row are much slower than the best.
+
+    The least and not the median, and two and not one: other programs make passes slower, never faster.
+    """
     per_sample: dict[int, float] = {}
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda):
@@ -110,7 +112,7 @@ def _measure(forward_backward: Callable[[nn.Module, int], None], model: nn.Modul
                         break
             except torch.OutOfMemoryError:
                 break
-            per_sample[size] = statistics.median(times[1:]) / size
-            if per_sample[size] > 1.5 * min(per_sample.values()):
+            per_sample[size] = min(times[1:]) / size
+            if all(seconds > 1.5 * min(per_sample.values()) for seconds in list(per_sample.values())[-2:]):
                 break
     return per_sample
