@@ -146,7 +146,9 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
         LostWorkers: From whatever is done inside, once others died or fell silent.
     """
     own = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device(device or (f"cuda:{own % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", own % torch.cuda.device_count())
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size(), place)
         return
