@@ -148,7 +148,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
     own = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", own % torch.cuda.device_count())
+        place = torch.device("cuda", own % max(torch.cuda.device_count(), 1))
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size(), place)
         return
