@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from tests.distributed.ranks import leave
 
 from bigbatch.comm.redis_store import RedisStore
 from bigbatch.core.checks import UserError
@@ -80,6 +81,7 @@ def main():
         dist.destroy_process_group()
     store.close()
     print("done")
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """One rank of test_sharded_optimizers.py: sharded and shared-out updates against the same update of whole tensors."""
 
 import os
-import sys
 
 import pytest
 import torch
 import torch.distributed as dist
+from tests.distributed.ranks import leave
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -150,9 +150,8 @@ def main():
     check_sharing_out()
     check_mixed_meshes(world)
     check_partial_sums(line)
-    dist.destroy_process_group()
-    return 0
+    leave()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

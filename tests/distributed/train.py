@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tests.distributed.ranks import leave
 
 from bigbatch import Recipe, fit
 
@@ -17,9 +18,8 @@ def main():
     dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=world)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         fit(job["task"], Recipe.from_toml(job["recipe"]), out=job["out"], quiet=True, tensorboard=False, **job.get("options", {}))
-    dist.destroy_process_group()
-    return 0
+    leave()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
