@@ -11,16 +11,16 @@ Differs: momentum and other state of the optimizer that has a parameter's shape 
          Hierarchical averaging, among the workers of a group more often than among all, is the paper's extension.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.own_weights import OwnWeights, average_, state_tensors
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
@@ -45,7 +45,7 @@ def next_average(updates: int, *, period: int, start_updates: int = 0) -> int:
     return start_updates + (max(updates - start_updates, 0) // period + 1) * period
 
 
-class LocalSGD(AllReduce):
+class LocalSGD(OwnWeights, AllReduce):
     """Local and post-local SGD; see the module's docstring for the rule.
 
     Args:
@@ -80,92 +80,36 @@ class LocalSGD(AllReduce):
             raise UserError(f"group_size = {group_size}: must divide the {ranks.world_size} workers; choose a divisor")
         super().__init__(model, ranks)
         self.period, self.start_updates, self.momentum, self.group_period = period, start_updates, momentum, group_period
-        self.updates = 0
-        self._own: dict[str, Any] | None = None
         groups = [dist.new_group(list(range(i, i + group_size))) for i in range(0, ranks.world_size, group_size)] if group_size > 1 else []
         self._group = groups[ranks.rank // group_size] if groups else None
 
     @property
-    def local(self) -> bool:
+    def apart(self) -> bool:
         """Whether the next step is each worker's own."""
-        return self.ranks.world_size > 1 and self.updates >= self.start_updates
+        return super().apart and self.updates >= self.start_updates
 
     def divisor(self, num_samples: int, own_samples: int) -> float:
         """A worker's own samples, once steps are its own."""
-        return max(own_samples, 1) if self.local else super().divisor(num_samples, own_samples)
+        return max(own_samples, 1) if self.apart else super().divisor(num_samples, own_samples)
 
     def passing(self, last: bool) -> AbstractContextManager[object]:
         """No exchange of gradients, once steps are each worker's own."""
-        return super().passing(last and not self.local)
+        return super().passing(last and not self.apart)
 
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
         """Average when it is time."""
-        was_local, self.updates = self.local, updates
-        if not was_local:
+        was_apart, self.updates = self.apart, updates
+        if not was_apart:
             return
         if updates == next_average(updates - 1, period=self.period, start_updates=self.start_updates):
             self._average(optimizer, None)
         elif self._group is not None and updates == next_average(updates - 1, period=self.group_period, start_updates=self.start_updates):
             self._average(optimizer, self._group)
 
-    def settle(self, optimizer: Optimizer) -> None:
-        """After the last step."""
-        if self.local:
-            self._average(optimizer, None)
-
-    @contextmanager
-    def averaged(self, optimizer: Optimizer) -> Iterator[None]:
-        """The average for a while; each worker's own afterwards."""
-        if not self.local:
-            yield
-            return
-        tensors = [*self._weights(), *_state_tensors(optimizer)]
-        own = [t.clone() for t in tensors]
-        self._own = {"own": own}
-        self._average(optimizer, None)
-        try:
-            yield
-        finally:
-            for tensor, before in zip(tensors, own, strict=True):
-                tensor.copy_(before)
-            self._own = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """This worker's own weights and optimizer state, where they are not those of all."""
-        return {"updates": self.updates, **(self._own or {})}
-
-    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
-        """Where the number of workers is another, all start from the average."""
-        self.updates = states[0].get("updates", 0)
-        self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
-
-    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """The average; then each worker's own over it."""
-        super().load_whole_states(optimizer, model_state, optimizer_state)
-        if self._saved is not None:
-            with torch.no_grad():
-                for tensor, own in zip([*self._weights(), *_state_tensors(optimizer)], self._saved, strict=True):
-                    tensor.copy_(own)
-
-    _saved: list[Tensor] | None = None
-
-    def _weights(self) -> list[Tensor]:
-        return [p.detach() for p in self.model.parameters() if p.requires_grad]
-
     @torch.no_grad()
     def _average(self, optimizer: Optimizer, group: Any) -> None:
-        tensors = self._weights() + (_state_tensors(optimizer) if self.momentum == "average" else [])
+        states = state_tensors(optimizer)
         if self.momentum == "reset" and group is None:
-            for tensor in _state_tensors(optimizer):
+            for tensor in states:
                 tensor.zero_()
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat, group=group)
-        flat /= dist.get_world_size(group)
-        for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
-
-
-def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """State that has its parameter's shape, in the order of the parameters."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [v for p in params for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape and v.ndim]
+        average_(self.weights() + (states if self.momentum == "average" else []), group)

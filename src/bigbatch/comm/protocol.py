@@ -40,6 +40,9 @@ class Comm:
         """Around the forward and backward pass of each micro-batch; `last`: of this worker's share of the update."""
         return nullcontext()
 
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Before the optimizer's step, its rate set and gradients clipped; may change gradients."""
+
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
         """After the optimizer's step; `updates` is the number of updates made so far."""
 
@@ -53,6 +56,10 @@ class Comm:
 
     def settle(self, optimizer: Optimizer) -> None:
         """After the last step: make weights the same everywhere, for good."""
+
+    def facts(self) -> dict[str, float]:
+        """What is worth recording with each evaluation, such as how far apart workers are; empty if nothing."""
+        return {}
 
     def whole_states(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
         """State of model and optimizer as one worker alone would have it; called by all, used by the first."""

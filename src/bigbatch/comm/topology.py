@@ -69,6 +69,24 @@ def check_doubly_stochastic(W: Matrix) -> None:
             )
 
 
+def check_reaches_all(topology: Topology) -> None:
+    """Refuse a topology whose workers would never reach their mean; one that never repeats is taken on trust.
+
+    Raises:
+        UserError: If it falls into parts, or its values swing for ever.
+    """
+    if topology.period is None:
+        return
+    cycle = np.linalg.multi_dot([topology.weights(u) for u in range(topology.period)]) if topology.period > 1 else topology.weights(0)
+    lonely = _unreached((cycle + cycle.T > TOLERANCE) & ~np.eye(topology.num_workers, dtype=bool))
+    if lonely:
+        raise UserError(f"topology {topology.name}: worker {lonely[0]} can't be reached from worker 0: must be connected; add edges")
+    if spectral_gap(cycle) < TOLERANCE:
+        raise UserError(
+            f"topology {topology.name}: workers only swap what they have: leave each some weight of its own, such as Metropolis weights"
+        )
+
+
 def metropolis(adjacency: Matrix) -> Matrix:
     """Metropolis-Hastings weights of a graph without direction: 1 / (1 + the larger degree) for each edge, the rest for oneself.
 
@@ -180,6 +198,23 @@ def of_graph(graph: Any) -> Topology:
             adjacency[j, i] = 1.0
     W = metropolis(adjacency)
     return Topology("graph", len(nodes), lambda update: W)  # noqa: ARG005
+
+
+def of_weights(W: Matrix, name: str = "weights") -> Topology:
+    """Any weights of your own, the same in every update.
+
+    Args:
+        W: Shape (n, n), doubly stochastic and connected.
+        name: What errors call it.
+
+    Raises:
+        UserError: If they can't be used.
+    """
+    W = np.asarray(W, dtype=float)
+    check_doubly_stochastic(W)
+    made = Topology(name, len(W), lambda update: W, symmetric=bool(np.allclose(W, W.T, rtol=0, atol=TOLERANCE)))  # noqa: ARG005
+    check_reaches_all(made)
+    return made
 
 
 TOPOLOGIES: dict[str, Callable[[int], Topology]] = {

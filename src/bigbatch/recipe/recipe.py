@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, TAGS, AllReduce, AnyComm, AnyOptimizer, Batch, Budget, Schedule
+from bigbatch.recipe.sections import KINDS, SGD, TAGS, AllReduce, AnyComm, AnyOptimizer, Batch, Budget, Gossip, Schedule
 
 
 class Recipe(Section):
@@ -81,6 +81,28 @@ class Recipe(Section):
             raise ValueError(
                 f'batch.micro_batch = {batch.micro_batch}: batch norm over the "global" batch needs it in one forward pass; '
                 'set ghost_batch to a number or micro_batch to "auto"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _comm_fits(self) -> Self:
+        comm, optimizer = self.comm, self.optimizer
+        if isinstance(comm, Gossip) and comm.method == "decentlam":
+            if not isinstance(optimizer, SGD) or optimizer.nesterov:
+                has = "nesterov = true" if isinstance(optimizer, SGD) else f'name = "{optimizer.name}"'
+                raise ValueError(
+                    f'comm.method = "decentlam" with optimizer.{has}: is made for heavy-ball momentum; set optimizer.name = "sgd" and '
+                    'optimizer.nesterov = false, or comm.method = "d_psgd"'
+                )
+            if comm.topology in ("exponential", "one_peer_exponential"):
+                raise ValueError(
+                    f'comm.topology = "{comm.topology}": is directed, and DecentLaM needs symmetric weights; choose "ring", "torus" or '
+                    '"symmetric_exponential"'
+                )
+        if comm.label_skew and self.batch.rule is not None:
+            raise ValueError(
+                f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "
+                "the same share; leave out batch.rule"
             )
         return self
 

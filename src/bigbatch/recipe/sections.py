@@ -224,7 +224,11 @@ class TopK(Section):
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
 
 
-class AllReduce(Section):
+class _Comm(Section):
+    label_skew: Fraction = 0.0  # share of the data that lies with workers by label; 0: anyone's, anew in each epoch
+
+
+class AllReduce(_Comm):
     """Every update is one step along the mean gradient of all workers."""
 
     kind: Literal["all_reduce"] = "all_reduce"
@@ -232,7 +236,7 @@ class AllReduce(Section):
     bucket_mb: Positive | None = None  # gradients that are sent together; by default a twelfth of them
 
 
-class LocalSGD(Section):
+class LocalSGD(_Comm):
     """Workers take steps of their own and average their weights every `period` updates."""
 
     kind: Literal["local_sgd"] = "local_sgd"
@@ -243,13 +247,23 @@ class LocalSGD(Section):
     group_period: Count | None = None  # updates
 
 
-class FullyShard(Section):
+class Gossip(_Comm):
+    """Workers take steps of their own and average their weights with their neighbours'."""
+
+    kind: Literal["gossip"] = "gossip"
+    method: Literal["d_psgd", "dmsgd", "decentlam"] = "d_psgd"
+    topology: Literal[
+        "ring", "torus", "complete", "star", "exponential", "one_peer_exponential", "symmetric_exponential", "random_match"
+    ] = "ring"
+
+
+class FullyShard(_Comm):
     """As all-reduce, with weights and optimizer state spread over the workers."""
 
     kind: Literal["fully_shard"] = "fully_shard"
 
 
-AnyComm = Annotated[AllReduce | LocalSGD | FullyShard, Field(discriminator="kind")]
+AnyComm = Annotated[AllReduce | LocalSGD | Gossip | FullyShard, Field(discriminator="kind")]
 
 TAGS = {
     "optimizer": "name",
@@ -272,6 +286,6 @@ KINDS: dict[str, dict[str, type[Section]]] = {
         "linear": LinearDecay,
     },
     "batch.rule": BATCH_RULES,
-    "comm": {"all_reduce": AllReduce, "local_sgd": LocalSGD, "fully_shard": FullyShard},
+    "comm": {"all_reduce": AllReduce, "local_sgd": LocalSGD, "gossip": Gossip, "fully_shard": FullyShard},
     "comm.compression": {"fp16": Float16, "bf16": Float16, "powersgd": PowerSGD, "top_k": TopK},
 }

@@ -12,11 +12,16 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import Compressor, HalfPrecision, PowerSGD
+from bigbatch.comm.d_psgd import DPSGD
+from bigbatch.comm.decentlam import DecentLaM
+from bigbatch.comm.dmsgd import DmSGD
 from bigbatch.comm.fully_shard import FullyShard
+from bigbatch.comm.gossip import Gossip
 from bigbatch.comm.local_sgd import LocalSGD
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.top_k import TopK
+from bigbatch.comm.topology import topology
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
 from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
@@ -30,6 +35,9 @@ from bigbatch.train.step import accumulate_gradients
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Precision of a recipe to the type of the weights; bfloat16 is autocast over float32 weights."""
+
+
+GOSSIP: dict[str, type[Gossip]] = {"d_psgd": DPSGD, "dmsgd": DmSGD, "decentlam": DecentLaM}
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
@@ -83,6 +91,8 @@ def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
                 group_size=c.group_size,
                 group_period=c.group_period,
             )
+        case sections.Gossip() as c:
+            return GOSSIP[c.method](model, ranks, topology=topology(c.topology, ranks.world_size))
         case sections.FullyShard():
             return FullyShard(model, ranks)
         case other:

@@ -154,7 +154,7 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, layers: bool = Fals
             f"{whose} is one normalisation group (ghost_batch = {batch.ghost_batch}): one gradient can't tell signal from noise; "
             "lower batch.ghost_batch to half of it, or start from twice the batch"
         )
-    if layers and own and comm.kind != "local_sgd":
+    if layers and own and comm.kind not in ("local_sgd", "gossip"):
         raise RecipeError(
             "noise of each layer, and an exchange that loses something: only the whole model can be measured; leave out layers"
         )
@@ -166,7 +166,7 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, layers: bool = Fals
 def measures_own(recipe: Recipe) -> bool:
     """Whether each of several workers measures its own gradient, because none gets the mean of all as it is."""
     compression = getattr(recipe.comm, "compression", None)
-    return recipe.comm.kind == "local_sgd" or (compression is not None and compression.kind in LOSSY)
+    return recipe.comm.kind in ("local_sgd", "gossip") or (compression is not None and compression.kind in LOSSY)
 
 
 def measures(recipe: Recipe, measure: bool | str) -> bool:

@@ -35,9 +35,9 @@ from bigbatch.train.folder import load_data, open_together
 from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
 from bigbatch.train.progress import Display
 from bigbatch.train.pulse import Pulse
+from bigbatch.train.recomputed_statistics import build_statistics
 from bigbatch.train.record import Record
 from bigbatch.train.result import Result
-from bigbatch.train.running_statistics import RunningStatistics
 from bigbatch.train.step import accumulate_gradients
 from bigbatch.train.stream import idle_batch, open_stream
 
@@ -117,7 +117,7 @@ def fit(
 
         clock, best_score, micro_batch, reached = progress.clock, progress.best_score, progress.micro_batch, progress.reached
         total, watch = recipe.total_samples, Stopwatch(progress.train_s)
-        statistics = RunningStatistics(model, ranks)
+        statistics = build_statistics(comm, recipe, data.train, micro_batch)
 
         def save(name: str) -> None:
             if out is not None:
@@ -130,7 +130,7 @@ def fit(
         def measure(split: str) -> Evaluation:
             with comm.averaged(optimizer), statistics.whole():
                 result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks, lockstep=comm.lockstep)
-            record.evaluation(clock, split, result)
+            record.evaluation(clock, split, result, comm.facts())
             return result
 
         forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
@@ -155,7 +155,7 @@ def fit(
                     record.start(recipe, task=task.name, micro_batch=micro_batch, device=ranks.device.type, workers=ranks.world_size)
                     save("last.pt")
                 work = control.work(micro_batch, lockstep=comm.lockstep)
-                read = partial(open_stream, recipe, data.train, device=ranks.device, work=work)
+                read = partial(open_stream, recipe, data.train, ranks=ranks, work=work)
                 stream = read(clock, control.ahead(clock))
                 if ranks.world_size > 1:
                     with comm.rehearsal():
@@ -176,7 +176,6 @@ def fit(
                             stream = stream if decision.foreseen else read(clock, control.ahead(clock))
                     num_samples = control.num_samples(clock)
                     share, sizes, idle = work(num_samples)
-
                     pieces = itertools.islice(stream, len(sizes))
                     with statistics.of_update(share):
                         sum_loss = add_gradients(pieces, divisor=comm.divisor(num_samples, share.num_samples), idle=idle)
@@ -184,6 +183,7 @@ def fit(
                     if recipe.optimizer.clip_norm is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
                     set_lr(optimizer, control.factor(clock))
+                    comm.before_step(optimizer)
                     optimizer.step()
                     optimizer.zero_grad()
                     comm.after_step(optimizer, clock.updates + 1)

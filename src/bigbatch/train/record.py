@@ -109,8 +109,8 @@ class Record:
         if self._board is not None:
             self._board.add_scalar("train/global_batch", after, clock.updates)
 
-    def evaluation(self, clock: Clock, split: str, result: Evaluation) -> None:
-        """One evaluation at `clock`.
+    def evaluation(self, clock: Clock, split: str, result: Evaluation, facts: Mapping[str, float] | None = None) -> None:
+        """One evaluation at `clock`, with what the workers' way of going together has to say.
 
         Raises:
             Diverged: If its loss is not finite.
@@ -121,8 +121,10 @@ class Record:
             self._write({**line, "kind": "diverged", "loss": str(result.loss)})
             self.close()
             raise Diverged(f"{split} loss = {result.loss} after update {clock.updates}: must be finite")
-        self._write({**line, "loss": result.loss, "score": result.score, "num_samples": result.num_samples})
+        self._write({**line, "loss": result.loss, "score": result.score, "num_samples": result.num_samples, **(facts or {})})
         if self._board is not None:
+            for name, value in (facts or {}).items():
+                self._board.add_scalar(f"workers/{name}", value, clock.updates)
             self._board.add_scalar(f"{split}/loss", result.loss, clock.updates)
             self._board.add_scalar(f"{split}/score", result.score, clock.updates)
 

@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
 from bigbatch.train.build import DTYPES
 from bigbatch.train.feed import MicroBatch, feed
+from bigbatch.train.label_skew import classes_of, label_shard
 from bigbatch.train.sampler import index_batches, sample_indices
 from bigbatch.train.share import IDLE_SAMPLES, Work
 
 
 def open_stream(
-    recipe: Recipe, train: Any, clock: Clock, updates: Iterable[int], device: torch.device, work: Callable[[int], Work]
+    recipe: Recipe, train: Any, clock: Clock, updates: Iterable[int], ranks: Ranks, work: Callable[[int], Work]
 ) -> Iterator[MicroBatch]:
     """Every micro-batch of this worker from `clock` on.
 
@@ -24,19 +26,26 @@ def open_stream(
         train: The training set.
         clock: Where the run stands.
         updates: Samples of the updates to come; read ahead of need by a DataLoader. Open another stream when they change.
-        device: Where the micro-batches are wanted.
+        ranks: The workers, and the device where the micro-batches are wanted.
         work: What this worker does for an update of so many samples.
     """
+    own: Tensor | None = None  # samples that only this worker has
+    if recipe.comm.label_skew and ranks.world_size > 1:
+        own = label_shard(classes_of(train), ranks.rank, ranks.world_size, skew=recipe.comm.label_skew, seed=recipe.seed)
 
     def batches() -> Iterator[Tensor]:
         start = clock.samples
         for num_samples in updates:
             share, sizes, idle = work(num_samples)
             yield from [sample_indices(recipe.seed, recipe.num_train_samples, start, IDLE_SAMPLES)] * idle
-            yield from index_batches(recipe.seed, recipe.num_train_samples, start + share.start, iter(sizes[idle:]))
+            if own is None:
+                yield from index_batches(recipe.seed, recipe.num_train_samples, start + share.start, iter(sizes[idle:]))
+            else:  # the batch is fixed: so many own samples in each update before
+                seen = start // recipe.batch.global_batch * work(recipe.batch.global_batch).share.num_samples
+                yield from (own[index] for index in index_batches(recipe.seed, len(own), seen, iter(sizes[idle:])))
             start += num_samples
 
-    return feed(train, batches(), device=device, dtype=DTYPES[recipe.precision])
+    return feed(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision])
 
 
 def idle_batch(recipe: Recipe, train: Any, device: torch.device) -> MicroBatch:

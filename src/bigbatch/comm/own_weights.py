@@ -1,0 +1,110 @@
+"""What ways of working together have in common whose workers hold weights of their own between averages."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import ALONE, Ranks
+
+
+class OwnWeights(Comm):
+    """Evaluates and saves the average of all workers' weights; each goes on from its own.
+
+    Args:
+        model: Its trainable parameters are what workers have of their own.
+        ranks: The workers.
+
+    Attributes:
+        updates: Updates made so far.
+        distance: Root mean square over workers of |x_i - mean|, when last averaged; 0 while all are alike.
+        relative_distance: The same over |mean|.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+        super().__init__(model, ranks)
+        self.updates = 0
+        self.distance = self.relative_distance = 0.0
+        self._own: list[Tensor] | None = None
+        self._saved: list[Tensor] | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether weights may now differ between workers."""
+        return self.ranks.world_size > 1
+
+    @contextmanager
+    def averaged(self, optimizer: Optimizer) -> Iterator[None]:
+        """The average for a while, of weights and optimizer state; each worker's own afterwards."""
+        if not self.apart:
+            yield
+            return
+        tensors = [*self.weights(), *state_tensors(optimizer)]
+        self._own = own = [t.clone() for t in tensors]
+        self._measured(lambda: average_(tensors))
+        try:
+            yield
+        finally:
+            for tensor, before in zip(tensors, own, strict=True):
+                tensor.copy_(before)
+            self._own = None
+
+    def settle(self, optimizer: Optimizer) -> None:
+        """After the last step: the average, for good."""
+        if self.apart:
+            self._measured(lambda: average_([*self.weights(), *state_tensors(optimizer)]))
+
+    def facts(self) -> dict[str, float]:
+        """How far apart workers were when last averaged."""
+        return {"distance": self.distance, "relative_distance": self.relative_distance} if self.apart else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """This worker's own weights and optimizer state, where they are not those of all."""
+        return {"updates": self.updates, **({"own": self._own} if self._own is not None else {})}
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Where the number of workers is another, all start from the average."""
+        self.updates = states[0].get("updates", 0)
+        self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
+
+    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """The average; then each worker's own over it."""
+        super().load_whole_states(optimizer, model_state, optimizer_state)
+        if self._saved is not None:
+            with torch.no_grad():
+                for tensor, own in zip([*self.weights(), *state_tensors(optimizer)], self._saved, strict=True):
+                    tensor.copy_(own)
+
+    def weights(self) -> list[Tensor]:
+        """What is trained, detached."""
+        return [p.detach() for p in self.model.parameters() if p.requires_grad]
+
+    def _measured(self, average: Any) -> None:
+        """Average, and see how far each worker was from it."""
+        before = [w.clone() for w in self.weights()]
+        average()
+        moved = sum((w - own).double().square().sum() for w, own in zip(self.weights(), before, strict=True))
+        self.distance = float(self.ranks.sum_(torch.as_tensor(moved).reshape(1)) / self.ranks.world_size) ** 0.5
+        length = float(sum(w.double().square().sum() for w in self.weights())) ** 0.5
+        self.relative_distance = self.distance / length if length else 0.0
+
+
+@torch.no_grad()
+def average_(tensors: list[Tensor], group: Any = None) -> None:
+    """Replace tensors by their means over workers, in one exchange."""
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """State that has its parameter's shape, in the order of the parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [v for p in params for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape and v.ndim]
