@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,17 @@ def test_ranks(tmp_path, name):
     run_ranks(SCRIPT, 4, tmp_path, name, timeout_s=60)
 
 
+def weights_after(update, log):
+    (line,) = [line for line in log.splitlines() if line.startswith(f"{update} ")]
+    return json.loads(line.partition(" ")[2])
+
+
 def test_a_lost_neighbour(tmp_path):
     logs = run_ranks(SCRIPT, 4, tmp_path, "lost_neighbour", timeout_s=60)
     assert "worker 3 is lost" in logs[0]
     assert "worker 3 is lost" in logs[2]
     assert "is lost" not in logs[1]  # no neighbour of worker 3
-    values = {
-        update: [eval(line.partition(" ")[2]) for log in logs[:3] for line in log.splitlines() if line.startswith(f"{update} ")]
-        for update in (4, 9)
-    }
-    before, after = torch.tensor(values[4]), torch.tensor(values[9])
+    before, after = (torch.tensor([weights_after(update, log) for log in logs[:3]]) for update in (4, 9))
     torch.testing.assert_close(before.mean(0), after.mean(0))  # what is left keeps its mean
     assert (after - after.mean(0)).norm() < 0.5 * (before - before.mean(0)).norm()  # and comes nearer to it
 

@@ -1,6 +1,7 @@
 """Many recipes over seeds, one line of JSON a finished run: stopped at any moment, it goes on where it was."""
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def run_grid(
 ) -> list[dict[str, Any]]:
     """Run every cell and seed that the file does not hold yet; the test set is used once a run, with the final weights.
 
+    Started by torchrun, workers run each cell together, and the first writes.
+
     Args:
         task: What to train.
         cells: Run in this order.
@@ -48,8 +51,9 @@ def run_grid(
             if identity not in done:
                 run = _run(task, recipe, measure_test)
                 done[identity] = {"key": dict(cell.key), "seed": seed, **run, **facts, "recipe": recipe.to_dict()}
-                with path.open("a") as file:
-                    file.write(json.dumps(done[identity]) + "\n")
+                if os.environ.get("RANK", "0") == "0":
+                    with path.open("a") as file:
+                        file.write(json.dumps(done[identity]) + "\n")
             lines.append(done[identity])
     return lines
 

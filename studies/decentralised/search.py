@@ -1,0 +1,26 @@
+"""Choose the rates of decentralised/run.py on the validation set: all-reduce, as one worker (the same to rounding), one seed.
+
+    python studies/decentralised/search.py
+
+Momentum SGD without nesterov, as DecentLaM needs it; warm-up over a quarter of the run, then the recipe's cosine. Appends a line a run to
+search.jsonl beside this script.
+"""
+
+from pathlib import Path
+
+import torch
+from run import MULTIPLES, TASKS, classical
+
+from bigbatch.study.grid import Cell, run_grid
+from bigbatch.tasks.task import load_task
+from bigbatch.train.record import environment
+
+RATES = {"fashion_mnist/cnn": (0.05, 0.1, 0.2), "fashion_mnist/resnet8": (0.4, 0.8, 1.6)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for task in TASKS:
+        cells = [Cell({"task": task, "multiple": m, "lr": lr}, classical(task, m, lr)) for m in MULTIPLES for lr in RATES[task]]
+        path = Path(__file__).parent / "search.jsonl"
+        for line in run_grid(load_task(task), cells, seeds=[100], path=path, facts={"environment": environment()}, measure_test=False):
+            print(line["key"], line["validation_score"], line["train_s"], flush=True)
