@@ -123,3 +123,36 @@ def test_rules_decide_alike_on_any_number_of_workers(tmp_path):
         for name in OWN:
             _, lines = outcome(tmp_path / str(world) / name)
             assert any(line["kind"] == "batch" and line["before"] != line["after"] for line in lines), f"{name}: nothing was decided"
+
+
+def gossip(method, **changes):
+    comm = {"comm": {"kind": "gossip", "method": method, "topology": "complete"}}
+    return recipe_of("sgd", 16).replace({"optimizer.nesterov": False, "budget.samples": 20 * 128, **comm, **changes})
+
+
+def test_gossip_with_everyone_is_all_reduce_and_resumes_bit_for_bit(tmp_path):
+    """On the complete graph with equal shares, DmSGD's weights are those of one worker after every update."""
+    ghost = {"batch.global_batch": 64, "batch.ghost_batch": 16, "budget.samples": 5 * 64, "optimizer.nesterov": False}
+    ring = {"kind": "gossip", "method": "d_psgd", "topology": "ring"}
+    normalised = recipe_of("ghost", 16).replace({**ghost, "comm": ring})
+    fit("digits/mlp", gossip("dmsgd"), out=tmp_path / "alone", quiet=True, tensorboard=False)
+    jobs = [
+        {"task": "digits/mlp", "recipe": gossip("dmsgd").to_toml(), "out": str(tmp_path / "dmsgd")},
+        {"task": "digits/mlp", "recipe": gossip("decentlam", **{"comm.topology": "ring"}).to_toml(), "out": str(tmp_path / "decentlam")},
+        {"task": "fashion_mnist/resnet8", "recipe": normalised.to_toml(), "out": str(tmp_path / "normalised")},
+    ]
+    stopped = [{**job, "out": job["out"] + "-resumed", "options": {"save_every_s": 0.0, "stop_after": 3}} for job in jobs[1:]]
+    resumed = [{**job, "options": {"resume": True}} for job in stopped]
+    (tmp_path / "jobs.json").write_text(json.dumps([*jobs, *stopped]))
+    run_ranks(SCRIPT, 4, tmp_path, str(tmp_path / "jobs.json"), timeout_s=120)
+    (tmp_path / "store").unlink(missing_ok=True)
+    (tmp_path / "jobs.json").write_text(json.dumps(resumed))
+    run_ranks(SCRIPT, 4, tmp_path, str(tmp_path / "jobs.json"), timeout_s=120)
+    assert_same(tmp_path / "dmsgd", outcome(tmp_path / "alone"))
+    for name in ("decentlam", "normalised"):
+        whole, again = outcome(tmp_path / name), outcome(tmp_path / f"{name}-resumed")
+        for key, value in whole[0].items():
+            assert torch.equal(value, again[0][key]), key
+        distances = [line["distance"] for line in whole[1] if line.get("split") == "validation"]
+        assert distances[-1] > 0
+        assert distances == [line["distance"] for line in again[1] if line.get("split") == "validation"]
