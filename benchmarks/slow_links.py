@@ -1,0 +1,197 @@
+"""What an update costs on slow links, by every way of going together.
+
+    python benchmarks/slow_links.py [--hosts 2 4 8] [--rates 0 1000 100] [--delays 0 5 20] [--mb 25 0.1]
+
+Hosts are network namespaces (links.py; needs root) whose links have a rate in Mbit/s (0: no limit) and a delay in ms, one way. Each holds
+12 square layers, 25 MB in all (or 0.1 MB, where only latency is left), and next to nothing to compute: a pass that gives every weight a
+gradient, and a step of SGD. Arms, alternating; each runs some updates in a row, and the time is that of the slowest host over their number:
+
+    none             the same update, nothing sent
+    all-reduce       DistributedDataParallel, all gradients in one bucket: one ring all-reduce by gloo
+    buckets          the same with bigbatch's default buckets
+    D-PSGD ring      bigbatch.comm: with both neighbours, while the pass runs
+    one peer         D-PSGD with one neighbour at a time, 1, 2, 4, ... places away (one-peer exponential)
+    local SGD        weights averaged every 8 updates
+    PowerSGD         all-reduce of rank 4, error feedback
+    server           one parameter server beside the first host's worker; synchronous
+
+Before them, `link`: each host sends to the next and receives from the one before, all at once, messages of four sizes; the latency and
+bandwidth fitted to them are what `simulate` gets. Reported: median over rounds of seconds per update, and how many times faster than all-reduce. Appends a
+line a cell to slow_links.jsonl beside this script; cells that are there are not measured again.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from links import available, shaped_hosts
+from torch import nn
+
+from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.compression import PowerSGD
+from bigbatch.comm.d_psgd import DPSGD
+from bigbatch.comm.local_sgd import LocalSGD
+from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import Ranks
+from bigbatch.comm.topology import topology
+from bigbatch.train.record import environment
+
+LAYERS, PERIOD = 12, 8
+HERE = Path(__file__)
+SIZES = (4_000, 100_000, 3_000_000, 25_000_000)  # bytes of a message
+
+
+class Weights(nn.Module):
+    """Layers whose pass costs little, and gives every weight a gradient."""
+
+    def __init__(self, num_bytes):
+        super().__init__()
+        width = math.isqrt(num_bytes // 4 // LAYERS)
+        random = torch.Generator().manual_seed(0)
+        self.layers = nn.ParameterList(torch.randn(width, width, generator=random) / width for _ in range(LAYERS))
+
+    def forward(self, x):
+        """A value that every weight moves."""
+        return sum((x * layer).sum() for layer in self.layers)
+
+
+def arms(num_bytes, ranks):
+    """A way of going together by name, each with a model of its own."""
+    world = ranks.world_size
+    made = {
+        "none": lambda m: Comm(m),
+        "all-reduce": lambda m: AllReduce(m, ranks, bucket_mb=1000),
+        "buckets": lambda m: AllReduce(m, ranks),
+        "D-PSGD ring": lambda m: DPSGD(m, ranks, topology=topology("ring", world)),
+        "one peer": lambda m: DPSGD(m, ranks, topology=topology("one_peer_exponential", world)),
+        "local SGD": lambda m: LocalSGD(m, ranks, period=PERIOD),
+        "PowerSGD": lambda m: AllReduce(m, ranks, compressor=PowerSGD(4, start_updates=2)),
+    }
+    return {name: Loop(make(Weights(num_bytes))) for name, make in made.items()}
+
+
+class Loop:
+    """Updates of one model."""
+
+    def __init__(self, comm):
+        self.comm, self.updates = comm, 0
+        self.optimizer = torch.optim.SGD(comm.model.parameters(), lr=1e-6)
+
+    def update(self):
+        """One."""
+        with self.comm.passing(last=True):
+            self.comm.forward(torch.ones(1)).backward()
+        self.comm.before_step(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        self.updates += 1
+        self.comm.after_step(self.optimizer, self.updates)
+
+
+def slowest(seconds):
+    """The largest over hosts."""
+    value = torch.tensor([seconds])
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value.item()
+
+
+def timed(loop, updates):
+    """Seconds per update of the slowest host."""
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(updates):
+        loop.update()
+    return slowest((time.perf_counter() - began) / updates)
+
+
+def shifted(num_bytes, ranks):
+    """Seconds until a message to the next host has gone, and that of the one before has come; all hosts at once."""
+    sent, received = torch.zeros(num_bytes // 4), torch.empty(num_bytes // 4)
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(2):
+        works = [dist.irecv(received, (ranks.rank - 1) % ranks.world_size), dist.isend(sent, (ranks.rank + 1) % ranks.world_size)]
+        for work in works:
+            work.wait()
+    return slowest((time.perf_counter() - began) / 2)
+
+
+def rank_main(num_bytes, rounds, budget_s):
+    torch.set_num_threads(1)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    ranks = Ranks(rank, world)
+    link = {size: [shifted(size, ranks) for _ in range(3 if size > 1e6 else 7)][1:] for size in SIZES if size <= max(num_bytes, 4000)}
+    loops = arms(num_bytes, ranks)
+    counts = {}
+    for name, loop in loops.items():
+        for _ in range(3 if name == "PowerSGD" else 1):  # compression begins with the third
+            once = timed(loop, 1)
+        multiple = PERIOD if name == "local SGD" else 1  # whole periods, beginning with one
+        if name == "local SGD":
+            timed(loop, PERIOD - 1)
+        counts[name] = multiple * max(1, min(10, int(budget_s / len(loops) / rounds / max(once * multiple, 1e-4))))
+    times = {name: [] for name in loops}
+    for number in range(rounds):
+        for i in range(len(loops)):
+            name = list(loops)[(i + number) % len(loops)]
+            times[name].append(timed(loops[name], counts[name]))
+    if rank == 0:
+        print(json.dumps({"link": link, "updates_a_round": counts, "seconds": times}))
+        sys.stdout.flush()
+    dist.barrier()
+    os._exit(0)
+
+
+def key_of(line):
+    """What a cell is known by."""
+    return line["hosts"], line["rate_mbit"], line["delay_ms"], line["mb"]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hosts", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 1000.0, 100.0])
+    parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 5.0, 20.0])
+    parser.add_argument("--mb", type=float, nargs="+", default=[25.0, 0.1])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget-s", type=float, default=45.0, help="seconds of a cell's rounds, about")
+    arguments = parser.parse_args()
+    can, why_not = available()
+    if not can:
+        sys.exit(f"slow_links: {why_not}")
+    path = HERE.with_suffix(".jsonl")
+    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    torch.set_num_threads(1)  # for the record: as in the ranks
+    machine = {**environment(), "kernel": platform.release().split("-")[0], "processors": os.cpu_count()}
+    for mb in arguments.mb:
+        for count in arguments.hosts:
+            for rate in arguments.rates:
+                for delay in arguments.delays:
+                    cell = {"hosts": count, "rate_mbit": rate, "delay_ms": delay, "mb": mb}
+                    if key_of(cell) in map(key_of, lines):
+                        continue
+                    with shaped_hosts(count, rate_mbit=rate or None, delay_ms=delay) as hosts:
+                        told = hosts.run(HERE, "rank", str(int(mb * 1e6)), str(arguments.rounds), str(arguments.budget_s), timeout_s=900)[0]
+                    found = json.loads(told)
+                    medians = {name: round(statistics.median(times), 5) for name, times in found["seconds"].items()}
+                    faster = {name: round(medians["all-reduce"] / s, 2) for name, s in medians.items()}
+                    line = {**cell, "median_s": medians, "times_faster": faster, **found, "commit": commit, "environment": machine}
+                    lines.append(line)
+                    with path.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    print(cell, medians, flush=True)
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])) if sys.argv[1:2] == ["rank"] else main()
