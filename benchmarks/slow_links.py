@@ -16,8 +16,8 @@ gradient, and a step of SGD. Arms, alternating; each runs some updates in a row,
     server           one parameter server beside the first host's worker; synchronous
 
 Before them, `link`: each host sends to the next and receives from the one before, all at once, messages of four sizes; the latency and
-bandwidth fitted to them are what `simulate` gets. Reported: median over rounds of seconds per update, and how many times faster than all-reduce. Appends a
-line a cell to slow_links.jsonl beside this script; cells that are there are not measured again.
+bandwidth fitted to them are what `simulate` gets. Reported: median over rounds of seconds per update, and how many times faster than
+all-reduce. Appends a line a cell to slow_links.jsonl beside this script; what is there is not measured again.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from bigbatch.comm.topology import topology
 from bigbatch.train.record import environment
 
 LAYERS, PERIOD = 12, 8
+ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD"]
 HERE = Path(__file__)
 SIZES = (4_000, 100_000, 3_000_000, 25_000_000)  # bytes of a message
 
@@ -64,7 +65,7 @@ class Weights(nn.Module):
         return sum((x * layer).sum() for layer in self.layers)
 
 
-def arms(num_bytes, ranks):
+def arms(num_bytes, ranks, wanted):
     """A way of going together by name, each with a model of its own."""
     world = ranks.world_size
     made = {
@@ -76,7 +77,7 @@ def arms(num_bytes, ranks):
         "local SGD": lambda m: LocalSGD(m, ranks, period=PERIOD),
         "PowerSGD": lambda m: AllReduce(m, ranks, compressor=PowerSGD(4, start_updates=2)),
     }
-    return {name: Loop(make(Weights(num_bytes))) for name, make in made.items()}
+    return {name: Loop(made[name](Weights(num_bytes))) for name in wanted}
 
 
 class Loop:
@@ -125,13 +126,13 @@ def shifted(num_bytes, ranks):
     return slowest((time.perf_counter() - began) / 2)
 
 
-def rank_main(num_bytes, rounds, budget_s):
+def rank_main(num_bytes, rounds, budget_s, wanted):
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=world)
     ranks = Ranks(rank, world)
     link = {size: [shifted(size, ranks) for _ in range(3 if size > 1e6 else 7)][1:] for size in SIZES if size <= max(num_bytes, 4000)}
-    loops = arms(num_bytes, ranks)
+    loops = arms(num_bytes, ranks, wanted)
     counts = {}
     for name, loop in loops.items():
         for _ in range(3 if name == "PowerSGD" else 1):  # compression begins with the third
@@ -152,9 +153,10 @@ def rank_main(num_bytes, rounds, budget_s):
     os._exit(0)
 
 
-def key_of(line):
-    """What a cell is known by."""
-    return line["hosts"], line["rate_mbit"], line["delay_ms"], line["mb"]
+def left_to_measure(cell, wanted, lines):
+    """Arms that no line of this cell has."""
+    there = {name for line in lines if all(line[field] == value for field, value in cell.items()) for name in line["median_s"]}
+    return [name for name in wanted if name not in there]
 
 
 def main():
@@ -163,6 +165,7 @@ def main():
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 1000.0, 100.0])
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 5.0, 20.0])
     parser.add_argument("--mb", type=float, nargs="+", default=[25.0, 0.1])
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget-s", type=float, default=45.0, help="seconds of a cell's rounds, about")
     arguments = parser.parse_args()
@@ -179,14 +182,14 @@ def main():
             for rate in arguments.rates:
                 for delay in arguments.delays:
                     cell = {"hosts": count, "rate_mbit": rate, "delay_ms": delay, "mb": mb}
-                    if key_of(cell) in map(key_of, lines):
+                    wanted = left_to_measure(cell, arguments.arms, lines)
+                    if not wanted:
                         continue
                     with shaped_hosts(count, rate_mbit=rate or None, delay_ms=delay) as hosts:
-                        told = hosts.run(HERE, "rank", str(int(mb * 1e6)), str(arguments.rounds), str(arguments.budget_s), timeout_s=900)[0]
-                    found = json.loads(told)
+                        options = [str(int(mb * 1e6)), str(arguments.rounds), str(arguments.budget_s), *wanted]
+                        found = json.loads(hosts.run(HERE, "rank", *options, timeout_s=900)[0])
                     medians = {name: round(statistics.median(times), 5) for name, times in found["seconds"].items()}
-                    faster = {name: round(medians["all-reduce"] / s, 2) for name, s in medians.items()}
-                    line = {**cell, "median_s": medians, "times_faster": faster, **found, "commit": commit, "environment": machine}
+                    line = {**cell, "median_s": medians, **found, "commit": commit, "environment": machine}
                     lines.append(line)
                     with path.open("a") as file:
                         file.write(json.dumps(line) + "\n")
@@ -194,4 +197,4 @@ def main():
 
 
 if __name__ == "__main__":
-    rank_main(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])) if sys.argv[1:2] == ["rank"] else main()
+    rank_main(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:]) if sys.argv[1:2] == ["rank"] else main()
