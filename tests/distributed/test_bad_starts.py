@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 
 import pytest
+from tests.cli.command import bigbatch
 from tests.comm.test_redis_store import redis_server
 
 from bigbatch.comm.launch import Workers
@@ -119,3 +120,17 @@ def test_workers_that_meet_at_redis(tmp_path):
 def test_numbers_of_workers_that_are_none(text):
     with pytest.raises(UserError, match="must be a number such as 4, or a range such as 2:4"):
         Workers.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--comm", "gossip", "--topology", "random_match", "--workers", "3"], "random_match of 3 workers: one would be left over; start"),
+        (["--comm", "gossip", "--topology", "rng", "--workers", "2"], "comm.topology = 'rng': input should be 'ring', 'torus'"),
+        (["--topology", "ring", "--workers", "2"], "unknown field 'comm.topology'"),
+    ],
+)
+def test_gossip_that_cannot_be(tmp_path, options, message):
+    done = bigbatch("train", "digits/mlp", *options, cwd=tmp_path, expect=2)
+    assert message in done.stderr
+    assert done.stderr.count("error:") == 1, "said once, not by each worker"

@@ -77,6 +77,17 @@ def test_is_frozen():
         ({"num_train_samples": None}, "num_train_samples: is missing"),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
         ({"precision": "float16"}, "precision = 'float16': input should be 'float32', 'bfloat16' or 'float64'"),
+        ({"comm": {"kind": "gosip"}}, "comm.kind = 'gosip': must be one of all_reduce, local_sgd, gossip"),
+        ({"comm": {"kind": "gossip", "topology": "rng"}}, "comm.topology = 'rng': input should be 'ring', 'torus'"),
+        ({"comm.topology": "ring"}, "unknown field 'comm.topology'"),
+        ({"comm": {"kind": "gossip", "method": "decentlam"}}, "with optimizer.nesterov = true: is made for heavy-ball momentum; set"),
+        ({"comm": {"kind": "gossip", "method": "decentlam"}, "optimizer.name": "adam"}, 'with optimizer.name = "adam": is made for'),
+        (
+            {"comm": {"kind": "gossip", "method": "decentlam", "topology": "exponential"}, "optimizer.nesterov": False},
+            'comm.topology = "exponential": is directed, and DecentLaM needs symmetric weights',
+        ),
+        ({"comm.label_skew": 1.5}, "comm.label_skew = 1.5: input should be less than or equal to 1"),
+        ({"comm.label_skew": 0.5, "batch.rule": {"kind": "norm_test"}}, "comm.label_skew = 0.5: each worker has samples of its own"),
         ({"seed.deeper": 1}, "seed.deeper: 'seed' is a value, not a section"),
     ],
 )
@@ -145,3 +156,12 @@ def test_whatever_is_given_it_is_a_recipe_or_a_readable_error(changes):
         assert recipe.num_updates >= 1
     assert message
     assert "pydantic" not in message
+
+
+def test_gossip_knows_every_topology():
+    from typing import get_args
+
+    from bigbatch.comm.topology import TOPOLOGIES
+    from bigbatch.recipe.sections import Gossip
+
+    assert list(get_args(Gossip.model_fields["topology"].annotation)) == list(TOPOLOGIES)
