@@ -27,8 +27,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for task in arguments.tasks:
         cells = [Cell({"task": task, "multiple": m, "lr": lr}, classical(task, m, lr)) for m in MULTIPLES for lr in RATES[task]]
-        path = Path(__file__).parent / "search.jsonl"
-        for line in run_grid(
-            load_task(task), cells, seeds=arguments.seeds, path=path, facts={"environment": environment()}, measure_test=False
-        ):
+        path, facts = Path(__file__).parent / "search.jsonl", {"environment": environment()}
+        for line in run_grid(load_task(task), cells, seeds=arguments.seeds, path=path, facts=facts, measure_test=False):
             print(line["key"], line["validation_score"], line["train_s"], flush=True)

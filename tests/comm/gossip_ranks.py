@@ -96,7 +96,7 @@ def limits(rank, world):
     for method in ("decentlam", "dmsgd"):
         found = []
         for momentum in (0.0, 0.5, 0.8, 0.9):
-            settings = {"world": world, "updates": 500, "momentum": momentum, "lr": 0.01, "A": A, "C": C, "start": np.zeros(DIMENSION)}
+            settings = {"world": world, "updates": 300, "momentum": momentum, "lr": 0.01, "A": A, "C": C, "start": np.zeros(DIMENSION)}
             _, model, _ = run(rank, method, "ring", reference=False, **settings)
             total = model.value().detach().square().sum().reshape(1)
             dist.all_reduce(total)

@@ -17,6 +17,8 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
 Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqrt, legw, lars, lamb, adam or adamp.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
+CommKind = Annotated[str | None, typer.Option("--comm", help="all_reduce, local_sgd, gossip or fully_shard: as comm.kind.")]
+TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
@@ -39,6 +41,12 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
 
         raise UserError(unknown("task", task, recipe_names()) + "; your own is given as module:Class")
     return recipe.replace(dict(_parse(text) for text in sets or []))
+
+
+def settings_of(comm: str | None, topology: str | None, sets: list[str] | None) -> list[str]:
+    """`--comm` and `--topology` as the `--set` options that they stand for, before those that were given."""
+    stands_for = {"comm.kind": comm, "comm.topology": topology}
+    return [*(f"{field}={value}" for field, value in stands_for.items() if value is not None), *(sets or [])]
 
 
 def _parse(text: str) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Rule, Sets, TaskName, find_recipe
+from bigbatch.cli.settings import CommKind, Data, NoiseFile, Quiet, RecipeFile, Rule, Sets, TaskName, TopologyName, find_recipe, settings_of
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.core.checks import UserError
 
@@ -24,6 +24,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
     workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
+    comm: CommKind = None,
+    topology: TopologyName = None,
     store: Annotated[str | None, typer.Option(envvar="BIGBATCH_STORE", help="redis://... where workers meet; needs --job.")] = None,
     job: Annotated[str | None, typer.Option(envvar="BIGBATCH_JOB", help="Name of the run at the store.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
@@ -31,6 +33,7 @@ def train(
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
     os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
+    chosen = find_recipe(task, recipe, settings_of(comm, topology, sets))
     if workers is not None:
         raise typer.Exit(launch_workers(workers, out=out))
     speaks = os.environ.get("RANK", "0") == "0"
@@ -38,7 +41,7 @@ def train(
     from bigbatch.cli.tables import console, show_plan
     from bigbatch.scaling import plan
 
-    chosen, scale = find_recipe(task, recipe, sets), read_noise_scale(noise)
+    scale = read_noise_scale(noise)
     if global_batch is not None:
         planned = plan(chosen, global_batch=global_batch, rule=rule, noise_scale=scale)
         chosen = planned.recipe

@@ -106,7 +106,7 @@ def fit(
         data = ranks.together(lambda: load_data(task, recipe, ranks))
         seed_everything(recipe.seed)
         model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
-        comm = build_comm(model, recipe, ranks)
+        comm = ranks.together(lambda: build_comm(model, recipe, ranks))
         optimizer = build_optimizer(model, recipe, comm)
         if not ranks.first:
             seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
