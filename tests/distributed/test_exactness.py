@@ -8,6 +8,7 @@ import torch
 from tests.distributed.ranks import run_ranks
 
 from bigbatch import Recipe, fit
+from bigbatch.report import write_report
 
 SCRIPT = Path(__file__).with_name("train.py")
 MLP = {"batch.global_batch": 128, "budget.samples": 19 * 128 + 50}
@@ -156,3 +157,8 @@ def test_gossip_with_everyone_is_all_reduce_and_resumes_bit_for_bit(tmp_path):
         distances = [line["distance"] for line in whole[1] if line.get("split") == "validation"]
         assert distances[-1] > 0
         assert distances == [line["distance"] for line in again[1] if line.get("split") == "validation"]
+        sent = [line["sent_bytes"] for line in whole[1] if line["kind"] == "evaluation"]
+        assert sent == [line["sent_bytes"] for line in again[1] if line["kind"] == "evaluation"]
+        page = write_report(tmp_path / f"{name}-resumed").read_text()
+        assert 'aria-label="Distance of workers from their mean"' in page
+        assert "MB an update" in page

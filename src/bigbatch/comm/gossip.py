@@ -159,8 +159,18 @@ class Gossip(OwnWeights):
         return max(own_samples, 1)
 
     def facts(self) -> dict[str, float]:
-        """How far apart workers were when last averaged, and what this worker has sent to its neighbours since it started."""
+        """How far apart workers were when last averaged, and what this worker has sent to its neighbours so far."""
         return {**super().facts(), **({"sent_bytes": self._exchange.sent_bytes} if self._exchange is not None else {})}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Own weights, and what was sent."""
+        return {**super().state_dict(), **({"sent_bytes": self._exchange.sent_bytes} if self._exchange is not None else {})}
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Own weights, and what was sent."""
+        super().load_state_dicts(states)
+        if self._exchange is not None and len(states) == self.ranks.world_size:
+            self._exchange.sent_bytes = states[self.ranks.rank].get("sent_bytes", 0)
 
     def _flat(self) -> Tensor:
         """A copy of the weights, flat."""

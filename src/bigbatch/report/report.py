@@ -12,6 +12,7 @@ from bigbatch import __version__
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.report.plots import SVG_STYLE, Record, batch_size_changes, draw, global_batch, learning_rate, training_loss, validation_score
+from bigbatch.report.workers import distances, facts_of
 from bigbatch.scaling import readable
 from bigbatch.study.compare import SUFFIX, rows_of
 from bigbatch.train.record import read_record
@@ -64,6 +65,7 @@ def _comparison(folder: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "verdicts": [(arm["outcome"], arm["sentence"]) for arm in (only, planned)],
         "recipe": None,
         "decisions": [],
+        "workers": [],
     }
 
 
@@ -79,6 +81,7 @@ def _single_run(folder: Path) -> dict[str, Any]:
         "verdicts": [],
         "recipe": (folder / "recipe.toml").read_text(),
         "decisions": [line for line in record if line["kind"] == "batch" and line["before"] != line["after"]],
+        "workers": facts_of(record),
     }
 
 
@@ -95,6 +98,8 @@ def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str
         yield draw(records, learning_rate, against="samples", ylabel="learning rate", title="Learning rate by samples")
         if any(batch_size_changes(record) for runs in records.values() for record in runs):
             yield draw(records, global_batch, against="samples", ylabel="global batch, samples", title="Global batch by samples")
+        if any(distances(record, "samples")[0] for runs in records.values() for record in runs):
+            yield draw(records, distances, against="samples", ylabel="% of the mean's length", title="Distance of workers from their mean")
 
 
 def _environment(records: Sequence[Record]) -> dict[str, Any]:
