@@ -8,6 +8,8 @@ Formula: worker i, update k, in parallel and both at x_k,i:
          then
              x_k+1,i   = x_k+1/2,i - gamma g_i
          The result is the mean of all x_i.
+Rate:    with momentum beta on a quadratic of curvature L, stable while gamma L < (1 + l)(1 + beta), l the least eigenvalue of W (-1/3 on an
+         even ring): a third of all-reduce's 2 (1 + beta) there.
 Units:   a message has the size of the weights; as many as there are neighbours.
 Differs: any torch optimizer may stand for gamma g_i: it steps from x_k,i, and what it changed is added to x_k+1/2,i, so that weight
          decay and layer-wise norms are those at x_k,i. With momentum SGD this is AWC-DmSGD (Balu et al. 2020, arXiv:2010.11166).

@@ -7,6 +7,8 @@ Formula: worker i, momentum beta, rate gamma, mean gradient g_i of its own sampl
              m_k+1,i = beta m_k,i + gt_i
              x_k+1,i = x_k,i - gamma m_k+1,i
          W symmetric and doubly stochastic.
+Rate:    on a quadratic of curvature L, stable while gamma L < 2 (1 + beta), as all-reduce, and, where the least eigenvalue l of W is
+         negative, < 1 - 1/l: 4 on an even ring, so no tighter bound.
 Units:   a message has the size of the weights; as many as there are neighbours.
 Differs: computed as gt_i = g_i - pull_i / gamma with pull_i = sum_j W_ij (s_j - s_i), s_j = x_j - gamma g_j: the same, without the
          difference of two large numbers. Where gamma is 0, nothing moves, and gt_i = g_i. A rate that jumps up by much scales the

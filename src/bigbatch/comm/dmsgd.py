@@ -5,6 +5,8 @@ Paper:   Yuan, Chen, Huang, Zhang, Pan, Xu, Yin 2021, DecentLaM: Decentralized M
 Formula: worker i, momentum beta, rate gamma, mean gradient g_i of its own samples at x_k,i:
              m_k+1,i = beta m_k,i + g_i
              x_k+1,i = sum_j W_ij (x_k,j - gamma m_k+1,j)
+Rate:    on a quadratic of curvature L, stable while gamma L < (1 - beta)(1 - 1/l) where that is below all-reduce's 2 (1 + beta) and l, the
+         least eigenvalue of W, is negative: 0.4 instead of 3.8 with beta = 0.9 on an even ring.
 Units:   a message has the size of the weights; as many as there are neighbours.
 Differs: any torch optimizer may stand for gamma m. Weight decay is the optimizer's: torch's SGD adds it to g_i, as here.
 """
