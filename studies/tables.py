@@ -110,6 +110,24 @@ def critical_batch():
         print(f"\n{study['noise']['words']}" if study["noise"] else "")
 
 
+def decentralised():
+    for path in sorted((HERE / "decentralised").glob("fashion*.jsonl")):
+        cells = by_key(path, "data", "multiple", "way")
+        ways = list(dict.fromkeys(way for _, _, way in cells))
+        groups = list(dict.fromkeys((data, multiple) for data, multiple, _ in cells))
+        seeds = {len(lines) for lines in cells.values()}
+        task = read_record(path)[0]["key"]["task"]
+        print(f"\n**{task}**, 8 workers, {min(seeds)} to {max(seeds)} seeds, test accuracy in %\n")
+        head("way", *(f"x{multiple}, {data}" for data, multiple in groups))
+        for way in ways:
+            row(way, *(plain(cells[data, multiple, way]) if (data, multiple, way) in cells else "-" for data, multiple in groups))
+
+
+def plain(lines):
+    """Mean and spread, without a verdict: no arm here is the reference of another."""
+    return score_of(lines, lines)
+
+
 if __name__ == "__main__":
-    for study in sys.argv[1:] or ["adascale", "adaptive_batch", "increase_batch", "noise_scale", "critical_batch"]:
+    for study in sys.argv[1:] or ["decentralised", "adascale", "adaptive_batch", "increase_batch", "noise_scale", "critical_batch"]:
         globals()[study]()
