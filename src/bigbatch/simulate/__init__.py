@@ -1,1 +1,1 @@
-"""What the network would cost: alpha-beta models of exchanges between workers, fitted to measurements."""
+"""What the network would cost: seconds per update of each way to train on many workers, from latency, bandwidth and compute."""

@@ -1,0 +1,93 @@
+"""One case: the workers, their links, the model and what a step computes. `strategies` says what an update of it costs."""
+
+import math
+from dataclasses import dataclass
+
+from bigbatch.core.checks import UserError, check_fraction, check_positive, unknown
+from bigbatch.simulate.all_reduce import ALL_REDUCES, FASTEST
+from bigbatch.simulate.link import Link
+from bigbatch.simulate.overlap import Bucket, even_buckets
+from bigbatch.simulate.straggler import slowest
+
+BUCKET_BYTES = 25 * 2.0**20  # DistributedDataParallel's own
+
+
+@dataclass(frozen=True)
+class Case:
+    """What decides how long an update takes.
+
+    Attributes:
+        workers: How many compute.
+        link: Between hosts.
+        model_bytes: Of the gradients, and of the weights.
+        step_s: Seconds of a worker's forward and backward pass over its local batch, and of its update; nothing exchanged.
+        backward_share: Of these, in the backward pass. Twice the forward pass is usual.
+        spread: Standard deviation of a worker's `step_s` over its mean, from update to update; 0 for none.
+        workers_per_host: Workers that share a link; what they say to each other costs nothing.
+        bucket_bytes: Gradients that are exchanged together, at most.
+        buckets: The buckets themselves, where they are known; `bucket_bytes` is not looked at then.
+        streams: All-reduces in flight at most: 1 (NCCL) or 2 (gloo).
+        all_reduce: "ring", "halving_doubling" or "tree", or "fastest", for the strategies that don't name one.
+        overlap: Whether gossip exchanges while it computes; else after.
+        local_steps: Updates between two averages of local SGD.
+        servers: Hosts that serve parameters, beside those of the workers.
+        powersgd_ratio: Bytes of the gradients over bytes that PowerSGD sends.
+        compress_s: Seconds that PowerSGD or top-k takes to compress and restore.
+        top_k_share: Share of the gradients that top-k sends.
+
+    Raises:
+        UserError: If a value is out of range.
+    """
+
+    workers: int
+    link: Link
+    model_bytes: float
+    step_s: float
+    backward_share: float = 2 / 3
+    spread: float = 0.0
+    workers_per_host: int = 1
+    bucket_bytes: float = BUCKET_BYTES
+    buckets: tuple[Bucket, ...] = ()
+    streams: int = 1
+    all_reduce: str = FASTEST
+    overlap: bool = True
+    local_steps: int = 8
+    servers: int = 1
+    powersgd_ratio: float = 72.0
+    compress_s: float = 0.0
+    top_k_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("model_bytes", "step_s", "backward_share", "bucket_bytes", "powersgd_ratio"):
+            check_positive(name, getattr(self, name))
+        for name in ("workers", "workers_per_host", "streams", "local_steps", "servers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more; give how many there are")
+        check_fraction("backward_share", self.backward_share)
+        check_fraction("top_k_share", self.top_k_share)
+        if not 0 <= self.spread < math.inf:
+            raise UserError(f"spread = {self.spread}: must be zero or above; give standard deviation over mean, such as 0.05")
+        if not 0 <= self.compress_s < math.inf:
+            raise UserError(f"compress_s = {self.compress_s}: must be zero or above; give what compressing takes")
+        if self.all_reduce not in (*ALL_REDUCES, FASTEST):
+            raise UserError(unknown("all-reduce", self.all_reduce, [*ALL_REDUCES, FASTEST]))
+
+    @property
+    def hosts(self) -> int:
+        """Hosts that hold the workers."""
+        return math.ceil(self.workers / self.workers_per_host)
+
+    @property
+    def slowest_s(self) -> float:
+        """Expected seconds of the slowest worker's step."""
+        return self.step_s * slowest(self.workers, self.spread)
+
+    @property
+    def host_s(self) -> float:
+        """Expected seconds of the slowest worker of a host."""
+        return self.step_s * slowest(min(self.workers_per_host, self.workers), self.spread)
+
+    @property
+    def gradients(self) -> tuple[Bucket, ...]:
+        """The buckets that are exchanged."""
+        return self.buckets or tuple(even_buckets(self.model_bytes, self.bucket_bytes))
