@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -39,3 +40,18 @@ def whole_numbers(option: str, text: str) -> list[int]:
         return [int(part.replace("_", "")) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: must be whole numbers with commas between, such as 64,256,1024") from None
+
+
+def read_json(option: str, path: Path, writer: str) -> dict[str, Any]:
+    """The object in a file that another command wrote.
+
+    Raises:
+        UserError: If the file can't be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path}: can't be read: {error}; give a file that `{writer}` wrote") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{option} {path}: holds no object; give a file that `{writer}` wrote")
+    return found

@@ -1,5 +1,17 @@
-"""HTML reports from what runs and studies recorded."""
+"""HTML reports and plots from what runs and studies recorded."""
 
-from bigbatch.report.report import write_report
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigbatch.report.report import write_report
 
 __all__ = ["write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    """`write_report` on first use: plots alone need no torch."""
+    if name == "write_report":
+        from bigbatch.report.report import write_report
+
+        return write_report
+    raise AttributeError(f"module 'bigbatch.report' has no attribute {name!r}")

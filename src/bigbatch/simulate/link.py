@@ -29,7 +29,7 @@ class Link(NamedTuple):
 
     @property
     def reduced_s_per_byte(self) -> float:
-        """beta + gamma."""
+        """Beta + gamma."""
         return self.beta_s_per_byte + self.gamma_s_per_byte
 
     @property

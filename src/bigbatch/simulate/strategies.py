@@ -8,7 +8,6 @@ it is that of one worker on the joined batch. The others are faster or slower *p
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -142,16 +141,7 @@ def seconds_per_update(strategy: str, case: Case) -> float:
     return STRATEGIES[strategy].seconds(case)
 
 
-def possible(case: Case) -> dict[str, float]:
-    """Seconds per update of every strategy that this case can have; more than one host each, or it is compute alone."""
+def seconds_of_all(case: Case) -> dict[str, float]:
+    """Seconds per update of every strategy that can be run with so many hosts, by name."""
     odd = case.hosts % 2 == 1 and case.hosts > 1
     return {name: seconds_per_update(name, case) for name in STRATEGIES if not (odd and name == "gossip_random_match")}
-
-
-def with_workers(case: Case, workers: int) -> Case:
-    """The same case with another number of workers.
-
-    Raises:
-        UserError: If the number is below 1.
-    """
-    return replace(case, workers=workers)

@@ -1,0 +1,76 @@
+"""`bigbatch simulate`: what each way to train on many workers would cost on a network."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bigbatch.cli import units
+from bigbatch.cli.network import model_size, read_link, read_trade_off
+from bigbatch.cli.values import whole_numbers
+
+WINNERS = ["workers", "exact update", "time", "efficiency", "any update", " time", " efficiency"]
+
+
+def simulate(
+    workers: Annotated[str, typer.Option("--workers", metavar="N,N", help="Number of workers, or several: 2,8,64.")],
+    model_bytes: Annotated[
+        str, typer.Option("--model-bytes", metavar="SIZE", help="Of the gradients, such as 100MB; or a task, for its model's.")
+    ],
+    step: Annotated[str, typer.Option("--step", metavar="TIME", help="A worker's step without any exchange, such as 120ms.")],
+    bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="Of a host's link, in each direction: 50Gbit, 1GB.")] = None,
+    latency: Annotated[str | None, typer.Option("--latency", help="Of a message, such as 50us.")] = None,
+    doctor: Annotated[Path | None, typer.Option("--doctor", help="JSON of `bigbatch doctor --workers N`, for both.")] = None,
+    backward_share: Annotated[float, typer.Option("--backward-share", help="Of the step.")] = 2 / 3,
+    spread: Annotated[float, typer.Option("--spread", help="Standard deviation of a step over its mean, such as 0.05.")] = 0.0,
+    local_batch: Annotated[int, typer.Option("--local-batch", help="Samples of a worker in a step.")] = 32,
+    per_host: Annotated[int, typer.Option("--workers-per-host", help="Workers that share a link.")] = 1,
+    bucket: Annotated[str, typer.Option("--bucket", metavar="SIZE", help="Gradients that are sent together.")] = "25MiB",
+    local_steps: Annotated[int, typer.Option("--local-steps", help="Updates between averages of local SGD.")] = 8,
+    servers: Annotated[int, typer.Option("--servers", help="Hosts that serve parameters.")] = 1,
+    overlap: Annotated[bool, typer.Option(help="Gossip while computing, not after.")] = True,
+    price: Annotated[float | None, typer.Option("--price", help="Of a worker-hour.")] = None,
+    critical: Annotated[Path | None, typer.Option("--critical", help="JSON of `bigbatch critical`: time and cost to its target.")] = None,
+    fixed: Annotated[str, typer.Option("--fixed", metavar="TIME", help="Of the step: what does not shrink with the batch.")] = "0ms",
+    out: Annotated[Path, typer.Option("--out", help="Folder of plot and numbers.")] = Path("runs/simulate"),
+) -> None:
+    """Compare ways to exchange, by latency, bandwidth and compute: time per update, efficiency, samples/s, cost, and which wins."""
+    from bigbatch.cli.tables import console, show
+    from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.report.simulate import write_simulation
+    from bigbatch.simulate.case import Case
+    from bigbatch.study.simulate import RESULT
+    from bigbatch.study.simulate import simulate as study
+
+    numbers, link, size = whole_numbers("--workers", workers), read_link(doctor, bandwidth, latency), model_size(model_bytes)
+    shape: dict[str, Any] = {
+        "workers_per_host": per_host,
+        "local_steps": local_steps,
+        "servers": servers,
+        "overlap": overlap,
+        "spread": spread,
+    }
+    times: dict[str, Any] = {"step_s": units.seconds("--step", step), "backward_share": backward_share}
+    case = Case(max(numbers), link, **size, **times, **shape, bucket_bytes=units.num_bytes("--bucket", bucket))
+    result = study(case, workers=numbers if len(numbers) > 1 else (), local_batch=local_batch, price=price)
+    stored = result.to_dict()
+
+    columns = result.columns()
+    if len(numbers) > 1:
+        show("Fastest", WINNERS, result.winners(), numbers=set(WINNERS) - {"exact update", "any update"})
+    show(f"{result.case.workers:,} workers", columns, result.cells(result.case.workers), numbers=set(columns[2:-1]))
+    texts = [result.sentence(), *(f"not known: {doubt}" for doubt in result.doubts())]
+    if critical is not None:
+        from bigbatch.study.time_to_target import time_to_target
+
+        fixed_s = units.seconds("--fixed", fixed)
+        target = time_to_target(
+            result.case, read_trade_off(critical), workers=result.workers, local_batch=local_batch, price=price, fixed_s=fixed_s
+        )
+        show("To the target", target.columns(), target.cells(), numbers=set(target.columns()[:-1]))
+        texts, stored = [target.sentence(), *texts], {**stored, "target": target.to_dict()}
+    for text in texts:
+        console().print(text, highlight=False)
+    write_atomically(make_folder(out) / RESULT, json.dumps(stored, indent=2).encode())
+    console().print(f"plot: {write_simulation(stored, out)}, numbers: {out / RESULT}", highlight=False)

@@ -1,0 +1,71 @@
+"""Efficiency over the number of workers, as a plot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from bigbatch.core.files import write_atomically
+from bigbatch.report.plots import COLOURS, SVG_STYLE, to_svg
+
+FILE = "simulate.svg"
+SHOWN = {  # strategy: colour, line
+    "ring_all_reduce": (0, "-"),
+    "halving_doubling": (0, "--"),
+    "tree": (0, ":"),
+    "parameter_server": (0, "-."),
+    "powersgd": (1, "-"),
+    "local_sgd": (1, "--"),
+    "asynchronous_server": (1, "-."),
+    "gossip_ring": (2, "-"),
+    "gossip_one_peer_exponential": (2, "--"),
+    "gossip_exponential": (2, ":"),
+}
+"""Drawn of all strategies; one colour for exact updates, one for compressed, rare and stale ones, one for gossip."""
+
+
+def write_simulation(simulation: Mapping[str, Any], folder: Path) -> Path:
+    """Write the plot of a simulation into a folder.
+
+    Returns:
+        Path of the SVG file.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    path = folder / FILE
+    write_atomically(path, draw_simulation(simulation).encode())
+    return path
+
+
+def draw_simulation(simulation: Mapping[str, Any]) -> str:
+    """Efficiency of an update against the number of workers, which is logarithmic.
+
+    Args:
+        simulation: As `Simulation.to_dict` gives it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    case = simulation["case"]
+    size, step = f"{case['model_bytes'] / 1e6:,.3g} MB", f"{1000 * case['step_s']:,.3g} ms a step"
+    speed = f"{8e-9 / case['link']['beta_s_per_byte']:,.3g} Gbit/s" if case["link"]["beta_s_per_byte"] else "any bandwidth"
+    title = f"{size}, {step}, {speed}, {1e6 * case['link']['alpha_s']:,.3g} µs"
+    with matplotlib.rc_context(SVG_STYLE):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for name, (colour, line) in SHOWN.items():
+            points = [(row["workers"], 100 * row["efficiency"]) for row in simulation["rows"] if row["strategy"] == name]
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, color=COLOURS[colour], ls=line, lw=1.6, marker=".", ms=4, label=name)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(simulation["workers"]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.set_ylim(0, 105)
+        axes.set_xlabel("workers (log)")
+        axes.set_ylabel("efficiency of an update, %")
+        return to_svg(figure, title)
