@@ -15,9 +15,7 @@ WINNERS = ["workers", "exact update", "time", "efficiency", "any update", " time
 
 def simulate(
     workers: Annotated[str, typer.Option("--workers", metavar="N,N", help="Number of workers, or several: 2,8,64.")],
-    model_bytes: Annotated[
-        str, typer.Option("--model-bytes", metavar="SIZE", help="Of the gradients, such as 100MB; or a task, for its model's.")
-    ],
+    model_bytes: Annotated[str, typer.Option("--model-bytes", metavar="SIZE", help="Of the gradients: 100MB; or a task.")],
     step: Annotated[str, typer.Option("--step", metavar="TIME", help="A worker's step without any exchange, such as 120ms.")],
     bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="Of a host's link, in each direction: 50Gbit, 1GB.")] = None,
     latency: Annotated[str | None, typer.Option("--latency", help="Of a message, such as 50us.")] = None,
@@ -51,7 +49,7 @@ def simulate(
         "overlap": overlap,
         "spread": spread,
     }
-    times: dict[str, Any] = {"step_s": units.seconds("--step", step), "backward_share": backward_share}
+    times: dict[str, Any] = {"step_s": units.seconds("--step", step), "backward_share": backward_share, "spread": spread}
     case = Case(max(numbers), link, **size, **times, **shape, bucket_bytes=units.num_bytes("--bucket", bucket))
     result = study(case, workers=numbers if len(numbers) > 1 else (), local_batch=local_batch, price=price)
     stored = result.to_dict()

@@ -66,18 +66,7 @@ class TimeToTarget:
 
     def cells(self) -> list[list[str]]:
         """A table of the fastest batch on each number of workers."""
-        return [
-            [
-                f"{w.workers:,}",
-                f"{w.global_batch:,}",
-                f"{w.updates:,.0f}",
-                in_time(w.seconds_per_update),
-                in_time(w.seconds),
-                self._cost(w),
-                w.strategy,
-            ]
-            for w in self.fastest
-        ]
+        return [[f"{w.workers:,}", f"{w.global_batch:,}", f"{w.updates:,.0f}", *self._prices(w), w.strategy] for w in self.fastest]
 
     def columns(self) -> list[str]:
         """Headings of `cells`."""
@@ -90,6 +79,9 @@ class TimeToTarget:
     def _in_words(self, way: Way) -> str:
         cost = self._cost(way) if self.price else f"{self._cost(way)} worker-hours"
         return f"{in_time(way.seconds)} and {cost} with {way.workers:,} workers at a batch of {way.global_batch:,}"
+
+    def _prices(self, way: Way) -> tuple[str, str, str]:
+        return in_time(way.seconds_per_update), in_time(way.seconds), self._cost(way)
 
     def _cost(self, way: Way) -> str:
         return in_figures(way.worker_hours * (self.price or 1))
