@@ -16,6 +16,7 @@ used: nothing here is a measurement but the paper's two figures.
 import json
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def row(latency_us, streams, spread):
     alone = {}
     for name in ("ring", "halving_doubling"):
         at_once = [bucket._replace(ready=0.0) for bucket in buckets]
-        alone[name] = backward_and_exchange_s(at_once, all_reduce(name, link, SERVERS, 1.0), backward_s=1e-9, streams=streams)
+        alone[name] = backward_and_exchange_s(at_once, partial(all_reduce, name, link, SERVERS), backward_s=1e-9, streams=streams)
     facts = {"latency_us": latency_us, "in_flight": streams, "spread": spread}
     facts |= {f"{name}_ms": 1000 * seconds for name, seconds in step.items()}
     facts |= {f"{name}_efficiency": one_server_s / seconds for name, seconds in step.items()}

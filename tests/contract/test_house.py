@@ -62,6 +62,7 @@ def test_no_public_argument_is_a_bare_batch_size():
         "import bigbatch; bigbatch.Recipe.named('digits/mlp')",
         "import bigbatch; bigbatch.plan(bigbatch.Recipe.named('digits/mlp'), global_batch=64)",
         "import bigbatch.schedules",
+        "import bigbatch.simulate.strategies, bigbatch.study.simulate",
         "import sys; sys.argv = ['bigbatch', '--help']; from bigbatch.cli.app import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['bigbatch', 'tasks']; from bigbatch.cli.app import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['bigbatch', 'plan', 'digits/mlp', '--global-batch', '64']; from bigbatch.cli.app import app; "

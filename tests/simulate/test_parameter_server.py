@@ -20,7 +20,7 @@ def test_more_servers_than_workers_leave_the_worker_its_own_port():
 
 
 def test_asynchronous_hand_worked():
-    """4 workers, 1 server: its port is busy for 4 x 8 x 0.375 s; with 100 s of computing, the worker's own 100 + 0.5 + 3 + 0.5 + 2 count."""
+    """4 workers, 1 server: its port is busy for 4 x 8 x 0.375 s; with 100 s of computing, the worker's 100 + 0.5 + 3 + 0.5 + 2."""
     assert asynchronous_s(LINK, 8, workers=4, servers=1, compute_s=3.0) == 12.0
     assert asynchronous_s(LINK, 8, workers=4, servers=1, compute_s=100.0) == 106.0
 

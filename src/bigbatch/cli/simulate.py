@@ -10,8 +10,6 @@ from bigbatch.cli import units
 from bigbatch.cli.network import model_size, read_link, read_trade_off
 from bigbatch.cli.values import whole_numbers
 
-WINNERS = ["workers", "exact update", "time", "efficiency", "any update", " time", " efficiency"]
-
 
 def simulate(
     workers: Annotated[str, typer.Option("--workers", metavar="N,N", help="Number of workers, or several: 2,8,64.")],
@@ -42,33 +40,25 @@ def simulate(
     from bigbatch.study.simulate import simulate as study
 
     numbers, link, size = whole_numbers("--workers", workers), read_link(doctor, bandwidth, latency), model_size(model_bytes)
-    shape: dict[str, Any] = {
-        "workers_per_host": per_host,
-        "local_steps": local_steps,
-        "servers": servers,
-        "overlap": overlap,
-        "spread": spread,
-    }
-    times: dict[str, Any] = {"step_s": units.seconds("--step", step), "backward_share": backward_share, "spread": spread}
-    case = Case(max(numbers), link, **size, **times, **shape, bucket_bytes=units.num_bytes("--bucket", bucket))
-    result = study(case, workers=numbers if len(numbers) > 1 else (), local_batch=local_batch, price=price)
-    stored = result.to_dict()
-
-    columns = result.columns()
-    if len(numbers) > 1:
-        show("Fastest", WINNERS, result.winners(), numbers=set(WINNERS) - {"exact update", "any update"})
-    show(f"{result.case.workers:,} workers", columns, result.cells(result.case.workers), numbers=set(columns[2:-1]))
-    texts = [result.sentence(), *(f"not known: {doubt}" for doubt in result.doubts())]
+    sizes = {**size, "step_s": units.seconds("--step", step), "bucket_bytes": units.num_bytes("--bucket", bucket)}
+    shape: dict[str, Any] = {"backward_share": backward_share, "spread": spread, "workers_per_host": per_host}
+    case = Case(max(numbers), link, **sizes, **shape, local_steps=local_steps, servers=servers, overlap=overlap)
+    prices: dict[str, Any] = {"local_batch": local_batch, "price": price}
+    result = study(case, workers=numbers if len(numbers) > 1 else (), **prices)
+    stored, tables, words = result.to_dict(), result.tables(), [result.sentence()]
     if critical is not None:
         from bigbatch.study.time_to_target import time_to_target
 
-        fixed_s = units.seconds("--fixed", fixed)
-        target = time_to_target(
-            result.case, read_trade_off(critical), workers=result.workers, local_batch=local_batch, price=price, fixed_s=fixed_s
-        )
-        show("To the target", target.columns(), target.cells(), numbers=set(target.columns()[:-1]))
-        texts, stored = [target.sentence(), *texts], {**stored, "target": target.to_dict()}
-    for text in texts:
-        console().print(text, highlight=False)
+        curve, fixed_s = read_trade_off(critical), units.seconds("--fixed", fixed)
+        target = time_to_target(result.case, curve, workers=result.workers, fixed_s=fixed_s, **prices)
+        stored["target"] = target.to_dict()
+        tables.append(target.table())
+        words.append(target.sentence())
+
     write_atomically(make_folder(out) / RESULT, json.dumps(stored, indent=2).encode())
-    console().print(f"plot: {write_simulation(stored, out)}, numbers: {out / RESULT}", highlight=False)
+    plot = write_simulation(stored, out)
+    for table in tables:
+        show(table.title, table.columns, table.rows, numbers=table.numbers)
+    for text in (*words, *(f"not known: {doubt}" for doubt in result.doubts())):
+        console().print(text, highlight=False)
+    console().print(f"plot: {plot}, numbers: {out / RESULT}", highlight=False)

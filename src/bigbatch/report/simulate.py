@@ -54,8 +54,8 @@ def draw_simulation(simulation: Mapping[str, Any]) -> str:
     size, step = f"{case['model_bytes'] / 1e6:,.3g} MB", f"{1000 * case['step_s']:,.3g} ms a step"
     speed = f"{8e-9 / case['link']['beta_s_per_byte']:,.3g} Gbit/s" if case["link"]["beta_s_per_byte"] else "any bandwidth"
     title = f"{size}, {step}, {speed}, {1e6 * case['link']['alpha_s']:,.3g} µs"
-    with matplotlib.rc_context(SVG_STYLE):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    with matplotlib.rc_context({**SVG_STYLE, "legend.loc": "center right"}):
+        figure = Figure(figsize=(7.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
         for name, (colour, line) in SHOWN.items():
             points = [(row["workers"], 100 * row["efficiency"]) for row in simulation["rows"] if row["strategy"] == name]
@@ -65,6 +65,8 @@ def draw_simulation(simulation: Mapping[str, Any]) -> str:
         axes.xaxis.set_major_locator(FixedLocator(simulation["workers"]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        right = max(simulation["workers"]) * max(4, max(simulation["workers"]) / min(simulation["workers"])) ** 0.75  # room for the names
+        axes.set_xlim(0.8 * min(simulation["workers"]), right)
         axes.set_ylim(0, 105)
         axes.set_xlabel("workers (log)")
         axes.set_ylabel("efficiency of an update, %")

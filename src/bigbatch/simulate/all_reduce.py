@@ -10,7 +10,7 @@ Formula: with one message alpha + b beta, one addition b gamma, lg the logarithm
 Units:   seconds, bytes.
 Differs: where p is no power of two, p - q hosts hand everything to a neighbour and get the sum back at the end, as MPICH's code does;
          Goyal et al. 2017 use binary blocks, which cost less. The tree is binomial, a reduce and then a broadcast of the whole: the
-         pipelined double trees of NCCL cost less.
+         pipelined double trees of NCCL cost less. Messages of the ring wait for each other: gloo's (gloo_ring.py) do so in pairs.
 """
 
 import math
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.paper import Paper
 from bigbatch.simulate.alpha_beta import AlphaBeta, ring_all_reduce
+from bigbatch.simulate.gloo_ring import gloo_ring
 from bigbatch.simulate.link import Link
 
 PAPER = Paper(
@@ -77,21 +78,26 @@ def tree(link: Link, hosts: int) -> AlphaBeta:
     return AlphaBeta(2 * depth * link.alpha_s, depth * (2 * link.beta_s_per_byte + link.gamma_s_per_byte))
 
 
-ALL_REDUCES: dict[str, Callable[[Link, int], AlphaBeta]] = {"ring": ring, "halving_doubling": halving_doubling, "tree": tree}
+CLOSED_FORMS: dict[str, Callable[[Link, int], AlphaBeta]] = {"ring": ring, "halving_doubling": halving_doubling, "tree": tree}
+ALL_REDUCES = (*CLOSED_FORMS, "gloo_ring")
 FASTEST = "fastest"
 
 
 def all_reduce(name: str, link: Link, hosts: int, num_bytes: float) -> AlphaBeta:
-    """Cost of the all-reduce of that name; of the one that is fastest at `num_bytes` if it is "fastest".
+    """Cost of the all-reduce of that name at `num_bytes`; of the one that is fastest there if it is "fastest".
 
     Raises:
         UserError: If there is none of that name, or no host.
     """
+    if _alone(hosts):
+        return FREE
     if name == FASTEST:
-        return min((cost(link, hosts) for cost in ALL_REDUCES.values()), key=lambda cost: cost.seconds(num_bytes))
-    if name not in ALL_REDUCES:
+        return min((all_reduce(each, link, hosts, num_bytes) for each in ALL_REDUCES), key=lambda cost: cost.seconds(num_bytes))
+    if name == "gloo_ring":
+        return gloo_ring(link, hosts, num_bytes)
+    if name not in CLOSED_FORMS:
         raise UserError(unknown("all-reduce", name, [*ALL_REDUCES, FASTEST]))
-    return ALL_REDUCES[name](link, hosts)
+    return CLOSED_FORMS[name](link, hosts)
 
 
 def crossing_bytes(link: Link, hosts: int) -> float:

@@ -27,7 +27,7 @@ class Case:
         bucket_bytes: Gradients that are exchanged together, at most.
         buckets: The buckets themselves, where they are known; `bucket_bytes` is not looked at then.
         streams: All-reduces in flight at most: 1 (NCCL) or 2 (gloo).
-        all_reduce: "ring", "halving_doubling" or "tree", or "fastest", for the strategies that don't name one.
+        all_reduce: "ring", "gloo_ring", "halving_doubling" or "tree", or "fastest", for the strategies that don't name one.
         overlap: Whether gossip exchanges while it computes; else after.
         local_steps: Updates between two averages of local SGD.
         servers: Hosts that serve parameters, beside those of the workers.

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bigbatch.simulate.gloo_ring import segments
 from bigbatch.simulate.link import Link
 from bigbatch.simulate.overlap import Bucket
 
@@ -69,6 +70,24 @@ def ring(network: Network, num_bytes: float, ready: Seconds) -> Seconds:
     return now
 
 
+def gloo_ring(network: Network, num_bytes: float, ready: Seconds) -> Seconds:
+    """When each host has the sum, by gloo's ring: it sends a segment when it has received the last but one."""
+    n, now = network.hosts, ready.copy()
+    here = np.arange(n)
+    after = np.roll(here, -1)
+    count = segments(n, num_bytes)
+    for added in (True, False):
+        received: list[Seconds] = [now, now]
+        issue = now
+        for _ in range((n - 1) * count // n):
+            issue = np.maximum(issue, received[-2])
+            there = np.empty(n)
+            there[after] = network.send(here, after, num_bytes / count, issue, added=added)
+            received.append(there)
+        now = np.maximum(received[-1], network.out)
+    return now
+
+
 def halving_doubling(network: Network, num_bytes: float, ready: Seconds) -> Seconds:
     """When each host has the sum, by halving and doubling; hosts beyond a power of two hand all to a neighbour first."""
     n, now = network.hosts, ready.copy()
@@ -103,7 +122,7 @@ def tree(network: Network, num_bytes: float, ready: Seconds) -> Seconds:
     return now
 
 
-ALL_REDUCES = {"ring": ring, "halving_doubling": halving_doubling, "tree": tree}
+ALL_REDUCES = {"ring": ring, "gloo_ring": gloo_ring, "halving_doubling": halving_doubling, "tree": tree}
 
 
 def overlapped(link: Link, name: str, buckets: Sequence[Bucket], compute: Seconds, *, backward_share: float) -> float:

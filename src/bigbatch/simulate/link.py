@@ -3,8 +3,8 @@
     T(b) = alpha + beta b,  and alpha + (beta + gamma) b for what the receiver adds to its own      [seconds, b in bytes]
 
 Every host has one port that sends and one that receives, at the same time (full duplex); a port serves one message after the other.
-alpha is what a program sees between two messages that wait for each other, not what `ping` shows: over TCP with a delay of 10 ms, gloo's
-was 24 to 26 ms, because a sender first hears that the receiver is ready. Measure it (`bigbatch doctor --workers N`) where it counts.
+alpha is what a program sees between two messages that wait for each other, not what `ping` shows. Measure it where it counts: with
+`bigbatch doctor --workers N`, or as in `gloo_ring`.
 """
 
 import math

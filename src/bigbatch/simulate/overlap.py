@@ -10,7 +10,7 @@ DistributedDataParallel fills buckets of 25 MiB, from the last layer to the firs
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive
@@ -40,13 +40,13 @@ def even_buckets(model_bytes: float, bucket_bytes: float) -> list[Bucket]:
 
 
 def backward_and_exchange_s(
-    buckets: Sequence[Bucket], cost: AlphaBeta, *, backward_s: float, streams: int = 1, compression: float = 1.0
+    buckets: Sequence[Bucket], cost: Callable[[float], AlphaBeta], *, backward_s: float, streams: int = 1, compression: float = 1.0
 ) -> float:
     """Seconds from the start of the backward pass until every gradient is exchanged.
 
     Args:
         buckets: In the order in which they are ready.
-        cost: Of one all-reduce.
+        cost: Of one all-reduce of so many bytes.
         backward_s: Seconds of the backward pass alone.
         streams: All-reduces in flight at most, c.
         compression: Bytes of a gradient over bytes sent, 1 for none.
@@ -57,7 +57,7 @@ def backward_and_exchange_s(
     Raises:
         UserError: If an argument is out of range.
 
-    >>> backward_and_exchange_s([Bucket(4, 0.5), Bucket(4, 1.0)], AlphaBeta(1.0, 0.25), backward_s=2.0)
+    >>> backward_and_exchange_s([Bucket(4, 0.5), Bucket(4, 1.0)], lambda num_bytes: AlphaBeta(1.0, 0.25), backward_s=2.0)
     5.0
     """
     check_positive("backward_s", backward_s)
@@ -67,7 +67,9 @@ def backward_and_exchange_s(
     ends: list[float] = []
     wire = 0.0
     for i, bucket in enumerate(buckets):
+        sent = bucket.num_bytes / compression
+        alpha_s, beta_s_per_byte, _ = cost(sent)
         start = max(bucket.ready * backward_s, ends[i - streams] if i >= streams else 0.0)
-        wire = max(start + cost.alpha_s, wire) + cost.beta_s_per_byte * bucket.num_bytes / compression
+        wire = max(start + alpha_s, wire) + beta_s_per_byte * sent
         ends.append(wire)
     return max(backward_s, wire)

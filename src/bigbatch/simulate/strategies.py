@@ -37,11 +37,9 @@ def overlapped_all_reduce_s(case: Case, name: str | None = None, *, compression:
         name: Of the all-reduce; None takes the case's.
         compression: Bytes of a gradient over bytes sent.
     """
-    buckets = case.gradients
-    typical = case.model_bytes / len(buckets) / compression
-    cost = all_reduce(name or case.all_reduce, case.link, case.hosts, typical)
+    cost = partial(all_reduce, name or case.all_reduce, case.link, case.hosts)
     backward_s = case.backward_share * case.slowest_s
-    exchanged_s = backward_and_exchange_s(buckets, cost, backward_s=backward_s, streams=case.streams, compression=compression)
+    exchanged_s = backward_and_exchange_s(case.gradients, cost, backward_s=backward_s, streams=case.streams, compression=compression)
     return case.slowest_s - backward_s + exchanged_s
 
 
@@ -100,6 +98,7 @@ def _compress_s(case: Case) -> float:
 def _all_reduces() -> Iterator[tuple[str, Strategy]]:
     words = "every gradient exchanged during the backward pass, by "
     yield "ring_all_reduce", Strategy(partial(overlapped_all_reduce_s, name="ring"), True, words + "a ring")
+    yield "gloo_ring", Strategy(partial(overlapped_all_reduce_s, name="gloo_ring"), True, words + "gloo's ring: two segments in flight")
     yield "halving_doubling", Strategy(partial(overlapped_all_reduce_s, name="halving_doubling"), True, words + "halving and doubling")
     yield "tree", Strategy(partial(overlapped_all_reduce_s, name="tree"), True, words + "a tree")
     yield "fp16", Strategy(partial(overlapped_all_reduce_s, compression=2.0), False, "gradients halved by rounding")

@@ -31,6 +31,15 @@ class Row(NamedTuple):
     worker_hours: float  # per million samples, hosts of parameter servers counted as a worker each
 
 
+class Table(NamedTuple):
+    """A table for the terminal."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    numbers: set[str]  # columns that are aligned to the right
+
+
 @dataclass(frozen=True)
 class Simulation:
     """Every strategy at several numbers of workers.
@@ -76,33 +85,25 @@ class Simulation:
         if self.case.workers_per_host > 1:
             yield "what workers of one host say to each other costs nothing here"
 
-    def cells(self, workers: int) -> list[list[str]]:
-        """The table of one number of workers."""
-        return [
+    def tables(self) -> list[Table]:
+        """Who is fastest over the numbers of workers, and every strategy with the most of them."""
+        cost = "worker-hours / 1M samples" if self.price is None else "cost / 1M samples"
+        columns = ["strategy", "update", "time", "efficiency", "samples/s", cost, "what happens"]
+        rows = [
             [
-                row.strategy,
-                "exact" if row.exact else "differs",
-                in_time(row.seconds),
-                _percent(row.efficiency),
-                f"{row.samples_per_s:,.0f}",
-                in_figures(row.worker_hours * (self.price or 1)),
+                *(row.strategy, "exact" if row.exact else "differs"),
+                *(*_speed(row), f"{row.samples_per_s:,.0f}", in_figures(row.worker_hours * (self.price or 1))),
                 STRATEGIES[row.strategy].words,
             ]
-            for row in self.rows[workers]
+            for row in self.rows[self.case.workers]
         ]
-
-    def columns(self) -> list[str]:
-        """Headings of `cells`."""
-        cost = "worker-hours / 1M samples" if self.price is None else "cost / 1M samples"
-        return ["strategy", "update", "time", "efficiency", "samples/s", cost, "what happens"]
-
-    def winners(self) -> list[list[str]]:
-        """A table over numbers of workers: the fastest exact way, and the fastest of all."""
+        most = Table(f"{self.case.workers:,} workers", columns, rows, set(columns[2:6]))
+        if len(self.workers) == 1:
+            return [most]
+        columns = ["workers", "fastest exact update", "time", "efficiency", "fastest of all", "its time", "its efficiency"]
         pairs = [(n, self.fastest(n, exact=True), self.fastest(n, exact=False)) for n in self.workers]
-        return [
-            [f"{n:,}", a.strategy, in_time(a.seconds), _percent(a.efficiency), b.strategy, in_time(b.seconds), _percent(b.efficiency)]
-            for n, a, b in pairs
-        ]
+        rows = [[f"{n:,}", a.strategy, *_speed(a), b.strategy, *_speed(b)] for n, a, b in pairs]
+        return [Table("Over workers", columns, rows, set(columns) - {columns[1], columns[4]}), most]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values: what the plot reads."""
@@ -174,6 +175,10 @@ def _rows(case: Case, local_batch: int) -> list[Row]:
         worker_hours = paid * MILLION / samples_per_s / 3600
         found.append(Row(name, STRATEGIES[name].exact, seconds, case.step_s / seconds, samples_per_s, worker_hours))
     return sorted(found, key=lambda row: row.seconds)
+
+
+def _speed(row: Row) -> tuple[str, str]:
+    return in_time(row.seconds), _percent(row.efficiency)
 
 
 def _up_to(workers: int) -> list[int]:

@@ -10,7 +10,7 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.noise.critical_batch import steps_needed
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.strategies import STRATEGIES, seconds_of_all
-from bigbatch.study.simulate import in_figures, in_time
+from bigbatch.study.simulate import Table, in_figures, in_time
 
 OCTAVES = 6  # batches reach from the critical batch over 2^6 to 2^6 times it
 
@@ -64,24 +64,27 @@ class TimeToTarget:
         fast, cheap = min(self.ways, key=lambda way: way.seconds), min(self.ways, key=lambda way: way.worker_hours)
         return f"to the target, fastest: {self._in_words(fast)}; cheapest: {self._in_words(cheap)}"
 
-    def cells(self) -> list[list[str]]:
-        """A table of the fastest batch on each number of workers."""
-        return [[f"{w.workers:,}", f"{w.global_batch:,}", f"{w.updates:,.0f}", *self._prices(w), w.strategy] for w in self.fastest]
-
-    def columns(self) -> list[str]:
-        """Headings of `cells`."""
-        return ["workers", "best batch", "updates", "an update", "to the target", "cost" if self.price else "worker-hours", "by"]
+    def table(self) -> Table:
+        """The fastest batch on each number of workers."""
+        cost = "worker-hours" if self.price is None else "cost"
+        columns = ["workers", "best batch", "updates", "an update", "to the target", cost, "by"]
+        rows = [
+            [
+                *(f"{way.workers:,}", f"{way.global_batch:,}", f"{way.updates:,.0f}"),
+                *(in_time(way.seconds_per_update), in_time(way.seconds), self._cost(way), way.strategy),
+            ]
+            for way in self.fastest
+        ]
+        return Table("To the target", columns, rows, set(columns[:-1]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"trade_off": self.trade_off._asdict(), "sentence": self.sentence(), "ways": [way._asdict() for way in self.ways]}
 
     def _in_words(self, way: Way) -> str:
-        cost = self._cost(way) if self.price else f"{self._cost(way)} worker-hours"
-        return f"{in_time(way.seconds)} and {cost} with {way.workers:,} workers at a batch of {way.global_batch:,}"
-
-    def _prices(self, way: Way) -> tuple[str, str, str]:
-        return in_time(way.seconds_per_update), in_time(way.seconds), self._cost(way)
+        cost = f"{self._cost(way)} worker-hours" if self.price is None else f"a cost of {self._cost(way)}"
+        workers = "1 worker" if way.workers == 1 else f"{way.workers:,} workers"
+        return f"{in_time(way.seconds)} and {cost} with {workers} at a batch of {way.global_batch:,}"
 
     def _cost(self, way: Way) -> str:
         return in_figures(way.worker_hours * (self.price or 1))
