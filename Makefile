@@ -45,6 +45,7 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/noise_overhead.py
+	$(BIN)/python benchmarks/simulate_goyal.py
 
 bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (root), and with workers killed; an hour
 	$(BIN)/python benchmarks/links_check.py

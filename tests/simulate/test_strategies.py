@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigbatch.core.checks import UserError
-from bigbatch.simulate.all_reduce import all_reduce
+from bigbatch.simulate.all_reduce import ALL_REDUCES, all_reduce
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import Link, link_of
 from bigbatch.simulate.overlap import Bucket
 from bigbatch.simulate.straggler import expected_largest
-from bigbatch.simulate.strategies import STRATEGIES, seconds_of_all, seconds_per_update
+from bigbatch.simulate.strategies import STRATEGIES, overlapped_all_reduce_s, seconds_of_all, seconds_per_update
 
 CASE = Case(workers=4, link=Link(0.5, 0.25, 0.125), model_bytes=8, step_s=3.0, bucket_bytes=4, local_steps=5, servers=2)
 BY_HAND = {
@@ -99,6 +99,14 @@ def test_hosts_of_many_workers_are_one_in_the_network():
     assert case.hosts == 3
     assert case.slowest_s == pytest.approx(3 * (1 + 0.1 * expected_largest(10)))
     assert seconds_per_update("gossip_ring", dataclasses.replace(case, link=Link(0.0, 1e-12))) == 3 * (1 + 0.1 * expected_largest(4))
+
+
+def test_the_fastest_is_that_of_the_whole_update():
+    """Two in flight hide latency: what takes longer alone may be done earlier."""
+    link = Link(0.0625, 2.12e-8, 4.75e-9)
+    case = Case(61, link, 157286401.0, 1.0, backward_share=1.0, workers_per_host=6, streams=2, local_steps=1)
+    each = [overlapped_all_reduce_s(case, name) for name in ALL_REDUCES]
+    assert overlapped_all_reduce_s(case) == min(each)
 
 
 def test_buckets_of_ones_own():

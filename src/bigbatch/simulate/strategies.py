@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.simulate import parameter_server
-from bigbatch.simulate.all_reduce import all_reduce
+from bigbatch.simulate.all_reduce import ALL_REDUCES, FASTEST, all_reduce
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.compression import POWERSGD_ALL_REDUCES, top_k_s
 from bigbatch.simulate.gossip import DEGREES, degree, exchange_s
@@ -37,7 +37,10 @@ def overlapped_all_reduce_s(case: Case, name: str | None = None, *, compression:
         name: Of the all-reduce; None takes the case's.
         compression: Bytes of a gradient over bytes sent.
     """
-    cost = partial(all_reduce, name or case.all_reduce, case.link, case.hosts)
+    name = name or case.all_reduce
+    if name == FASTEST:  # of the whole update: with several in flight, not the one that is fastest alone
+        return min(overlapped_all_reduce_s(case, each, compression=compression) for each in ALL_REDUCES)
+    cost = partial(all_reduce, name, case.link, case.hosts)
     backward_s = case.backward_share * case.slowest_s
     exchanged_s = backward_and_exchange_s(case.gradients, cost, backward_s=backward_s, streams=case.streams, compression=compression)
     return case.slowest_s - backward_s + exchanged_s
