@@ -57,6 +57,7 @@ CASES = [
     ("comm.top_k", "num_sent", "", None),
     ("comm.local_sgd", "next_average", "", None),
     ("comm.decentlam", "corrected_gradient", "", None),
+    ("comm.ad_psgd", "meet_halfway", "", None),
     ("comm.d_psgd", "Gossip._flat", "", None),
     ("comm.dmsgd", "Gossip._flat", "", None),
     ("optim.lamb", "trust_ratio", "", None),

@@ -53,6 +53,22 @@ def test_the_group_forms_anew(tmp_path, straight, victim):
 
 
 @pytest.mark.timeout(300)
+def test_gossip_goes_on_with_the_workers_that_are_left(tmp_path):
+    """A ring of three becomes one of two, whose weights are those of the new graph; all start from the last average."""
+    job = Job(tmp_path / "run", *LONG, "--workers", "2:3", "--comm", "gossip", "--topology", "ring", cwd=tmp_path)
+    job.wait_for_updates(200)
+    worker, launcher = job.workers()[1]
+    os.kill(worker, signal.SIGKILL)
+    os.kill(launcher, signal.SIGKILL)
+    code, said = job.end()
+    assert code == 0, said
+    assert "with 2 workers" in said
+    assert [line["update"] for line in job.lines() if line["kind"] == "update"] == list(range(1, UPDATES + 1))
+    assert next(line["score"] for line in job.lines() if line.get("split") == "test") > 0.9
+    assert left_behind(job.out) == []
+
+
+@pytest.mark.timeout(300)
 def test_all_are_killed_and_the_run_is_resumed_bit_for_bit(tmp_path, straight):
     whole = Job(tmp_path / "whole", *LONG, "--workers", "3", cwd=tmp_path)
     assert whole.end()[0] == 0

@@ -172,10 +172,6 @@ class Gossip(OwnWeights):
         if self._exchange is not None and len(states) == self.ranks.world_size:
             self._exchange.sent_bytes = states[self.ranks.rank].get("sent_bytes", 0)
 
-    def _flat(self) -> Tensor:
-        """A copy of the weights, flat."""
-        return torch.cat([w.reshape(-1) for w in self.weights()])
-
     @torch.no_grad()
     def _add(self, flat: Tensor) -> None:
         """Add flat values to the weights."""

@@ -84,6 +84,10 @@ class OwnWeights(Comm):
         """What is trained, detached."""
         return [p.detach() for p in self.model.parameters() if p.requires_grad]
 
+    def _flat(self) -> Tensor:
+        """A copy of the weights, flat."""
+        return torch.cat([w.reshape(-1) for w in self.weights()])
+
     def _measured(self, average: Any) -> None:
         """Average, and see how far each worker was from it."""
         before = [w.clone() for w in self.weights()]

@@ -1,0 +1,88 @@
+"""One rank of test_ad_psgd.py: a hand-written loop on quadratics f_i(x) = |x - c_i|^2 / 2."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.distributed.ranks import leave
+from torch import nn
+
+from bigbatch.comm.ad_psgd import ADPSGD
+from bigbatch.comm.ranks import Ranks
+from bigbatch.core.checks import UserError
+
+
+def gathered(value, world):
+    everyone = [torch.empty_like(value) for _ in range(world)]
+    dist.all_gather(everyone, value)
+    return torch.stack(everyone)
+
+
+def run(rank, world, *, lr, updates, pause_s=0.0, target=0.0, start=None):
+    """A loop of this rank; what all hold at its end, and this rank's seconds and averages."""
+    model = nn.Linear(3, 1).double()
+    comm = ADPSGD(model, Ranks(rank, world), seed=1)
+    if start is not None:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(start)
+        comm._x = comm._flat()
+        comm._at = comm._x.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    dist.barrier()
+    began = time.perf_counter()
+    with comm.running():
+        for update in range(updates):
+            optimizer.zero_grad()
+            loss = (
+                sum((p - target).square().sum() / 2 for p in model.parameters())
+                if target is not None
+                else sum(0 * p.sum() for p in model.parameters())
+            )
+            loss.backward()
+            time.sleep(pause_s)
+            optimizer.step()
+            comm.after_step(optimizer, update + 1)
+        seconds = time.perf_counter() - began
+    return comm, gathered(comm._flat(), world), seconds
+
+
+def main():
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+
+    # Nothing to learn: averages are at once on both sides, so the mean stays, and all come together.
+    comm, everyone, _ = run(rank, world, lr=0.0, updates=120, pause_s=0.001 * (1 + rank), start=float(rank))
+    torch.testing.assert_close(everyone.mean(0), torch.full((4,), (world - 1) / 2).double(), rtol=0, atol=1e-12)
+    assert (everyone - everyone.mean(0)).abs().max() < 0.1
+    assert comm.averages > 20
+
+    # Gradients of each one's own target lead all to the mean of the targets.
+    comm, everyone, _ = run(rank, world, lr=0.02, updates=400, pause_s=0.001, target=float(rank))
+    torch.testing.assert_close(everyone.mean(0), torch.full((4,), (world - 1) / 2).double(), rtol=0, atol=0.3)
+    optimizer = torch.optim.SGD(comm.model.parameters(), lr=0.02)
+    own = comm._flat()
+    with comm.averaged(optimizer):
+        torch.testing.assert_close(comm._flat(), everyone.mean(0), rtol=0, atol=1e-12)
+    assert torch.equal(comm._flat(), own)
+    comm.settle(optimizer)
+    torch.testing.assert_close(comm._flat(), everyone.mean(0), rtol=0, atol=1e-12)
+
+    # A worker that is ten times slower holds nobody up: the others are through long before it is.
+    slow = rank == world - 1
+    _, _, seconds = run(rank, world, lr=0.02, updates=60, pause_s=0.05 if slow else 0.005, target=0.0)
+    times = gathered(torch.tensor([seconds]), world)[:, 0]
+    assert times[:-1].max() < 0.5 * times[-1], times
+
+    with pytest.raises(UserError, match=r"neighbours = \[.*\] of worker \d: must be some of"):
+        ADPSGD(nn.Linear(1, 1), Ranks(rank, world), neighbours=[rank])
+    with pytest.raises(UserError, match="AD-PSGD of 3 workers: half of them ask"):
+        ADPSGD(nn.Linear(1, 1), Ranks(rank, 3))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
