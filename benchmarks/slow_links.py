@@ -139,7 +139,7 @@ def rank_main(num_bytes, rounds, budget_s, wanted):
             once = timed(loop, 1)
         multiple = PERIOD if name == "local SGD" else 1  # whole periods, beginning with one
         if name == "local SGD":
-            timed(loop, PERIOD - 1)
+            once = timed(loop, PERIOD - 1)  # to the end of the first, with its average
         counts[name] = multiple * max(1, min(10, int(budget_s / len(loops) / rounds / max(once * multiple, 1e-4))))
     times = {name: [] for name in loops}
     for number in range(rounds):
