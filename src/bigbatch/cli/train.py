@@ -35,7 +35,7 @@ def train(
     os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
     chosen = find_recipe(task, recipe, settings_of(comm, topology, sets))
     if workers is not None:
-        raise typer.Exit(launch_workers(workers, out=out))
+        raise typer.Exit(launch_workers(workers, out=out, servers=getattr(find_recipe(task, recipe, sets).comm, "servers", 0)))
     speaks = os.environ.get("RANK", "0") == "0"
     quiet = quiet or not speaks
     from bigbatch.cli.tables import console, show_plan
@@ -64,13 +64,15 @@ def train(
     )
 
 
-def launch_workers(text: str, *, out: Path | None) -> int:
+def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     """Start this same command as several workers; returns the exit code."""
     from bigbatch.comm.launch import Workers, launch
+    from bigbatch.comm.supervisor import supervise
 
     workers = Workers.parse(text)
     if workers.elastic and out is None:
         raise UserError(f"--workers {text}: goes on from checkpoints when a worker is lost; give a folder for them with --out")
     i = next(i for i, argument in enumerate(sys.argv) if argument.partition("=")[0] == "--workers")
     rest = sys.argv[i + (1 if "=" in sys.argv[i] else 2) :]
-    return launch([*sys.argv[1:i], *rest], workers)
+    command = [*sys.argv[1:i], *rest]
+    return supervise(command, workers, num_servers=servers, resumes=out is not None) if servers else launch(command, workers)

@@ -95,6 +95,8 @@ def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
             return GOSSIP[c.method](model, ranks, topology=topology(c.topology, ranks.world_size))
         case sections.FullyShard():
             return FullyShard(model, ranks)
+        case sections.ParameterServer():
+            raise RecipeError("comm.kind = 'parameter_server' under torchrun: has a launcher of its own; use bigbatch train --workers")
         case other:
             assert_never(other)
 

@@ -109,6 +109,14 @@ class Record:
         if self._board is not None:
             self._board.add_scalar("train/global_batch", after, clock.updates)
 
+    def staleness(self, clock: Clock, histogram: Mapping[int, int]) -> None:
+        """Gradients applied so far, by the updates that they were late by."""
+        counts = {str(tau): count for tau, count in sorted(histogram.items())}
+        self._write({"kind": "staleness", "update": clock.updates, "samples": clock.samples, "histogram": counts})
+        if self._board is not None and counts:
+            mean = sum(tau * count for tau, count in histogram.items()) / sum(histogram.values())
+            self._board.add_scalar("train/staleness", mean, clock.updates)
+
     def evaluation(self, clock: Clock, split: str, result: Evaluation, facts: Mapping[str, float] | None = None) -> None:
         """One evaluation at `clock`, with what the workers' way of going together has to say.
 

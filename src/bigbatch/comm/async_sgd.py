@@ -1,0 +1,111 @@
+r"""Asynchronous SGD with a parameter server: an update takes the gradients of several workers, each of a consistent but older version.
+
+Paper:   Lian, Huang, Li, Liu 2015, Asynchronous Parallel Stochastic Gradient for Nonconvex Optimization, arXiv:1506.08272, Algorithm 1
+         (AsySG-con).
+Formula: update k takes M gradients, the m-th computed at the weights of version k - tau_m, all of them read at one version,
+             x_{k+1} = x_k - gamma_k sum_{m=1..M} g(x_{k - tau_m}, xi_m),        tau_m <= T
+         The rate of Theorem 1, L being the smoothness of the loss,
+             L M gamma_k + 2 L^2 M^2 T gamma_k sum_{j=1..T} gamma_{k+j} <= 1
+         With a constant rate and a = L M gamma: a + 2 T^2 a^2 <= 1.
+         The bound T, kept at every moment: of the gradients still to be applied, let n(d) be those that must be applied at version d or
+         before (d = version pulled + T). At version v, with j gradients in the update that is being collected, all bounds can be kept
+         if and only if
+             n(d) <= M (d - v + 1) - j        for every d
+Units:   tau, T, v and d in updates.
+Differs: the paper assumes that delays stay below T; here they are held there, by letting fast workers wait (as in stale synchronous
+         parallel training, Ho et al. 2013). With T = 0 this is synchronous SGD. Gradients may be averaged instead of summed, with
+         M times the rate; shares of unequal size then weigh as many samples as they have.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from bigbatch.core.checks import check_positive
+from bigbatch.core.paper import Paper
+
+PAPER = Paper(
+    method="Asynchronous SGD",
+    title="Asynchronous Parallel Stochastic Gradient for Nonconvex Optimization",
+    authors="Lian et al.",
+    year=2015,
+    arxiv="1506.08272",
+    where="Algorithm 1",
+    study="studies/staleness",
+)
+Reduction = Literal["mean", "sum"]
+
+
+def bounds_can_be_kept(deadlines: Sequence[int], *, version: int, collected: int, gradients_per_update: int) -> bool:
+    """Whether every gradient still to be applied can be applied in time, whatever the order in which they arrive.
+
+    Args:
+        deadlines: For each, the last version at which it may be applied.
+        version: v, updates made so far.
+        collected: j, gradients that the next update has already.
+        gradients_per_update: M.
+
+    >>> bounds_can_be_kept([0, 1, 1], version=0, collected=0, gradients_per_update=1)
+    False
+    >>> bounds_can_be_kept([0, 1, 2], version=0, collected=0, gradients_per_update=1)
+    True
+    """
+    return all(
+        number <= gradients_per_update * (deadline - version + 1) - collected for number, deadline in enumerate(sorted(deadlines), start=1)
+    )
+
+
+def weights_of(num_samples: Sequence[int], reduction: Reduction) -> list[float]:
+    """How much the mean gradient of each share weighs in an update.
+
+    Args:
+        num_samples: Of each share.
+        reduction: "mean": over all samples; "sum": of the M gradients, which counts a share of more samples for more.
+
+    >>> weights_of([30, 10], "mean"), weights_of([30, 10], "sum"), weights_of([20, 20], "sum")
+    ([0.75, 0.25], [1.5, 0.5], [1.0, 1.0])
+    """
+    times = len(num_samples) if reduction == "sum" else 1
+    return [times * n / sum(num_samples) for n in num_samples]
+
+
+class Matched(NamedTuple):
+    """Settings of an optimizer that go with a reduction."""
+
+    lr: float
+    weight_decay: float
+    clip_norm: float | None
+
+
+def matched(lr: float, weight_decay: float, clip_norm: float | None, *, num_gradients: int, reduction: Reduction) -> Matched:
+    """The settings under which SGD takes the same step from a sum of M gradients as `lr` and the others take from their mean.
+
+    >>> matched(0.5, 0.01, None, num_gradients=4, reduction="sum")
+    Matched(lr=0.125, weight_decay=0.04, clip_norm=None)
+    """
+    times = num_gradients if reduction == "sum" else 1
+    return Matched(lr / times, weight_decay * times, None if clip_norm is None else clip_norm * times)
+
+
+def largest_lr(*, smoothness: float, gradients_per_update: int, staleness_bound: int) -> float:
+    """gamma: the largest constant rate, for the *sum* of M gradients, under which Theorem 1 holds.
+
+    A shape rather than a number: the smoothness L of a network is not known. It falls as 1 / (M T).
+
+    Args:
+        smoothness: L, Lipschitz constant of the gradient.
+        gradients_per_update: M.
+        staleness_bound: T.
+
+    Raises:
+        UserError: If an argument is not positive (T may be zero).
+
+    >>> largest_lr(smoothness=1.0, gradients_per_update=1, staleness_bound=0), largest_lr(smoothness=2.0, gradients_per_update=1,
+    ...     staleness_bound=1)
+    (1.0, 0.25)
+    """
+    check_positive("smoothness", smoothness)
+    check_positive("gradients_per_update", gradients_per_update)
+    T = staleness_bound
+    a = (math.sqrt(1 + 8 * T**2) - 1) / (4 * T**2) if T else 1.0
+    return a / (smoothness * gradients_per_update)
