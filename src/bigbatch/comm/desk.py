@@ -1,5 +1,6 @@
 """The server's end of lines: lets in what is well-formed, and says to everything else why not."""
 
+import os
 import secrets
 import time
 from collections import Counter
@@ -43,14 +44,16 @@ class Desk:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         limit = most_bytes if most_bytes is not None else max(*payload_bytes.values(), HEADER.size)
-        options = {zmq.MAXMSGSIZE: limit, zmq.ROUTER_MANDATORY: 1, zmq.LINGER: 0}  # mandatory: what can't be delivered is known
+        options = {zmq.MAXMSGSIZE: limit, zmq.RCVHWM: AT_ONCE, zmq.LINGER: 0}
+        options[zmq.ROUTER_MANDATORY] = 1  # so that what can't be delivered is known
         for option, value in {**options, **HEARTBEATS_MS}.items():
             self._socket.setsockopt(option, value)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"parameter server at {address}: can't listen there ({error.strerror}); choose another address") from None
+            why = os.strerror(error.errno)
+            raise UserError(f"parameter server at {address}: can't listen there ({why}); choose another address") from None
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def requests(self, timeout_s: float) -> Iterator[tuple[bytes, Request]]:
@@ -85,21 +88,21 @@ class Desk:
         self._context.term()
 
 
-class EverySecond:
-    """True once a second, about.
+class Every:
+    """True about once in so many seconds.
 
-    >>> every = EverySecond()
+    >>> every = Every(60.0)
     >>> every.due(), every.due()
     (True, False)
     """
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, 0.0
 
     def due(self) -> bool:
-        """Whether a second has passed since it last was."""
+        """Whether it is time again."""
         now = time.monotonic()
         if now < self._next:
             return False
-        self._next = now + 1.0
+        self._next = now + self._seconds
         return True

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bigbatch.comm.async_sgd import Reduction, weights_of
-from bigbatch.comm.desk import Desk, EverySecond
+from bigbatch.comm.desk import Desk, Every
 from bigbatch.comm.ledger import Ledger, Refused, Work
 from bigbatch.comm.messages import Answer, Kind, Layout, Request, Say, digest_of
 from bigbatch.comm.part_server import Parts, combine
@@ -90,7 +90,7 @@ class ParameterServer:
         self._peers: dict[int, bytes] = {}
         self._packed: bytes | None = None  # the weights of this version
         self._update: Update | None = None
-        self._every = EverySecond()
+        self._look = Every(max(1.0, ledger.timeout_s / 100))
 
     def collect(self, timeout_s: float | None = None) -> Update | None:
         """Serve workers until the next update has its gradients, and leave their combination in `p.grad`.
@@ -128,7 +128,7 @@ class ParameterServer:
         """Answer what has come, waiting for at most so long for the first of it, and miss who is gone."""
         for peer, request in self._desk.requests(timeout_s):
             self._answer(peer, request)
-        if self._every.due():
+        if self._look.due():
             gone = [worker for worker, peer in self._peers.items() if not self._desk.say(peer, Answer(Say.STILL_HERE, 0, {}))]
             for worker in gone:
                 self._forget(worker)

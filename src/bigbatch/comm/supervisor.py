@@ -40,7 +40,7 @@ def supervise(arguments: Sequence[str], workers: Workers, *, num_servers: int = 
     Returns:
         Exit code of the job: the first server's.
     """
-    with _reserved_ports(num_servers) as ports:
+    with reserved_ports(num_servers) as ports:
         os.environ |= {
             JOB: os.environ.get(JOB, uuid.uuid4().hex),
             LAUNCHER: str(os.getpid()),
@@ -82,18 +82,18 @@ class _Job:
     def _watch(self) -> int:
         while True:
             time.sleep(LOOK_S)
-            ended = [number for number, process in self.servers.items() if process.poll() is not None]
-            if ended:
-                code = self.servers[ended[0]].returncode
-                if code in ENDS or self.signalled:
-                    return code if code >= 0 else 128 - code
+            codes = [process.poll() for process in self.servers.values()]
+            if codes[0] in ENDS or (codes[0] is not None and self.signalled):
+                return codes[0] if codes[0] >= 0 else 128 - codes[0]
+            dead = [code for code in codes if code not in (None, 0)]  # a further server ends well before the first does
+            if dead and not self.signalled:
+                if dead[0] in ENDS:
+                    return self._stop_server(dead[0])
                 if self.restarts["server"] >= self.most_restarts:
-                    hint = (
-                        f"{self.most_restarts + 1} times; go on with --resume"
-                        if self.most_restarts
-                        else "and nothing was saved; give --out"
+                    why = (
+                        f"{self.most_restarts + 1} times; go on with --resume" if self.most_restarts else "without --out: nothing was saved"
                     )
-                    print(f"lost: the parameter server died {hint}", file=sys.stderr)
+                    print(f"lost: the parameter server died {why}", file=sys.stderr)
                     return 4
                 self._restart_servers()
             for number, process in list(self.workers.items()):
@@ -114,7 +114,7 @@ class _Job:
         """A worker has ended. Returns an exit code where that ends the job."""
         if code in (0, 2):  # it was told that the run has ended, or can't take part: the server knows, or another worker would say the same
             del self.workers[number]
-            return self._stop_servers(2) if code == 2 else None
+            return self._stop_server(2) if code == 2 else None
         if self.asked.elastic or code == 1 or self.restarts["worker"] >= MOST_RESTARTS:
             del self.workers[number]
         else:
@@ -122,11 +122,11 @@ class _Job:
             self.workers[number] = self._start("worker", number)
         if len(self.workers) < self.asked.least and self.asked.elastic:
             print(f"lost: {len(self.workers)} workers left, fewer than {self.asked.least}; go on with --resume", file=sys.stderr)
-            return self._stop_servers(4)
-        return self._stop_servers(max(code, 1)) if not self.workers else None
+            return self._stop_server(4)
+        return self._stop_server(max(code, 1)) if not self.workers else None
 
-    def _stop_servers(self, code: int) -> int:
-        """Let them save, then end."""
+    def _stop_server(self, code: int) -> int:
+        """Let the first save and end."""
         self._stop(signal.SIGTERM, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.servers[0].wait(30)
@@ -137,11 +137,10 @@ class _Job:
         return subprocess.Popen(self.command, env={**os.environ, ROLE: f"{kind}:{number}", "RANK": str(rank)})
 
     def _stop(self, number: int, _frame: Any) -> None:
-        """Servers save and end; workers hear it from them."""
+        """The first server saves and ends; the others hear it from it."""
         self.signalled = number
-        for process in self.servers.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+        if self.servers[0].poll() is None:
+            self.servers[0].send_signal(signal.SIGTERM)
 
     def _all(self) -> list["subprocess.Popen[bytes]"]:
         return [*self.servers.values(), *self.workers.values()]
@@ -154,7 +153,7 @@ def _threads(num_workers: int) -> str:
 
 
 @contextlib.contextmanager
-def _reserved_ports(number: int) -> Iterator[list[int]]:
+def reserved_ports(number: int) -> Iterator[list[int]]:
     """Free ports that no other process is given: bound here, but not listened at, so that a server can, again and again."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]

@@ -1,5 +1,6 @@
 """Several servers in a run: what the first does to see and save the whole, and the loop of the others."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from bigbatch.tasks.task import Task
 from bigbatch.train.build import build_model, build_optimizer, seed_everything
 from bigbatch.train.result import Result
 from bigbatch.train.server_step import step_of
-from bigbatch.train.worker_loop import job_of, norm_buffers
+from bigbatch.train.worker_loop import deaf_to_ctrl_c, job_of, norm_buffers
 
 
 class Spread(Comm):
@@ -33,6 +34,7 @@ class Spread(Comm):
     def __init__(self, model: nn.Module, ranks: Ranks, parts: Parts) -> None:
         super().__init__(model, ranks)
         self.parts = parts
+        self.traffic: Counter[str] = Counter()  # of the others
 
     @contextmanager
     def averaged(self, optimizer: Optimizer) -> Iterator[None]:  # noqa: ARG002
@@ -61,6 +63,7 @@ class Spread(Comm):
     @torch.no_grad()
     def _gather(self) -> list[Any]:
         states = self.parts.states()
+        self.traffic = sum((Counter(state["traffic"]) for state in states), Counter())
         for share, state in zip(self.parts.shares[1:], states, strict=True):
             for i, weights in zip(share, state["weights"], strict=True):
                 self.parts.parameters[i].copy_(weights)
@@ -77,6 +80,7 @@ def serve_part(task: Task, recipe: Recipe, role: Role, *, device: str | torch.de
         UserError: If its address can't be used.
         LostWorkers: If it missed something.
     """
+    deaf_to_ctrl_c()
     with joined(device=device) as ranks:
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device)
@@ -97,7 +101,8 @@ def serve_part(task: Task, recipe: Recipe, role: Role, *, device: str | torch.de
                     server.publish()
                 else:
                     state = {key: value for key, value in optimizer.state_dict()["state"].items() if key in keys}
-                    server.tell_state({"weights": [p.detach() for p in server.parameters], "optimizer": state})
+                    weights = [p.detach() for p in server.parameters]
+                    server.tell_state({"weights": weights, "optimizer": state, "traffic": server.traffic})
         finally:
             server.close()
         return Result(task.name, updates=0, samples=0)

@@ -94,7 +94,7 @@ def serve_run(
 
         def save(name: str) -> None:
             if folder is not None:
-                batch = {"global_batch": recipe.batch.global_batch, "ledger": ledger.state_dict()}
+                batch = {"global_batch": recipe.batch.global_batch, "ledger": ledger.state_dict(), "traffic": dict(server.traffic)}
                 state = Progress(clock, progress.micro_batch, best_score, watch.seconds, batch, reached)
                 with comm.averaged(optimizer):
                     check_weights(model, clock)
@@ -107,10 +107,11 @@ def serve_run(
             record.staleness(clock, ledger.histogram)
             return result
 
+        server = _open(role, recipe, model, ledger, parts, micro_batch=progress.micro_batch)
+        server.traffic.update(progress.batch.get("traffic", {}))
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         if resume and not asked:
             _say(quiet, f"{title or task.name}: the server goes on after update {clock.updates:,}")
-        server = _open(role, recipe, model, ledger, parts, micro_batch=progress.micro_batch)
         result: Result | None = None
         show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
         try:
@@ -175,7 +176,7 @@ def serve_run(
                 micro_batch=progress.micro_batch,
                 reached=reached,
             )
-            record.end(clock, **json.loads(result.to_json()), **_what_happened(server))
+            record.end(clock, **json.loads(result.to_json()), **_what_happened(server, comm))
             if folder is not None:
                 write_atomically(folder / "result.json", result.to_json().encode())
             return result
@@ -249,7 +250,7 @@ def _reproducible(recipe: Recipe) -> bool:
     return isinstance(c, sections.ParameterServer) and c.mode == "synchronous" and not c.backup_workers
 
 
-def _what_happened(server: ParameterServer) -> dict[str, Any]:
+def _what_happened(server: ParameterServer, comm: Comm) -> dict[str, Any]:
     """For the last line of the record."""
     ledger = server.ledger
     return {
@@ -257,7 +258,7 @@ def _what_happened(server: ParameterServer) -> dict[str, Any]:
         "staleness_bound": ledger.bound,
         "refused": dict(ledger.refused),
         "applied": ledger.intervals,
-        **server.traffic,
+        **(server.traffic + comm.traffic if isinstance(comm, Spread) else server.traffic),
     }
 
 

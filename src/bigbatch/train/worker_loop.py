@@ -37,6 +37,12 @@ def timeout_s() -> float:
     return float(os.environ.get("BIGBATCH_TIMEOUT_S", TIMEOUT_S))
 
 
+def deaf_to_ctrl_c() -> None:
+    """For processes that a launcher started: a Ctrl-C reaches them all, and the first server decides what it means."""
+    if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def norm_buffers(model: nn.Module) -> list[Tensor]:
     """Running means, variances and counts of a model's batch norms: what a worker sends along, having started from zero."""
     norms = [m for m in batch_norms(model).values() if m.track_running_stats]
@@ -55,8 +61,7 @@ def work_for(task: Task, recipe: Recipe, role: Role, *, device: str | torch.devi
         UserError: If the server refuses this worker.
         LostWorkers: If the server stays away.
     """
-    if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes: the server decides
+    deaf_to_ctrl_c()
     with joined(device=device) as ranks:
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device).train()
