@@ -96,6 +96,33 @@ def test_refuses(changes, message):
         MLP.replace(changes)
 
 
+ASYNCHRONOUS = {"comm.kind": "parameter_server", "comm.mode": "asynchronous"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**ASYNCHRONOUS, "comm.staleness_bound": 0}, r'comm: staleness_bound = 0: no gradient could ever be late, .*mode = "synchronous"'),
+        ({**ASYNCHRONOUS, "comm.staleness_bound": -1}, "comm.staleness_bound = -1: input should be greater than or equal to 0"),
+        ({**ASYNCHRONOUS, "comm.backup_workers": 1}, "comm: backup_workers = 1: asynchronous updates wait for none"),
+        ({"comm.kind": "parameter_server", "comm.staleness_bound": 4}, "comm: staleness_bound = 4: nothing is stale in synchronous"),
+        ({"comm.kind": "parameter_server", "comm.damping": "inverse"}, "comm: damping = 'inverse': nothing is stale"),
+        ({"comm.kind": "parameter_server", "comm.staleness": 4}, "unknown field 'comm.staleness': did you mean 'staleness_bound'"),
+        ({"comm.kind": "parameter_server", "comm.servers": 0}, "comm.servers = 0: input should be greater than 0"),
+    ],
+)
+def test_refuses_an_impossible_parameter_server(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        MLP.replace(changes)
+
+
+@pytest.mark.parametrize("changes", [{"comm.kind": "parameter_server", "comm.backup_workers": 1}, ASYNCHRONOUS])
+def test_a_parameter_server_round_trips(changes):
+    recipe = MLP.replace(changes)
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert recipe.replace({"comm.kind": "all_reduce"}).comm == MLP.comm
+
+
 def test_refuses_when_built_directly():
     with pytest.raises(RecipeError, match="optimizer: is missing; .*batch: is missing"):
         Recipe(num_train_samples=10, budget={"epochs": 1})

@@ -20,7 +20,6 @@ PAPER = Paper(
     year=2016,
     arxiv="1604.00981",
     where="Algorithms 3 and 4",
-    study="studies/staleness",
 )
 
 
