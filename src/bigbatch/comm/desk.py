@@ -52,7 +52,7 @@ class Desk:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self.close()
-            why = os.strerror(error.errno)
+            why = os.strerror(error.errno or 0)
             raise UserError(f"parameter server at {address}: can't listen there ({why}); choose another address") from None
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 

@@ -44,7 +44,9 @@ class Line:
             self._socket.connect(address)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"parameter server {address}: is not an address ({os.strerror(error.errno)}); give tcp://HOST:PORT") from None
+            raise UserError(
+                f"parameter server {address}: is not an address ({os.strerror(error.errno or 0)}); give tcp://HOST:PORT"
+            ) from None
 
     def ask(self, kind: Kind, work: int = 0, sum_loss: float = 0.0, payload: bytes = b"") -> Answer:
         """The answer to a request, asked again after each new connection.

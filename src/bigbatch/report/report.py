@@ -12,7 +12,7 @@ from bigbatch import __version__
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.report.plots import SVG_STYLE, Record, batch_size_changes, draw, global_batch, learning_rate, training_loss, validation_score
-from bigbatch.report.workers import distances, facts_of
+from bigbatch.report.workers import distances, draw_staleness, worker_facts
 from bigbatch.scaling import readable
 from bigbatch.study.compare import SUFFIX, rows_of
 from bigbatch.train.record import read_record
@@ -76,13 +76,20 @@ def _single_run(folder: Path) -> dict[str, Any]:
         "title": f"{start['task']}: one run at {start['recipe']['batch']['global_batch']:,}",
         "comparison": None,
         "rows": [],
-        "plots": list(_plots({"run": [record]}, "score")),
+        "plots": [*_plots({"run": [record]}, "score"), *_staleness(record)],
         "environment": _environment([record]),
         "verdicts": [],
         "recipe": (folder / "recipe.toml").read_text(),
         "decisions": [line for line in record if line["kind"] == "batch" and line["before"] != line["after"]],
-        "workers": facts_of(record),
+        "workers": worker_facts(record),
     }
+
+
+def _staleness(record: Record) -> Iterator[str]:
+    with matplotlib.rc_context(SVG_STYLE):
+        plot = draw_staleness(record)
+    if plot is not None:
+        yield plot
 
 
 def _runs(folder: Path, arm: dict[str, Any]) -> list[Path]:
