@@ -27,6 +27,15 @@ def test_the_first_gradients_make_the_update_and_the_late_ones_samples_come_firs
     assert again.id != b.id
 
 
+def test_a_worker_is_not_its_own_backup_but_stands_in_for_one_that_is_lost():
+    ledger = Ledger(total_samples=12, global_batch=4, gradients_per_update=2, backup_workers=1)
+    first, _ = ledger.hand_out(0), ledger.hand_out(1)
+    ledger.give(first.id)
+    assert ledger.hand_out(0) is None
+    ledger.drop(1)
+    assert ledger.hand_out(0).start == 2
+
+
 def test_somebody_must_be_waited_for():
     with pytest.raises(UserError, match="backup_workers = 4 of 4 workers: none would be left"):
         num_gradients(4, 4)

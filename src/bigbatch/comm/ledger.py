@@ -121,7 +121,8 @@ class Ledger:
         self.drop(worker)
         if not (self._waiting or self._cursor < self.total):
             return None
-        if len(self.outstanding) >= self.gradients * (self.bound + 1) + self.backups:
+        surplus = 0 if any(work.worker == worker for work in self._collected.values()) else self.backups
+        if len(self.outstanding) >= self.gradients * (self.bound + 1) + surplus:  # no worker is its own backup: it would come late itself
             return None
         if not self._waiting:
             self._cut_next_update()
