@@ -1,4 +1,4 @@
-"""What workers have to say that go together in other ways than by all-reduce: how far apart they were, how late gradients, how many bytes."""
+"""What workers have to say that don't go together by all-reduce: how far apart they were, how late gradients, how many bytes."""
 
 from collections.abc import Mapping
 from typing import Any
