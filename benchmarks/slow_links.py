@@ -28,6 +28,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,14 +40,17 @@ from torch import nn
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import PowerSGD
 from bigbatch.comm.d_psgd import DPSGD
+from bigbatch.comm.ledger import Ledger
 from bigbatch.comm.local_sgd import LocalSGD
+from bigbatch.comm.parameter_client import ParameterClient
+from bigbatch.comm.parameter_server import ParameterServer
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.topology import topology
 from bigbatch.train.record import environment
 
 LAYERS, PERIOD = 12, 8
-ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD"]
+ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD", "server"]
 HERE = Path(__file__)
 SIZES = (4_000, 100_000, 3_000_000, 25_000_000)  # bytes of a message
 
@@ -77,7 +81,7 @@ def arms(num_bytes, ranks, wanted):
         "local SGD": lambda m: LocalSGD(m, ranks, period=PERIOD),
         "PowerSGD": lambda m: AllReduce(m, ranks, compressor=PowerSGD(4, start_updates=2)),
     }
-    return {name: Loop(made[name](Weights(num_bytes))) for name in wanted}
+    return {name: Loop(made[name](Weights(num_bytes))) if name in made else Served(num_bytes, ranks) for name in wanted}
 
 
 class Loop:
@@ -96,6 +100,35 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=False)
         self.updates += 1
         self.comm.after_step(self.optimizer, self.updates)
+
+
+class Served:
+    """Updates by a parameter server in a thread of the first host's process; the same in every host."""
+
+    def __init__(self, num_bytes, ranks):
+        self.model, address = Weights(num_bytes), f"tcp://{os.environ['MASTER_ADDR']}:29400"
+        if ranks.first:
+            hosts = ranks.world_size
+            ledger = Ledger(total_samples=1 << 40, global_batch=hosts, gradients_per_update=hosts, timeout_s=600.0, nonce=1)
+            held = Weights(num_bytes)
+            server = ParameterServer(held.parameters(), ledger, token="slow links", address=address)
+            threading.Thread(target=self.serve, args=(server, held), daemon=True).start()
+        dist.barrier()
+        self.client = ParameterClient(address, "slow links", self.model.parameters(), worker=ranks.rank, timeout_s=600.0)
+
+    @staticmethod
+    def serve(server, held):
+        """As long as the process lives."""
+        optimizer = torch.optim.SGD(held.parameters(), lr=1e-6)
+        while server.collect() is not None:
+            optimizer.step()
+            server.publish()
+
+    def update(self):
+        """One."""
+        work = self.client.pull()
+        self.model(torch.ones(1)).backward()
+        self.client.push(work)
 
 
 def slowest(seconds):

@@ -10,7 +10,7 @@ import torch
 from tests.distributed.jobs import Job, descendants, left_behind
 
 UPDATES, SAMPLES = 1622, 51_880
-LONG = ["digits/mlp", "--set", "budget.epochs=40", "--set", "batch.micro_batch=8", "--set", "comm.kind=parameter_server"]
+LONG = ["digits/mlp", "--set", "budget.epochs=40", "--set", "batch.micro_batch=8", "--comm", "parameter_server"]
 
 
 def processes(job):

@@ -17,7 +17,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
 Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqrt, legw, lars, lamb, adam or adamp.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
-CommKind = Annotated[str | None, typer.Option("--comm", help="all_reduce, local_sgd, gossip or fully_shard: as comm.kind.")]
+CommKind = Annotated[str | None, typer.Option("--comm", help="all_reduce, local_sgd, gossip, parameter_server or fully_shard.")]
 TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 

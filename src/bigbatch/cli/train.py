@@ -35,7 +35,7 @@ def train(
     os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
     chosen = find_recipe(task, recipe, settings_of(comm, topology, sets))
     if workers is not None:
-        raise typer.Exit(launch_workers(workers, out=out, servers=getattr(find_recipe(task, recipe, sets).comm, "servers", 0)))
+        raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
     speaks = os.environ.get("RANK", "0") == "0"
     quiet = quiet or not speaks
     from bigbatch.cli.tables import console, show_plan
