@@ -90,7 +90,7 @@ def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], P
         axes.set_ylim(0.8 * min(values, default=1.0), min(axes.get_ylim()[1], top))
     if against == "update":
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        log_ticks(axes.xaxis)
         axes.set_xlabel("updates (log)")
     else:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
