@@ -3,8 +3,9 @@
     python benchmarks/simulate_links.py
 
 For every cell of slow_links.jsonl, the latency and bandwidth are fitted to that cell's own messages between neighbours, and the time of an
-update is predicted for each way of going together; nothing else is fitted. Prints the error of each cell and way, the median over the
-table and the worst, and writes simulate_links.json beside this script.
+update is predicted for each way of going together. What a host computes is measured without a network (arms none, compress and mix).
+Nothing else is fitted. Prints the error of each cell and way, the median over the table and the worst, and writes simulate_links.json beside
+this script.
 """
 
 import json
@@ -32,22 +33,34 @@ STRATEGIES = {  # arm of slow_links.py to a strategy of the simulator
 }
 
 
-def case_of(line, arm):
+def beside(line, arm, lines):
+    """Seconds that an arm without a network takes beyond "none", with as many hosts and bytes."""
+    for other in lines:
+        if arm in other["median_s"] and (other["hosts"], other["mb"]) == (line["hosts"], line["mb"]):
+            return max(other["median_s"][arm] - other["median_s"]["none"], 0.0)
+    return 0.0
+
+
+def case_of(line, arm, lines):
     """The simulator's case of a cell and arm."""
     shapes = [tuple(p.shape) for p in Weights(int(line["mb"] * 1e6)).parameters()]
     model_bytes = 4 * sum(a * b for a, b in shapes)
     fit = fit_alpha_beta({int(size): times for size, times in line["link"].items()})
     one_bucket = (Bucket(model_bytes, 1.0),)
+    mix_s = beside(line, "mix", lines) if arm in ("D-PSGD ring", "one peer") else 0.0
     return Case(
         workers=line["hosts"],
-        link=Link(fit.alpha_s, fit.beta_s_per_byte),
+        link=Link(
+            fit.alpha_s, fit.beta_s_per_byte, beside(line, "mix", lines) / model_bytes if arm in ("D-PSGD ring", "one peer") else 0.0
+        ),
         model_bytes=model_bytes,
-        step_s=line["median_s"]["none"] if "none" in line["median_s"] else line["none_s"],
+        step_s=line["median_s"]["none"],
         buckets=one_bucket if arm in ("all-reduce", "PowerSGD") else (),
         bucket_bytes=min(max(model_bytes / 2**20 / LAYERS, 1.0), 25.0) * 2**20,
         streams=2,
         all_reduce="gloo_ring",
         local_steps=PERIOD,
+        compress_s=beside(line, "compress", lines),
         powersgd_ratio=model_bytes / powersgd_bytes(shapes, rank=4),
     )
 
@@ -58,7 +71,7 @@ def main():
     for line in lines:
         for arm, strategy in STRATEGIES.items():
             if arm in line["median_s"]:
-                predicted, measured = seconds_per_update(strategy, case_of(line, arm)), line["median_s"][arm]
+                predicted, measured = seconds_per_update(strategy, case_of(line, arm, lines)), line["median_s"][arm]
                 cell = {name: line[name] for name in ("hosts", "rate_mbit", "delay_ms", "mb")}
                 rows.append({**cell, "arm": arm, "measured_s": measured, "predicted_s": round(predicted, 5)})
                 rows[-1]["error"] = round(predicted / measured - 1, 3)

@@ -14,6 +14,7 @@ gradient, and a step of SGD. Arms, alternating; each runs some updates in a row,
     local SGD        weights averaged every 8 updates
     PowerSGD         all-reduce of rank 4, error feedback
     server           one parameter server beside the first host's worker; synchronous
+    compress, mix    what PowerSGD, and taking up one neighbour's weights, cost without any network: for `simulate`
 
 Before them, `link`: each host sends to the next and receives from the one before, all at once, messages of four sizes; the latency and
 bandwidth fitted to them are what `simulate` gets. Reported: median over rounds of seconds per update, and how many times faster than
@@ -21,6 +22,7 @@ all-reduce. Appends a line a cell to slow_links.jsonl beside this script; what i
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -36,6 +38,8 @@ import torch
 import torch.distributed as dist
 from links import available, shaped_hosts
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import PowerSGD
@@ -50,7 +54,7 @@ from bigbatch.comm.topology import topology
 from bigbatch.train.record import environment
 
 LAYERS, PERIOD = 12, 8
-ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD", "server"]
+ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD", "server", "compress", "mix"]
 HERE = Path(__file__)
 SIZES = (4_000, 100_000, 3_000_000, 25_000_000)  # bytes of a message
 
@@ -80,6 +84,8 @@ def arms(num_bytes, ranks, wanted):
         "one peer": lambda m: DPSGD(m, ranks, topology=topology("one_peer_exponential", world)),
         "local SGD": lambda m: LocalSGD(m, ranks, period=PERIOD),
         "PowerSGD": lambda m: AllReduce(m, ranks, compressor=PowerSGD(4, start_updates=2)),
+        "compress": lambda m: CompressAlone(m, ranks),
+        "mix": lambda m: MixAlone(m),
     }
     return {name: Loop(made[name](Weights(num_bytes))) if name in made else Served(num_bytes, ranks) for name in wanted}
 
@@ -100,6 +106,30 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=False)
         self.updates += 1
         self.comm.after_step(self.optimizer, self.updates)
+
+
+class CompressAlone(Comm):
+    """PowerSGD in a group of one."""
+
+    def __init__(self, model, ranks):
+        super().__init__(model)
+        own = [dist.new_group([rank]) for rank in range(ranks.world_size)][ranks.rank]
+        self.forward = DistributedDataParallel(model, process_group=own, gradient_as_bucket_view=True, bucket_cap_mb=1000)
+        settings = {"matrix_approximation_rank": 4, "start_powerSGD_iter": 2, "orthogonalization_epsilon": 1e-8}
+        self.forward.register_comm_hook(powerSGD_hook.PowerSGDState(own, **settings), powerSGD_hook.powerSGD_hook)
+
+
+class MixAlone(DPSGD):
+    """What an exchange with one neighbour leaves to do when it is over."""
+
+    def passing(self, last):  # noqa: ARG002
+        """Flatten."""
+        self.own, self.received = self._flat(), self._flat()
+        return contextlib.nullcontext()
+
+    def after_step(self, optimizer, updates):  # noqa: ARG002
+        """Add."""
+        self._add(torch.zeros_like(self.own).add_(self.received.sub_(self.own), alpha=0.5))
 
 
 class Served:
@@ -168,7 +198,7 @@ def rank_main(num_bytes, rounds, budget_s, wanted):
     loops = arms(num_bytes, ranks, wanted)
     counts = {}
     for name, loop in loops.items():
-        for _ in range(3 if name == "PowerSGD" else 1):  # compression begins with the third
+        for _ in range(3 if name in ("PowerSGD", "compress") else 1):  # compression begins with the third
             once = timed(loop, 1)
         multiple = PERIOD if name == "local SGD" else 1  # whole periods, beginning with one
         if name == "local SGD":
