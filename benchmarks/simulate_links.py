@@ -4,8 +4,8 @@
 
 For every cell of slow_links.jsonl, the latency and bandwidth are fitted to that cell's own messages between neighbours, and the time of an
 update is predicted for each way of going together. What a host computes is measured without a network (arms none, compress and mix).
-Nothing else is fitted. Prints the error of each cell and way, the median over the table and the worst, and writes simulate_links.json beside
-this script.
+Nothing else is fitted. Prints the error of each cell and way, the median over the table and the worst, and writes simulate_links.json
+beside this script.
 """
 
 import json
@@ -50,9 +50,7 @@ def case_of(line, arm, lines):
     mix_s = beside(line, "mix", lines) if arm in ("D-PSGD ring", "one peer") else 0.0
     return Case(
         workers=line["hosts"],
-        link=Link(
-            fit.alpha_s, fit.beta_s_per_byte, beside(line, "mix", lines) / model_bytes if arm in ("D-PSGD ring", "one peer") else 0.0
-        ),
+        link=Link(fit.alpha_s, fit.beta_s_per_byte, mix_s / model_bytes),
         model_bytes=model_bytes,
         step_s=line["median_s"]["none"],
         buckets=one_bucket if arm in ("all-reduce", "PowerSGD") else (),

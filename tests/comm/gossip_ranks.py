@@ -151,6 +151,10 @@ def refusals(rank, world):
     apart = topology("ring", world)._replace(name="apart", weights=lambda update: np.eye(world))
     with pytest.raises(UserError, match="topology apart: worker 1 can't be reached from worker 0"):
         DPSGD(model, ranks, topology=apart)
+    comm = DmSGD(model, ranks, topology=topology("ring", world))
+    comm.after_step(torch.optim.SGD(model.parameters(), lr=0.1), 3)
+    with pytest.raises(UserError, match="update 3 after 0: must follow each other; count them one by one"):
+        comm.after_step(torch.optim.SGD(model.parameters(), lr=0.1), 4)
     comm = DecentLaM(model, ranks, topology=topology("ring", world))
     with pytest.raises(UserError, match="DecentLaM over Adam: is made for heavy-ball momentum"):
         comm.before_step(torch.optim.Adam(model.parameters()))

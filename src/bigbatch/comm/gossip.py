@@ -9,7 +9,10 @@ A neighbour that is lost leaves its term out: its weight has become one's own. W
 differs from then on; evaluation and checkpoints get the average of all.
 """
 
+import itertools
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,17 +24,22 @@ from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.comm.topology import Topology, check_doubly_stochastic, check_reaches_all
 from bigbatch.core.checks import UserError
 
+_exchanges = itertools.count()  # made so far by this process; in the same order by all
+
 
 class _Message(NamedTuple):
     peer: int
     weight: float
+    values: Tensor
     work: Any  # what torch gives to wait for
 
 
 class Exchange:
     """What neighbours' values pull this worker's by: begun by one call, ended by another, and in between in the background.
 
-    Receives are posted before sends: two neighbours can't wait for each other, and half the time of the other order is saved.
+    Receives are posted before sends, so that two neighbours can't wait for each other; on CPUs, where it can be done, an update ahead: a
+    neighbour that has heard of it sends at once, and a message takes one latency instead of two or three. That costs a second buffer for
+    each neighbour.
 
     Args:
         topology: Who talks to whom, with which weights.
@@ -48,7 +56,9 @@ class Exchange:
         self.topology, self.ranks, self.tolerant = topology, ranks, tolerant
         self.lost: set[int] = set()
         self.sent_bytes = 0
-        self._buffers: dict[int, Tensor] = {}
+        self._tag = 2 * next(_exchanges)  # what is still to be received when a model is done with must not catch another's messages
+        self._posted: dict[int, list[_Message]] = {}  # receives of an update to come
+        self._spare: list[Tensor] = []
         self._received: list[_Message] = []
         self._sent: list[_Message] = []
         self._values: Tensor | None = None
@@ -63,25 +73,28 @@ class Exchange:
 
         Args:
             values: Shape (n,), the same n everywhere; must not change until `pull`.
-            update: Its number, by which a topology may change.
+            update: Its number, by which a topology may change; one more than the last.
+
+        Raises:
+            UserError: If updates don't follow each other.
         """
         assert not self.begun, "one exchange at a time"
-        rank = self.ranks.rank
-        weights = self.topology.weights(update)
-        receives = [j for j in range(self.ranks.world_size) if j != rank and weights[rank, j] > 0 and j not in self.lost]
+        if self._posted and update not in self._posted:
+            raise UserError(f"update {update} after {next(iter(self._posted)) - 1}: must follow each other; count them one by one")
+        rank, weights = self.ranks.rank, self.topology.weights(update)
         sends = [j for j in range(self.ranks.world_size) if j != rank and weights[j, rank] > 0 and j not in self.lost]
-        for j in receives:
-            if j not in self._buffers or self._buffers[j].shape != values.shape or self._buffers[j].dtype != values.dtype:
-                self._buffers[j] = torch.empty_like(values)
         self._values = values
         if self.ranks.device.type == "cpu":
-            self._received = [_Message(j, weights[rank, j], dist.irecv(self._buffers[j], j)) for j in receives]
-            self._sent = [_Message(j, 0.0, dist.isend(values, j)) for j in sends]
+            self._received = self._posted.pop(update) if self._posted else self._post(update)
+            begun = [(j, self._tried(j, partial(dist.isend, values, j, tag=self._tag + update % 2))) for j in sends]
+            self._sent = [_Message(j, 0.0, values, work) for j, work in begun if work is not None]
+            self._posted[update + 1] = self._post(update + 1)  # a neighbour that hears of it in time sends without asking first
         else:  # grouped, or two of NCCL's workers would wait for each other
-            ops = [dist.P2POp(dist.irecv, self._buffers[j], j) for j in receives] + [dist.P2POp(dist.isend, values, j) for j in sends]
-            works = dist.batch_isend_irecv(ops)
-            self._received = [_Message(j, weights[rank, j], works[0]) for j in receives]
-            self._sent = [_Message(-1, 0.0, work) for work in works]
+            buffers = {j: torch.empty_like(values) for j in self._sources(update)}
+            ops = [dist.P2POp(dist.irecv, buffer, j) for j, buffer in buffers.items()]
+            works = dist.batch_isend_irecv(ops + [dist.P2POp(dist.isend, values, j) for j in sends])
+            self._received = [_Message(j, weights[rank, j], buffer, works[0]) for j, buffer in buffers.items()]
+            self._sent = [_Message(-1, 0.0, values, work) for work in works]
         self.sent_bytes += values.nbytes * len(sends)
 
     def pull(self) -> Tensor:
@@ -94,25 +107,44 @@ class Exchange:
         pull = torch.zeros_like(self._values)
         for message in self._received:
             if self._arrived(message):
-                pull.add_(self._buffers[message.peer].sub_(self._values), alpha=message.weight)
+                pull.add_(message.values.sub_(self._values), alpha=message.weight)
         for message in self._sent:
             self._arrived(message)
+        self._spare = [message.values for message in self._received]
         self._received, self._sent, self._values = [], [], None
         return pull
 
+    def _sources(self, update: int) -> list[int]:
+        """Whom this worker hears in an update."""
+        weights, rank = self.topology.weights(update), self.ranks.rank
+        return [j for j in range(self.ranks.world_size) if j != rank and weights[rank, j] > 0 and j not in self.lost]
+
+    def _post(self, update: int) -> list[_Message]:
+        """Receive what an update's neighbours will send."""
+        assert self._values is not None
+        weights, messages = self.topology.weights(update)[self.ranks.rank], []
+        for j in self._sources(update):
+            buffer = self._spare.pop() if self._spare else torch.empty_like(self._values)
+            work = self._tried(j, partial(dist.irecv, buffer, j, tag=self._tag + update % 2))
+            if work is not None:
+                messages.append(_Message(j, float(weights[j]), buffer, work))
+        return messages
+
     def _arrived(self, message: _Message) -> bool:
+        return self._tried(message.peer, lambda: message.work.wait() or True) is not None
+
+    def _tried(self, peer: int, action: Callable[[], Any]) -> Any:
+        """What the action gives; None where the connection is broken and that is tolerated."""
         try:
-            message.work.wait()
+            return action()
         except RuntimeError as error:
-            if not self.tolerant or message.peer < 0:
+            if not self.tolerant or peer < 0:
                 raise
-            if message.peer not in self.lost:
-                warnings.warn(
-                    f"worker {message.peer} is lost ({' '.join(str(error).split())[:100]}); its weight is now one's own", stacklevel=2
-                )
-            self.lost.add(message.peer)
-            return False
-        return True
+            if peer not in self.lost:
+                why = " ".join(str(error).split())[:100]
+                warnings.warn(f"worker {peer} is lost ({why}): its weight is now one's own", stacklevel=3)
+            self.lost.add(peer)
+            return None
 
 
 class Gossip(OwnWeights):
