@@ -1,5 +1,6 @@
-"""What does one slow worker cost? Four workers around a parameter server, the fourth 4 times slower; synchronous, with a backup worker,
-asynchronous within several bounds of staleness.
+"""What does one slow worker cost? Four workers around a parameter server, the fourth 4 times slower.
+
+Synchronous, with a backup worker, and asynchronous within several bounds of staleness.
 
     python benchmarks/parameter_server.py [--seconds 10]
 

@@ -44,9 +44,8 @@ class Line:
             self._socket.connect(address)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(
-                f"parameter server {address}: is not an address ({os.strerror(error.errno or 0)}); give tcp://HOST:PORT"
-            ) from None
+            why = os.strerror(error.errno or 0)
+            raise UserError(f"parameter server {address}: is not an address ({why}); give tcp://HOST:PORT") from None
 
     def ask(self, kind: Kind, work: int = 0, sum_loss: float = 0.0, payload: bytes = b"") -> Answer:
         """The answer to a request, asked again after each new connection.

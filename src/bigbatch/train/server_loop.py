@@ -146,7 +146,8 @@ def serve_run(
                                 best_score = validation.score
                                 save("best.pt")
                             reached = target is not None and validation.score >= target
-                    show.update(clock.samples, loss=record.last_loss)
+                    if clock.samples > before.samples:
+                        show.update(clock.samples, loss=record.last_loss)
                     now = time.monotonic()
                     if now - last_look >= min(LOOK_S, save_every_s) or interrupt.is_set():
                         last_look = now
