@@ -1,0 +1,133 @@
+"""What does staleness cost in accuracy, and what does damping give back? fashion_mnist/mlp by its named recipe, asynchronous.
+
+    python studies/staleness/run.py [--seeds 3]
+    python studies/staleness/run.py --table
+
+Fixed beforehand: the named recipe (batch 128, tuned without staleness, not tuned again), a gradient an update, W workers at a time, of which
+each in turn is drawn at random to finish next, within a bound of 2 W; final weights, test set once a run. One process plays all workers, by
+the server's own ledger and step, so that staleness depends on W and the seed and not on this machine. W = 1 is the recipe as it is.
+Appends a line a finished run to runs.jsonl beside this script, so it can be stopped and continued.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from bigbatch import Recipe
+from bigbatch.comm.ledger import Ledger
+from bigbatch.comm.staleness import damping_factor
+from bigbatch.core.clock import Clock
+from bigbatch.tasks import load_task
+from bigbatch.train.build import build_model, build_optimizer, seed_everything
+from bigbatch.train.evaluate import evaluate
+from bigbatch.train.feed import feed
+from bigbatch.train.record import environment
+from bigbatch.train.sampler import index_batches
+from bigbatch.train.server_step import step_of
+from bigbatch.train.step import accumulate_gradients
+
+PATH = Path(__file__).parent / "runs.jsonl"
+TASK, WORKERS, DAMPINGS = "fashion_mnist/mlp", (1, 2, 4, 8, 16), ("none", "inverse")
+ARMS = [(workers, damping) for workers in WORKERS for damping in DAMPINGS if workers > 1 or damping == "none"]
+CPU = torch.device("cpu")
+
+
+def run(task, data, recipe, workers, damping, seed):
+    """One run; its test score and what staleness it had."""
+    recipe = recipe.replace({"seed": seed, "comm": {"kind": "parameter_server", "mode": "asynchronous", "staleness_bound": 2 * workers}})
+    seed_everything(seed)
+    model, chance = build_model(task, recipe, CPU).train(), random.Random(seed)
+    optimizer = build_optimizer(model, recipe)
+    apply, parameters = step_of(recipe, model, optimizer), list(model.parameters())
+    ledger = Ledger(total_samples=recipe.total_samples, global_batch=recipe.batch.global_batch, staleness_bound=2 * workers)
+    computing, gradients, began = {}, {}, time.perf_counter()
+    while not ledger.done:
+        for worker in range(workers):
+            if worker not in computing and (work := ledger.hand_out(worker)) is not None:
+                computing[worker] = work, [p.detach().clone() for p in parameters]
+        work, pulled = computing.pop(chance.choice(sorted(computing)))
+        now = [p.detach().clone() for p in parameters]
+        load(parameters, pulled)
+        batches = index_batches(seed, recipe.num_train_samples, work.start, iter([work.num_samples]))
+        pieces = feed(data.train, batches, device=CPU, dtype=torch.float32)
+        sum_loss = accumulate_gradients(model, task, pieces, divisor=work.num_samples, precision=recipe.precision, device=CPU)
+        if not bool(torch.isfinite(sum_loss)):
+            return {"diverged": True, "test_score": None}
+        gradients[work.id] = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        load(parameters, now)
+        ledger.give(work.id)
+        while ready := ledger.ready():
+            ((done, tau),) = ready
+            for p, gradient in zip(parameters, gradients.pop(done.id), strict=True):
+                p.grad = gradient
+            apply(Clock(ledger.samples, ledger.version), damping_factor(tau, damping), 1)
+            optimizer.zero_grad()
+            ledger.applied()
+    score = evaluate(model, task, data.test, recipe=recipe).score
+    total = sum(ledger.histogram.values())
+    mean = sum(tau * count for tau, count in ledger.histogram.items()) / total
+    facts = {"staleness_mean": round(mean, 3), "staleness_most": max(ledger.histogram), "updates": ledger.version}
+    return {"diverged": False, "test_score": score, **facts, "seconds": round(time.perf_counter() - began, 1)}
+
+
+@torch.no_grad()
+def load(parameters, values):
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
+
+
+def table(lines):
+    """Markdown rows."""
+    yield "| workers | staleness: mean, most | no damping | rate / tau | seeds |"
+    yield "|---|---|---|---|---|"
+    for workers in WORKERS:
+        runs = {damping: [x for x in lines if (x["workers"], x["damping"]) == (workers, damping)] for damping in DAMPINGS}
+        whole = [line for line in runs["none"] + runs["inverse"] if not line["diverged"]]
+        if not whole:
+            continue
+        staleness = f"{statistics.fmean(x['staleness_mean'] for x in whole):.2f}, {max(x['staleness_most'] for x in whole)}"
+        yield f"| {workers} | {staleness} | {cell(runs['none'])} | {cell(runs['inverse'])} | {len(runs['none'])} |"
+
+
+def cell(runs):
+    scores = [100 * line["test_score"] for line in runs if not line["diverged"]]
+    lost = f"{len(runs) - len(scores)} of {len(runs)} diverged" if len(scores) < len(runs) else ""
+    spread = (
+        f"{statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ", ".join(f"{s:.2f}" for s in scores)
+    )
+    return ", ".join(filter(None, [spread, lost])) or "-"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    lines = [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
+    if not arguments.table:
+        torch.set_num_threads(1)
+        task, recipe = load_task(TASK), Recipe.named(TASK)
+        data = task.splits()
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        for seed in range(arguments.seeds):
+            for workers, damping in ARMS:
+                if any((line["workers"], line["damping"], line["seed"]) == (workers, damping, seed) for line in lines):
+                    continue
+                facts = {"task": TASK, "workers": workers, "damping": damping, "seed": seed}
+                lines.append({**facts, **run(task, data, recipe, workers, damping, seed), "commit": commit, "environment": environment()})
+                with PATH.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                print({key: value for key, value in lines[-1].items() if key not in ("environment", "commit", "task")}, flush=True)
+    print("\n".join(table(lines)))
+
+
+if __name__ == "__main__":
+    main()
