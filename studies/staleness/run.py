@@ -3,9 +3,12 @@
     python studies/staleness/run.py [--seeds 3]
     python studies/staleness/run.py --table
 
-Fixed beforehand: the named recipe (batch 128, tuned without staleness, not tuned again), a gradient an update, W workers at a time, of which
-each in turn is drawn at random to finish next, within a bound of 2 W; final weights, test set once a run. One process plays all workers, by
-the server's own ledger and step, so that staleness depends on W and the seed and not on this machine. W = 1 is the recipe as it is.
+Fixed beforehand: the named recipe (batch 128, tuned without staleness, not tuned again), one gradient an update, W workers, of which one
+that is drawn at random finishes next, within a bound of 2 W; final weights, test set once a run. One process plays all workers, by the
+server's own ledger and step, so that staleness depends on W and the seed and not on this machine. W = 1 is the recipe as it is.
+Added after the first results, in which the recipe as tuned collapsed from W = 2 on, because delays act like momentum of their own
+(Mitliagkas et al. 2016): the same without momentum, first at the rate that it had in effect, lr / (1 - momentum), which is lost even
+without staleness, then at the same lr.
 Appends a line a finished run to runs.jsonl beside this script, so it can be stopped and continued.
 """
 
@@ -34,12 +37,18 @@ from bigbatch.train.step import accumulate_gradients
 
 PATH = Path(__file__).parent / "runs.jsonl"
 TASK, WORKERS, DAMPINGS = "fashion_mnist/mlp", (1, 2, 4, 8, 16), ("none", "inverse")
-ARMS = [(workers, damping) for workers in WORKERS for damping in DAMPINGS if workers > 1 or damping == "none"]
+MOMENTA = ("tuned", "none", "dropped")
+ARMS = [(momentum, workers, damping) for momentum in MOMENTA for workers in WORKERS for damping in DAMPINGS[: 1 + (workers > 1)]]
 CPU = torch.device("cpu")
 
 
-def run(task, data, recipe, workers, damping, seed):
+def run(task, data, recipe, momentum, workers, damping, seed):
     """One run; its test score and what staleness it had."""
+    if momentum == "none":
+        o = recipe.optimizer
+        recipe = recipe.replace({"optimizer.lr": o.lr / (1 - o.momentum)})
+    if momentum != "tuned":
+        recipe = recipe.replace({"optimizer.momentum": 0.0, "optimizer.nesterov": False})
     recipe = recipe.replace({"seed": seed, "comm": {"kind": "parameter_server", "mode": "asynchronous", "staleness_bound": 2 * workers}})
     seed_everything(seed)
     model, chance = build_model(task, recipe, CPU).train(), random.Random(seed)
@@ -86,24 +95,28 @@ def load(parameters, values):
 
 def table(lines):
     """Markdown rows."""
-    yield "| workers | staleness: mean, most | no damping | rate / tau | seeds |"
-    yield "|---|---|---|---|---|"
+    names = [f"{name}{damped}" for name in ("as tuned", "lr / (1 - m), no m", "no momentum") for damped in ("", ", rate / tau")]
+    yield f"| workers | staleness: mean, most | {' | '.join(names)} | seeds |"
+    yield "|---" * 9 + "|"
     for workers in WORKERS:
-        runs = {damping: [x for x in lines if (x["workers"], x["damping"]) == (workers, damping)] for damping in DAMPINGS}
-        whole = [line for line in runs["none"] + runs["inverse"] if not line["diverged"]]
+        arms = [[x for x in lines if key_of(x)[:3] == (m, workers, d)] for m in MOMENTA for d in DAMPINGS]
+        whole = [line for runs in arms for line in runs if not line["diverged"]]
         if not whole:
             continue
         staleness = f"{statistics.fmean(x['staleness_mean'] for x in whole):.2f}, {max(x['staleness_most'] for x in whole)}"
-        yield f"| {workers} | {staleness} | {cell(runs['none'])} | {cell(runs['inverse'])} | {len(runs['none'])} |"
+        yield f"| {workers} | {staleness} | {' | '.join(map(cell, arms))} | {len(arms[0])} |"
+
+
+def key_of(line):
+    return line.get("momentum", "tuned"), line["workers"], line["damping"], line["seed"]
 
 
 def cell(runs):
-    scores = [100 * line["test_score"] for line in runs if not line["diverged"]]
-    lost = f"{len(runs) - len(scores)} of {len(runs)} diverged" if len(scores) < len(runs) else ""
-    spread = (
-        f"{statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ", ".join(f"{s:.2f}" for s in scores)
-    )
-    return ", ".join(filter(None, [spread, lost])) or "-"
+    """Mean and spread; a run that ends at 10 % (all in one class) has collapsed."""
+    scores = [100 * line["test_score"] for line in runs if not line["diverged"] and line["test_score"] > 0.11]
+    lost = f"{len(runs) - len(scores)} of {len(runs)} lost" if len(scores) < len(runs) else ""
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    return ", ".join(filter(None, [f"{statistics.fmean(scores):.2f}{spread}" if scores else "", lost])) or "-"
 
 
 def main():
@@ -118,11 +131,12 @@ def main():
         data = task.splits()
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
         for seed in range(arguments.seeds):
-            for workers, damping in ARMS:
-                if any((line["workers"], line["damping"], line["seed"]) == (workers, damping, seed) for line in lines):
+            for arm in ARMS:
+                if (*arm, seed) in map(key_of, lines):
                     continue
-                facts = {"task": TASK, "workers": workers, "damping": damping, "seed": seed}
-                lines.append({**facts, **run(task, data, recipe, workers, damping, seed), "commit": commit, "environment": environment()})
+                facts = dict(zip(("momentum", "workers", "damping"), arm, strict=True), task=TASK, seed=seed)
+                found = run(task, data, recipe, *arm, seed)
+                lines.append({**facts, **found, "commit": commit, "environment": environment()})
                 with PATH.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
                 print({key: value for key, value in lines[-1].items() if key not in ("environment", "commit", "task")}, flush=True)

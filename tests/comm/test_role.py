@@ -19,7 +19,7 @@ def test_who_is_who():
         ({"BIGBATCH_ROLE": "server:2"}, "BIGBATCH_SERVERS names 2 servers; count from 0"),
         ({"BIGBATCH_SERVERS": ""}, "'nothing' is not HOST:PORT"),
         ({"BIGBATCH_SERVERS": "h1:7000,h2"}, "'h2' is not HOST:PORT"),
-        ({"BIGBATCH_TOKEN": ""}, "BIGBATCH_TOKEN: must be a secret of 1 to 256 characters"),
+        ({"BIGBATCH_TOKEN": ""}, "BIGBATCH_TOKEN: must be a secret of 1 to 256 bytes"),
         ({"BIGBATCH_NUM_WORKERS": "0"}, "BIGBATCH_NUM_WORKERS=0: must be a number above zero"),
     ],
 )

@@ -21,10 +21,12 @@ def of(kind):
 
 def test_there_is_something_to_run_and_nothing_else():
     assert {kind for kind, _ in BLOCKS} == KINDS
-    assert len(of("python")) == 5
+    assert len(of("python")) == 6
 
 
-@pytest.mark.parametrize("code", of("python"), ids=["plan-and-fit", "own-loop", "optimizers", "noise-scale", "many-workers"])
+@pytest.mark.parametrize(
+    "code", of("python"), ids=["plan-and-fit", "own-loop", "optimizers", "noise-scale", "parameter-server", "many-workers"]
+)
 def test_python_blocks(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False

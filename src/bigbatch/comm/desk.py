@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import zmq
 
 from bigbatch.comm.line import COPIED_BYTES, HEARTBEATS_MS
-from bigbatch.comm.messages import HEADER, Answer, BadMessage, Kind, Request, Say, decode_request, encode_answer
+from bigbatch.comm.messages import HEADER, MOST_TOKEN_BYTES, Answer, BadMessage, Kind, Request, Say, decode_request, encode_answer
 from bigbatch.core.checks import UserError
 
 AT_ONCE = 64
@@ -43,7 +43,7 @@ class Desk:
         self._digest, self._payload_bytes = digest, payload_bytes
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        limit = most_bytes if most_bytes is not None else max(*payload_bytes.values(), HEADER.size)
+        limit = most_bytes if most_bytes is not None else max(*payload_bytes.values(), HEADER.size, MOST_TOKEN_BYTES)
         options = {zmq.MAXMSGSIZE: limit, zmq.RCVHWM: AT_ONCE, zmq.LINGER: 0}
         options[zmq.ROUTER_MANDATORY] = 1  # so that what can't be delivered is known
         for option, value in {**options, **HEARTBEATS_MS}.items():

@@ -13,6 +13,8 @@ from bigbatch.core.checks import LostWorkers, UserError
 RECONNECT_MS = 100
 HEARTBEATS_MS = {zmq.HEARTBEAT_IVL: 5_000, zmq.HEARTBEAT_TIMEOUT: 30_000}
 """A peer whose machine is gone is noticed after the second; one whose process is gone, at once."""
+MOST_LOSSES = 100
+"""Connections that may be lost, one after the other, without a word having come through any."""
 COPIED_BYTES = 1 << 16
 """Up to so many bytes, copying is faster than keeping track of who owns them."""
 
@@ -39,7 +41,7 @@ class Line:
         for option, value_ms in {**HEARTBEATS_MS, zmq.RECONNECT_IVL: RECONNECT_MS, zmq.LINGER: 0}.items():
             self._socket.setsockopt(option, value_ms)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._connected, self._gone_since = False, time.monotonic()
+        self._connected, self._gone_since, self._losses = False, time.monotonic(), 0
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
@@ -66,7 +68,8 @@ class Line:
                 answer = self._read()
                 if answer is not None:
                     return answer
-            if not self._connected and time.monotonic() - self._gone_since > self.timeout_s:
+            away = not self._connected and time.monotonic() - self._gone_since > self.timeout_s
+            if away or self._losses > MOST_LOSSES:
                 raise LostWorkers(
                     f"worker {self.worker}: no parameter server at {self.address} within {self.timeout_s:g} s; is it started, and can it "
                     "be reached from here?"
@@ -104,7 +107,7 @@ class Line:
         event = recv_monitor_message(self._monitor)["event"]
         self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         if not self._connected:
-            self._gone_since = time.monotonic()
+            self._gone_since, self._losses = time.monotonic(), self._losses + 1
         return not self._connected
 
     def _read(self) -> Answer | None:
@@ -113,6 +116,7 @@ class Line:
             answer = decode_answer([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
         except BadMessage as why:
             raise UserError(f"{self.address}: {why}; check the address") from None
+        self._losses = 0
         if answer.say is Say.REFUSED and answer.request == 0:
             raise UserError(f"worker {self.worker}: the parameter server at {self.address} refused it: {answer.facts.get('why')}")
         return answer if answer.request == self._requests else None

@@ -26,6 +26,7 @@ HEADER = struct.Struct("!6sBIIQd32s")
 ANSWER = struct.Struct("!6sBI")
 MAGIC = b"bbps-1"
 MOST_JSON_BYTES = 1 << 16
+MOST_TOKEN_BYTES = 256
 
 
 class Kind(IntEnum):

@@ -9,9 +9,11 @@ Workers are `ParameterClient`s in other processes (or threads). What is decided,
 what may be said is in `messages`; the methods are `async_sgd`, `staleness` and `backup_workers`. Parameters can be spread over further
 servers (`part_server`).
 
-The transport is ZeroMQ. gloo's point-to-point, with a thread for each worker, is as fast, but its group ends with any member: a worker
-that comes back, or a server that does, needs a new group of all. torch's RPC is in maintenance mode and pickles. ZeroMQ reconnects by
-itself, takes messages whole or not at all, and bounds their size before they are read.
+The transport is ZeroMQ. gloo's point-to-point, with a thread for each worker, was tried and is as fast (300 updates in 0.84 s against
+0.93 s), but the members of a gloo group are fixed: for a worker that comes back, or a server, all would have to form a new one. torch's
+RPC is in maintenance mode, and pickles. ZeroMQ reconnects by itself, takes messages whole or not at all, and bounds their size before they
+are read. What it does not bound is how many frames a message has, so a stranger who can reach the port can fill the server's memory: hence
+loopback, or a network that you trust.
 """
 
 import time

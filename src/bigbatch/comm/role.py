@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from bigbatch.core.checks import UserError
 
+MOST_TOKEN_BYTES = 256  # as in `messages`, which brings torch
+
 ROLE, SERVERS, TOKEN, NUM_WORKERS = "BIGBATCH_ROLE", "BIGBATCH_SERVERS", "BIGBATCH_TOKEN", "BIGBATCH_NUM_WORKERS"
 
 
@@ -61,8 +63,8 @@ class Role(NamedTuple):
         if kind == "server" and int(number) >= len(servers):
             raise UserError(f"{ROLE}={text}: {SERVERS} names {len(servers)} servers; count from 0, or name more")
         token, workers = environment.get(TOKEN, ""), environment.get(NUM_WORKERS, "1")
-        if not 1 <= len(token) <= 256:
-            raise UserError(f"{TOKEN}: must be a secret of 1 to 256 characters, the same for all; set it")
+        if not 1 <= len(token.encode()) <= MOST_TOKEN_BYTES:
+            raise UserError(f"{TOKEN}: must be a secret of 1 to 256 bytes, the same for all; set it")
         if not workers.isdecimal() or int(workers) < 1:
             raise UserError(f"{NUM_WORKERS}={workers}: must be a number above zero; correct it")
         return cls(kind == "server", int(number), tuple(f"tcp://{server}" for server in servers), token, int(workers))
