@@ -13,6 +13,7 @@ from bigbatch import Recipe
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
 KINDS = {"sh", "python", "toml"}
+NAMES = ["plan-and-fit", "own-loop", "optimizers", "noise-scale", "many-workers", "gossip", "parameter-server"]  # of the Python blocks
 
 
 def of(kind):
@@ -21,12 +22,10 @@ def of(kind):
 
 def test_there_is_something_to_run_and_nothing_else():
     assert {kind for kind, _ in BLOCKS} == KINDS
-    assert len(of("python")) == 6
+    assert len(of("python")) == len(NAMES)
 
 
-@pytest.mark.parametrize(
-    "code", of("python"), ids=["plan-and-fit", "own-loop", "optimizers", "noise-scale", "parameter-server", "many-workers"]
-)
+@pytest.mark.parametrize("code", of("python"), ids=NAMES)
 def test_python_blocks(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
