@@ -40,12 +40,13 @@ NORMED = NAMED.replace({"precision": "float64", "batch.global_batch": 50, "batch
 def run(task, recipe, out, *, workers=2, **options):
     """All processes of a run as threads of this one; the server is the main thread."""
     servers = recipe.comm.servers
+    options = {**QUIET, **options}
     with reserved_ports(servers) as ports:
         facts = (tuple(f"tcp://127.0.0.1:{port}" for port in ports), "token", workers)
         others = [partial(serve_part, task, recipe, Role(True, i, *facts)) for i in range(1, servers)]
         others += [partial(work_for, task, recipe, Role(False, i, *facts)) for i in range(workers)]
         with threads(*others):
-            return serve_run(task, recipe, Role(True, 0, *facts), out=out, **QUIET, **options)
+            return serve_run(task, recipe, Role(True, 0, *facts), out=out, **options)
 
 
 def saved(out):
@@ -84,7 +85,7 @@ def test_a_sum_and_several_servers_change_nothing(tmp_path, changes):
 
 
 @pytest.mark.timeout(120)
-def test_asynchronous_is_recorded_and_told(tmp_path):
+def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
     changes = {
         "comm.mode": "asynchronous",
         "comm.staleness_bound": 2,
@@ -93,7 +94,8 @@ def test_asynchronous_is_recorded_and_told(tmp_path):
         "budget.updates": None,
     }
     recipe = NAMED.replace(changes)
-    result = run(DigitsMLP(), recipe, tmp_path, workers=4)
+    result = run(DigitsMLP(), recipe, tmp_path, workers=4, quiet=False)
+    assert "digits/mlp: which gradient comes first decides: not reproducible bit for bit\n" in capsys.readouterr().err
     assert result.test_score > 0.9
     lines = read_record(tmp_path / "record.jsonl")
     assert [line["update"] for line in lines if line["kind"] == "update"] == list(range(1, result.updates + 1))

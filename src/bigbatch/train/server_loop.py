@@ -122,6 +122,8 @@ def serve_run(
                     if folder is not None:
                         write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
                     facts = {"micro_batch": progress.micro_batch, "device": ranks.device.type, "workers": role.num_workers}
+                    if not _reproducible(recipe):
+                        _say(quiet, f"{title or task.name}: {_warning(recipe)}")
                     record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **facts)
                     save("last.pt")
                 validation: Evaluation | None = None
@@ -249,6 +251,15 @@ def _reproducible(recipe: Recipe) -> bool:
     """Whether the same recipe gives the same bits again."""
     c = recipe.comm
     return isinstance(c, sections.ParameterServer) and c.mode == "synchronous" and not c.backup_workers
+
+
+def _warning(recipe: Recipe) -> str:
+    """What a run should know that is not reproducible bit for bit."""
+    c, momentum = recipe.comm, getattr(recipe.optimizer, "momentum", 0.0)
+    text = "which gradient comes first decides: not reproducible bit for bit"
+    if isinstance(c, sections.ParameterServer) and c.mode == "asynchronous" and momentum and c.damping == "none":
+        text += f"; delays add to momentum = {momentum}: should it diverge, drop momentum, or set comm.damping (studies/staleness)"
+    return text
 
 
 def _what_happened(server: ParameterServer, comm: Comm) -> dict[str, Any]:
