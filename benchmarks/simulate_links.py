@@ -14,6 +14,7 @@ from pathlib import Path
 
 from slow_links import LAYERS, PERIOD, Weights
 
+from bigbatch.comm.gossip import AHEAD_BYTES
 from bigbatch.simulate.alpha_beta import fit_alpha_beta
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.compression import powersgd_bytes
@@ -46,11 +47,13 @@ def case_of(line, arm, lines):
     shapes = [tuple(p.shape) for p in Weights(int(line["mb"] * 1e6)).parameters()]
     model_bytes = 4 * sum(a * b for a, b in shapes)
     fit = fit_alpha_beta({int(size): times for size, times in line["link"].items()})
+    small = arm in ("D-PSGD ring", "one peer") and model_bytes <= AHEAD_BYTES
+    alpha_s = fit.alpha_s / 2 if small else fit.alpha_s  # received an update ahead: the receiver need not say first that it is ready
     one_bucket = (Bucket(model_bytes, 1.0),)
     mix_s = beside(line, "mix", lines) if arm in ("D-PSGD ring", "one peer") else 0.0
     return Case(
         workers=line["hosts"],
-        link=Link(fit.alpha_s, fit.beta_s_per_byte, mix_s / model_bytes),
+        link=Link(alpha_s, fit.beta_s_per_byte, mix_s / model_bytes),
         model_bytes=model_bytes,
         step_s=line["median_s"]["none"],
         buckets=one_bucket if arm in ("all-reduce", "PowerSGD") else (),

@@ -24,6 +24,9 @@ from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.comm.topology import Topology, check_doubly_stochastic, check_reaches_all
 from bigbatch.core.checks import UserError
 
+AHEAD_BYTES = 1 << 20
+"""Largest message that is received an update ahead: where bytes count more than latency, all senders at once only crowd the links (measured
+with 25 MB, benchmarks/slow_links.py), and a second buffer for each neighbour costs memory."""
 _exchanges = itertools.count()  # made so far by this process; in the same order by all
 
 
@@ -37,9 +40,8 @@ class _Message(NamedTuple):
 class Exchange:
     """What neighbours' values pull this worker's by: begun by one call, ended by another, and in between in the background.
 
-    Receives are posted before sends, so that two neighbours can't wait for each other; on CPUs, where it can be done, an update ahead: a
-    neighbour that has heard of it sends at once, and a message takes one latency instead of two or three. That costs a second buffer for
-    each neighbour.
+    Receives are posted before sends, so that two neighbours can't wait for each other; for small messages on CPUs an update ahead: a
+    neighbour that has heard of it sends at once, and a message takes one latency instead of two or three.
 
     Args:
         topology: Who talks to whom, with which weights.
@@ -88,7 +90,8 @@ class Exchange:
             self._received = self._posted.pop(update) if self._posted else self._post(update)
             begun = [(j, self._tried(j, partial(dist.isend, values, j, tag=self._tag + update % 2))) for j in sends]
             self._sent = [_Message(j, 0.0, values, work) for j, work in begun if work is not None]
-            self._posted[update + 1] = self._post(update + 1)  # a neighbour that hears of it in time sends without asking first
+            if values.nbytes <= AHEAD_BYTES:
+                self._posted[update + 1] = self._post(update + 1)
         else:  # grouped, or two of NCCL's workers would wait for each other
             buffers = {j: torch.empty_like(values) for j in self._sources(update)}
             ops = [dist.P2POp(dist.irecv, buffer, j) for j, buffer in buffers.items()]
