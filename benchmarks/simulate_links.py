@@ -61,6 +61,7 @@ def case_of(line, arm, lines):
         streams=2,
         all_reduce="gloo_ring",
         local_steps=PERIOD,
+        powersgd_all_reduces=2,  # these models have no vectors
         compress_s=beside(line, "compress", lines),
         powersgd_ratio=model_bytes / powersgd_bytes(shapes, rank=4),
     )

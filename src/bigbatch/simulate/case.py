@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bigbatch.core.checks import UserError, check_fraction, check_positive, unknown
 from bigbatch.simulate.all_reduce import ALL_REDUCES, FASTEST
+from bigbatch.simulate.compression import POWERSGD_ALL_REDUCES
 from bigbatch.simulate.link import Link
 from bigbatch.simulate.overlap import Bucket, even_buckets
 from bigbatch.simulate.straggler import slowest
@@ -32,6 +33,7 @@ class Case:
         local_steps: Updates between two averages of local SGD.
         servers: Hosts that serve parameters, beside those of the workers.
         powersgd_ratio: Bytes of the gradients over bytes that PowerSGD sends.
+        powersgd_all_reduces: Of an update: of vectors, P and Q; 2 for a model without vectors.
         compress_s: Seconds that PowerSGD or top-k takes to compress and restore.
         top_k_share: Share of the gradients that top-k sends.
 
@@ -54,13 +56,14 @@ class Case:
     local_steps: int = 8
     servers: int = 1
     powersgd_ratio: float = 72.0
+    powersgd_all_reduces: int = POWERSGD_ALL_REDUCES
     compress_s: float = 0.0
     top_k_share: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("model_bytes", "step_s", "backward_share", "bucket_bytes", "powersgd_ratio"):
             check_positive(name, getattr(self, name))
-        for name in ("workers", "workers_per_host", "streams", "local_steps", "servers"):
+        for name in ("workers", "workers_per_host", "streams", "local_steps", "servers", "powersgd_all_reduces"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more; give how many there are")
         check_fraction("backward_share", self.backward_share)

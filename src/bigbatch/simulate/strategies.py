@@ -15,7 +15,7 @@ from bigbatch.core.checks import UserError, unknown
 from bigbatch.simulate import parameter_server
 from bigbatch.simulate.all_reduce import ALL_REDUCES, FASTEST, all_reduce
 from bigbatch.simulate.case import Case
-from bigbatch.simulate.compression import POWERSGD_ALL_REDUCES, top_k_s
+from bigbatch.simulate.compression import top_k_s
 from bigbatch.simulate.gossip import DEGREES, degree, exchange_s
 from bigbatch.simulate.overlap import backward_and_exchange_s
 from bigbatch.simulate.straggler import slowest, slowest_nearby
@@ -49,8 +49,8 @@ def overlapped_all_reduce_s(case: Case, name: str | None = None, *, compression:
 def powersgd_s(case: Case) -> float:
     """The whole step, compression, then the all-reduces of vectors, P and Q, in one bucket after the backward pass."""
     sent = case.model_bytes / case.powersgd_ratio
-    cost = all_reduce(case.all_reduce, case.link, case.hosts, sent / POWERSGD_ALL_REDUCES)
-    return case.slowest_s + _compress_s(case) + POWERSGD_ALL_REDUCES * cost.alpha_s + cost.beta_s_per_byte * sent
+    cost = all_reduce(case.all_reduce, case.link, case.hosts, sent / case.powersgd_all_reduces)
+    return case.slowest_s + _compress_s(case) + case.powersgd_all_reduces * cost.alpha_s + cost.beta_s_per_byte * sent
 
 
 def top_k_update_s(case: Case) -> float:
