@@ -117,7 +117,8 @@ def decentralised():
         groups = list(dict.fromkeys((data, multiple) for data, multiple, _ in cells))
         seeds = {len(lines) for lines in cells.values()}
         task = read_record(path)[0]["key"]["task"]
-        print(f"\n**{task}**, 8 workers, {min(seeds)} to {max(seeds)} seeds, test accuracy in %\n")
+        told = f"{max(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+        print(f"\n**{task}**, 8 workers, {told} seeds, test accuracy in %\n")
         head("way", *(f"x{multiple}, {data}" for data, multiple in groups))
         for way in ways:
             row(way, *(plain(cells[data, multiple, way]) if (data, multiple, way) in cells else "-" for data, multiple in groups))
