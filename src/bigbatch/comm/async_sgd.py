@@ -31,6 +31,7 @@ PAPER = Paper(
     year=2015,
     arxiv="1506.08272",
     where="Algorithm 1",
+    study="studies/staleness",
 )
 Reduction = Literal["mean", "sum"]
 

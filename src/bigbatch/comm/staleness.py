@@ -23,6 +23,7 @@ PAPER = Paper(
     year=2016,
     arxiv="1511.05950",
     where="learning rate of n-softsync",
+    study="studies/staleness",
 )
 Damping = Literal["none", "inverse", "inverse_plus_one"]
 DAMPINGS: tuple[Damping, ...] = ("none", "inverse", "inverse_plus_one")
