@@ -47,9 +47,13 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/noise_overhead.py
 	$(BIN)/python benchmarks/simulate_goyal.py
 
-bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (root), and with workers killed; an hour
+bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (root), and with workers killed; two hours
 	$(BIN)/python benchmarks/links_check.py
 	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python benchmarks/gossip_overlap.py
+	$(BIN)/python benchmarks/slow_links.py
+	$(BIN)/python benchmarks/slow_links.py --table > benchmarks/slow_links.md
+	$(BIN)/python benchmarks/simulate_links.py
 	$(BIN)/python benchmarks/kill_workers.py
 
 papers: $(BIN)/bigbatch  ## write PAPERS.md anew

@@ -1,6 +1,7 @@
 """What an update costs on slow links, by every way of going together.
 
     python benchmarks/slow_links.py [--hosts 2 4 8] [--rates 0 1000 100] [--delays 0 5 20] [--mb 25 0.1]
+    python benchmarks/slow_links.py --table > benchmarks/slow_links.md
 
 Hosts are network namespaces (links.py; needs root) whose links have a rate in Mbit/s (0: no limit) and a delay in ms, one way. Each holds
 12 square layers, 25 MB in all (or 0.1 MB, where only latency is left), and next to nothing to compute: a pass that gives every weight a
@@ -222,6 +223,27 @@ def left_to_measure(cell, wanted, lines):
     return [name for name in wanted if name not in there]
 
 
+def table(lines):
+    """The table in Markdown: seconds per update; for gossip, how many times faster than the all-reduce that was measured with it."""
+    cells = {}
+    for line in lines:
+        of_cell = cells.setdefault((line["mb"], line["hosts"], line["rate_mbit"], line["delay_ms"]), {})
+        beside = line["median_s"].get("all-reduce") or of_cell.get("all-reduce", (None,))[0]
+        for arm, seconds in line["median_s"].items():
+            of_cell[arm] = (seconds, beside)
+    shown = [arm for arm in ARMS if arm not in ("none", "compress", "mix")]
+    print(f"| model, MB | hosts | Mbit/s | delay, ms | {' | '.join(shown)} |")
+    print("|---" * (4 + len(shown)) + "|")
+    for mb, hosts, rate, delay in sorted(cells, key=lambda cell: (-cell[0], -cell[1], cell[2] or math.inf, cell[3])):
+        of_cell = cells[mb, hosts, rate, delay]
+        texts = []
+        for arm in shown:
+            seconds, beside = of_cell.get(arm, (None, None))
+            times = f" ({beside / seconds:.1f}x)" if arm in ("D-PSGD ring", "one peer") and seconds and beside else ""
+            texts.append(f"{seconds:.3g}{times}" if seconds else "-")
+        print(f"| {mb:g} | {hosts} | {f'{rate:g}' if rate else 'no limit'} | {delay:g} | {' | '.join(texts)} |")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--hosts", type=int, nargs="+", default=[2, 4, 8])
@@ -231,7 +253,11 @@ def main():
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget-s", type=float, default=45.0, help="seconds of a cell's rounds, about")
+    parser.add_argument("--table", action="store_true", help="print what is there as a table, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        table([json.loads(text) for text in HERE.with_suffix(".jsonl").read_text().splitlines()])
+        return
     can, why_not = available()
     if not can:
         sys.exit(f"slow_links: {why_not}")
