@@ -55,6 +55,8 @@ bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (r
 	$(BIN)/python benchmarks/slow_links.py --table > benchmarks/slow_links.md
 	$(BIN)/python benchmarks/simulate_links.py
 	$(BIN)/python benchmarks/kill_workers.py
+	$(BIN)/python benchmarks/parameter_server.py
+	$(BIN)/python benchmarks/kill_server.py
 
 papers: $(BIN)/bigbatch  ## write PAPERS.md anew
 	$(BIN)/python docs/papers_table.py > PAPERS.md
