@@ -52,7 +52,7 @@ def case_of(line, arm, lines):
     one_bucket = (Bucket(model_bytes, 1.0),)
     mix_s = beside(line, "mix", lines) if arm in ("D-PSGD ring", "one peer") else 0.0
     return Case(
-        workers=line["hosts"],
+        workers=line["hosts"] - (arm == "server"),  # the first host's worker is beside the server, no link between them
         link=Link(alpha_s, fit.beta_s_per_byte, mix_s / model_bytes),
         model_bytes=model_bytes,
         step_s=line["median_s"]["none"],
