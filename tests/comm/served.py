@@ -11,8 +11,11 @@ from bigbatch.comm.parameter_client import ParameterClient
 
 def problem(dtype=torch.float64):
     """A model of three tensors, and its data by the number of a sample."""
-    torch.manual_seed(0)
+    random = torch.Generator().manual_seed(0)  # not the global one, which other threads draw from
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1, bias=False)).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=random, dtype=dtype) / 2)
     inputs = torch.randn(4000, 6, generator=torch.Generator().manual_seed(1), dtype=dtype)
     return model, inputs, inputs.sum(1, keepdim=True).sin()
 
