@@ -1,6 +1,6 @@
 """Does D-PSGD's exchange hide behind the gradient?
 
-    python benchmarks/gossip_overlap.py [--rounds 5] [--hosts 4] [--rates 100 500]
+    python benchmarks/gossip_overlap.py [--rounds 5] [--hosts 4] [--rates 250]
 
 Every host holds 25 MB of weights in 12 square layers, and computes by sleeping: half as long as the exchange with its neighbours takes, as
 long, and twice as long. Arms, in rotating order: compute only; the exchange only; D-PSGD, which exchanges while it computes; DmSGD, which
@@ -99,7 +99,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hosts", type=int, default=4)
-    parser.add_argument("--rates", type=float, nargs="+", default=[100.0, 500.0])
+    parser.add_argument("--rates", type=float, nargs="+", default=[250.0])
     arguments = parser.parse_args()
     can, why_not = available()
     if not can:

@@ -17,13 +17,8 @@ def read_noise_scale(path: Path | None) -> float | None:
     """
     if path is None:
         return None
-    try:
-        average = json.loads(path.read_text())["average"]
-        scale, words = average["noise_scale"], average.get("words", "none")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--noise {path}: can't be read: {error}; give a file that `bigbatch noise --json` wrote") from None
-    except (KeyError, TypeError, AttributeError):
-        scale, words = None, "none"
+    average = read_json("--noise", path, "bigbatch noise --json").get("average")
+    scale, words = (average.get("noise_scale"), average.get("words", "none")) if isinstance(average, dict) else (None, "none")
     if isinstance(scale, int | float) and 0 < scale < float("inf"):
         return float(scale)
     typer.echo(f"{path}: gives no noise scale to compare with ({words}); measure over more updates", err=True)

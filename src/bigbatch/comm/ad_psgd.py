@@ -38,7 +38,7 @@ PAPER = Paper(
     arxiv="1710.06952",
     where="Algorithm 1",
 )
-ASK, ANSWER = 1, 2  # tags of messages
+ASK, ANSWER = 1 << 24, (1 << 24) + 1  # tags of messages, far from those of gossip's exchanges
 
 
 def meet_halfway(own: Tensor, sent: Tensor, received: Tensor) -> Tensor:
@@ -163,9 +163,3 @@ class ADPSGD(OwnWeights):
                 self._x.copy_(meet_halfway(own, own, asked[:-1]))
             dist.send(own, j, tag=ANSWER)
             self.averages += 1
-
-    @torch.no_grad()
-    def _take(self, flat: Tensor) -> None:
-        weights = self.weights()
-        for w, values in zip(weights, torch.split(flat, [w.numel() for w in weights]), strict=True):
-            w.copy_(values.view_as(w))

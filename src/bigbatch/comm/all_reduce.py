@@ -3,8 +3,8 @@
 Rides on DistributedDataParallel, which sends what is ready while the rest of the backward pass still runs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -50,7 +50,7 @@ class AllReduce(Comm):
         bucket_mb: float | None = None,
     ) -> None:
         super().__init__(model, ranks)
-        self.compressor, self._rehearsing = compressor, False
+        self.compressor = compressor
         self._observers: list[Observer] = []
         if ranks.world_size > 1:
             size = bucket_mb or min(max(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20 / 12, 1.0), 25.0)
@@ -77,15 +77,6 @@ class AllReduce(Comm):
         """Exchange gradients in the last pass only."""
         return nullcontext() if last or not isinstance(self.forward, DistributedDataParallel) else self.forward.no_sync()
 
-    @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """The first backward pass settles in which order gradients are sent; compressors and observers are spared it."""
-        self._rehearsing = True
-        try:
-            yield
-        finally:
-            self._rehearsing = False
-
     def state_dict(self) -> dict[str, Any]:
         """What the compressor remembers."""
         return self.compressor.state_dict() if self.compressor is not None else {}
@@ -97,7 +88,7 @@ class AllReduce(Comm):
 
 
 def _exchange(comm: AllReduce, bucket: GradBucket) -> Future[Tensor]:
-    if comm._rehearsing:
+    if comm.rehearsing:
         return Compressor().exchange(bucket)
     own = bucket.buffer().clone() if comm._observers else None
     future = (comm.compressor or Compressor()).exchange(bucket)

@@ -15,8 +15,7 @@ Differs: any torch optimizer may stand for gamma g_i: it steps from x_k,i, and w
          decay and layer-wise norms are those at x_k,i. With momentum SGD this is AWC-DmSGD (Balu et al. 2020, arXiv:2010.11166).
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.optim import Optimizer
@@ -44,7 +43,7 @@ class DPSGD(Gossip):
 
     def passing(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
         """Begin to exchange the weights that the passes of this update use."""
-        if self._exchange is not None and not self._exchange.begun and not self._rehearsing:
+        if self._exchange is not None and not self._exchange.begun and not self.rehearsing:
             self._exchange.begin(self._flat(), self.updates)
         return nullcontext()
 
@@ -54,12 +53,3 @@ class DPSGD(Gossip):
         self.updates = updates
         if self._exchange is not None:
             self._add(self._exchange.pull())
-
-    @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """A pass that weighs nothing exchanges nothing."""
-        self._rehearsing = True
-        try:
-            yield
-        finally:
-            self._rehearsing = False

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigbatch.comm.own_weights import OwnWeights
+from bigbatch.comm.own_weights import OwnWeights, in_pieces
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.comm.topology import Topology, check_doubly_stochastic, check_reaches_all
 from bigbatch.core.checks import UserError
@@ -83,8 +83,7 @@ class Exchange:
         assert not self.begun, "one exchange at a time"
         if self._posted and update not in self._posted:
             raise UserError(f"update {update} after {next(iter(self._posted)) - 1}: must follow each other; count them one by one")
-        rank, weights = self.ranks.rank, self.topology.weights(update)
-        sends = [j for j in range(self.ranks.world_size) if j != rank and weights[j, rank] > 0 and j not in self.lost]
+        receives, sends = self._neighbours(update)
         self._values = values
         if self.ranks.device.type == "cpu":
             self._received = self._posted.pop(update) if self._posted else self._post(update)
@@ -93,10 +92,11 @@ class Exchange:
             if values.nbytes <= AHEAD_BYTES:
                 self._posted[update + 1] = self._post(update + 1)
         else:  # grouped, or two of NCCL's workers would wait for each other
-            buffers = {j: torch.empty_like(values) for j in self._sources(update)}
+            weights = self.topology.weights(update)[self.ranks.rank]
+            buffers = {j: torch.empty_like(values) for j in receives}
             ops = [dist.P2POp(dist.irecv, buffer, j) for j, buffer in buffers.items()]
             works = dist.batch_isend_irecv(ops + [dist.P2POp(dist.isend, values, j) for j in sends])
-            self._received = [_Message(j, weights[rank, j], buffer, works[0]) for j, buffer in buffers.items()]
+            self._received = [_Message(j, float(weights[j]), buffer, works[0]) for j, buffer in buffers.items()]
             self._sent = [_Message(-1, 0.0, values, work) for work in works]
         self.sent_bytes += values.nbytes * len(sends)
 
@@ -117,16 +117,16 @@ class Exchange:
         self._received, self._sent, self._values = [], [], None
         return pull
 
-    def _sources(self, update: int) -> list[int]:
-        """Whom this worker hears in an update."""
-        weights, rank = self.topology.weights(update), self.ranks.rank
-        return [j for j in range(self.ranks.world_size) if j != rank and weights[rank, j] > 0 and j not in self.lost]
+    def _neighbours(self, update: int) -> tuple[list[int], list[int]]:
+        """Whom this worker hears in an update, and to whom it sends; without those that are lost."""
+        receives, sends = self.topology.neighbours(self.ranks.rank, update)
+        return [j for j in receives if j not in self.lost], [j for j in sends if j not in self.lost]
 
     def _post(self, update: int) -> list[_Message]:
         """Receive what an update's neighbours will send."""
         assert self._values is not None
         weights, messages = self.topology.weights(update)[self.ranks.rank], []
-        for j in self._sources(update):
+        for j in self._neighbours(update)[0]:
             buffer = self._spare.pop() if self._spare else torch.empty_like(self._values)
             work = self._tried(j, partial(dist.irecv, buffer, j, tag=self._tag + update % 2))
             if work is not None:
@@ -168,7 +168,6 @@ class Gossip(OwnWeights):
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE, *, topology: Topology | None = None, tolerant: bool = False) -> None:
         super().__init__(model, ranks)
-        self._rehearsing = False
         self._exchange: Exchange | None = None
         if ranks.world_size == 1:
             return
@@ -185,9 +184,9 @@ class Gossip(OwnWeights):
         check_reaches_all(topology)
         self._exchange = Exchange(topology, ranks, tolerant=tolerant)
         with torch.no_grad():
-            own, first = self._flat(), self._flat()
+            first = self._flat()
             dist.broadcast(first, src=0)
-            self._add(first - own)
+            self._take(first)
 
     def divisor(self, num_samples: int, own_samples: int) -> float:  # noqa: ARG002
         """A worker's own samples: steps are its own."""
@@ -210,6 +209,5 @@ class Gossip(OwnWeights):
     @torch.no_grad()
     def _add(self, flat: Tensor) -> None:
         """Add flat values to the weights."""
-        weights = self.weights()
-        for w, values in zip(weights, torch.split(flat, [w.numel() for w in weights]), strict=True):
-            w.add_(values.view_as(w))
+        for w, values in in_pieces(flat, self.weights()):
+            w.add_(values)

@@ -102,12 +102,12 @@ class LocalSGD(OwnWeights, AllReduce):
         if not was_apart:
             return
         if updates == next_average(updates - 1, period=self.period, start_updates=self.start_updates):
-            self._average(optimizer, None)
+            self._meet(optimizer, None)
         elif self._group is not None and updates == next_average(updates - 1, period=self.group_period, start_updates=self.start_updates):
-            self._average(optimizer, self._group)
+            self._meet(optimizer, self._group)
 
     @torch.no_grad()
-    def _average(self, optimizer: Optimizer, group: Any) -> None:
+    def _meet(self, optimizer: Optimizer, group: Any) -> None:
         states = state_tensors(optimizer)
         if self.momentum == "reset" and group is None:
             for tensor in states:

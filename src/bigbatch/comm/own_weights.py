@@ -44,20 +44,18 @@ class OwnWeights(Comm):
         if not self.apart:
             yield
             return
-        tensors = [*self.weights(), *state_tensors(optimizer)]
-        self._own = own = [t.clone() for t in tensors]
-        self._measured(lambda: average_(tensors))
+        self._own = own = self._average(optimizer)
         try:
             yield
         finally:
-            for tensor, before in zip(tensors, own, strict=True):
+            for tensor, before in zip(self._tensors(optimizer), own, strict=True):
                 tensor.copy_(before)
             self._own = None
 
     def settle(self, optimizer: Optimizer) -> None:
         """After the last step: the average, for good."""
         if self.apart:
-            self._measured(lambda: average_([*self.weights(), *state_tensors(optimizer)]))
+            self._average(optimizer)
 
     def facts(self) -> dict[str, float]:
         """How far apart workers were when last averaged."""
@@ -77,7 +75,7 @@ class OwnWeights(Comm):
         super().load_whole_states(optimizer, model_state, optimizer_state)
         if self._saved is not None:
             with torch.no_grad():
-                for tensor, own in zip([*self.weights(), *state_tensors(optimizer)], self._saved, strict=True):
+                for tensor, own in zip(self._tensors(optimizer), self._saved, strict=True):
                     tensor.copy_(own)
 
     def weights(self) -> list[Tensor]:
@@ -88,14 +86,27 @@ class OwnWeights(Comm):
         """A copy of the weights, flat."""
         return torch.cat([w.reshape(-1) for w in self.weights()])
 
-    def _measured(self, average: Any) -> None:
-        """Average, and see how far each worker was from it."""
-        before = [w.clone() for w in self.weights()]
-        average()
-        moved = sum((w - own).double().square().sum() for w, own in zip(self.weights(), before, strict=True))
-        self.distance = float(self.ranks.sum_(torch.as_tensor(moved).reshape(1)) / self.ranks.world_size) ** 0.5
-        length = float(sum(w.double().square().sum() for w in self.weights())) ** 0.5
+    @torch.no_grad()
+    def _take(self, flat: Tensor) -> None:
+        """Make flat values the weights."""
+        for w, values in in_pieces(flat, self.weights()):
+            w.copy_(values)
+
+    def _tensors(self, optimizer: Optimizer) -> list[Tensor]:
+        """What differs between workers: weights, then state."""
+        return [*self.weights(), *state_tensors(optimizer)]
+
+    def _average(self, optimizer: Optimizer) -> list[Tensor]:
+        """Average everything that differs, and see how far this worker and all were apart. Returns what this one had."""
+        tensors = self._tensors(optimizer)
+        own = [t.clone() for t in tensors]
+        average_(tensors)
+        weights = self.weights()
+        moved = torch.stack([(w - before).double().square().sum() for w, before in zip(weights, own, strict=False)]).sum()
+        self.distance = float(self.ranks.sum_(moved.reshape(1)) / self.ranks.world_size) ** 0.5
+        length = float(torch.stack([w.double().square().sum() for w in weights]).sum()) ** 0.5
         self.relative_distance = self.distance / length if length else 0.0
+        return own
 
 
 @torch.no_grad()
@@ -104,8 +115,14 @@ def average_(tensors: list[Tensor], group: Any = None) -> None:
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)
-    for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
+    for tensor, mean in in_pieces(flat, tensors):
+        tensor.copy_(mean)
+
+
+def in_pieces(flat: Tensor, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor, with its part of the flat values in its shape."""
+    for tensor, values in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+        yield tensor, values.view_as(tensor)
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:

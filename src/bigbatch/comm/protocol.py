@@ -1,6 +1,7 @@
 """What every way of working together answers: what happens to gradients before a step, and what happens to weights after it?"""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ class Comm:
 
     Attributes:
         forward: What to call instead of the model while training.
+        rehearsing: Whether passes weigh nothing now: what they would exchange is not to be compressed, observed or mixed in.
         lockstep: Whether every worker must make as many forward passes as the others, in evaluation too.
     """
 
@@ -26,6 +28,7 @@ class Comm:
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         self.model, self.ranks = model, ranks
         self.forward: nn.Module = model
+        self.rehearsing = False
 
     def divisor(self, num_samples: int, own_samples: int) -> float:  # noqa: ARG002
         """What a worker divides each of its losses by.
@@ -46,9 +49,14 @@ class Comm:
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
         """After the optimizer's step; `updates` is the number of updates made so far."""
 
-    def rehearsal(self) -> AbstractContextManager[object]:
-        """Around a first pass that weighs nothing."""
-        return nullcontext()
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Around a first pass that weighs nothing, which settles in which order gradients are sent."""
+        self.rehearsing = True
+        try:
+            yield
+        finally:
+            self.rehearsing = False
 
     def averaged(self, optimizer: Optimizer) -> AbstractContextManager[object]:  # noqa: ARG002
         """While weights are evaluated or saved: the same everywhere, and afterwards as they were."""

@@ -5,7 +5,6 @@ evaluate and save. Under torchrun every worker runs this same loop on its share 
 """
 
 import itertools
-import json
 import math
 import sys
 import time
@@ -27,6 +26,7 @@ from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
+from bigbatch.train.by_server import by_server
 from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
@@ -37,7 +37,7 @@ from bigbatch.train.progress import Display
 from bigbatch.train.pulse import Pulse
 from bigbatch.train.recomputed_statistics import build_statistics
 from bigbatch.train.record import Record
-from bigbatch.train.result import Result
+from bigbatch.train.result import Result, conclude
 from bigbatch.train.step import accumulate_gradients
 from bigbatch.train.stream import idle_batch, open_stream
 
@@ -45,6 +45,7 @@ PULSE_S = 0.25
 """Seconds, about, between two looks at what only one worker knows, and between two readings of losses from the device."""
 
 
+@by_server
 def fit(
     task: Task | str,
     recipe: Recipe | None = None,
@@ -227,19 +228,12 @@ def fit(
                 task.name,
                 clock.updates,
                 clock.samples,
-                test_score=test.score,
-                test_loss=test.loss,
-                validation_score=validation.score,
                 best_validation_score=best_score,
                 train_s=train_s,
-                samples_per_s=clock.samples / train_s,
                 micro_batch=micro_batch,
                 reached=reached,
             )
-            record.end(clock, **json.loads(result.to_json()))
-            if folder is not None:
-                write_atomically(folder / "result.json", result.to_json().encode())
-            return result
+            return conclude(result, record, clock, folder, test=test, validation=validation)
         except Diverged as error:
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
         finally:

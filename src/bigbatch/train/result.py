@@ -2,8 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from bigbatch.core.clock import Clock
+from bigbatch.core.files import write_atomically
+from bigbatch.train.evaluate import Evaluation
+from bigbatch.train.record import Record
 
 
 @dataclass(frozen=True)
@@ -32,3 +38,30 @@ class Result:
         """The inverse of `to_json`."""
         fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
         return cls(**fields)
+
+
+def conclude(
+    result: Result, record: Record, clock: Clock, folder: Path | None, *, test: Evaluation, validation: Evaluation, **also: Any
+) -> Result:
+    """Fill in what a run measured, and leave it as the last line of its record and in `result.json`.
+
+    Args:
+        result: The rest of it; with `train_s`.
+        record: Of the run.
+        clock: Its end.
+        folder: Of the run; None on workers that write nothing.
+        test: Of the final weights.
+        validation: Of the final weights.
+        also: Further facts for the record.
+    """
+    result = replace(
+        result,
+        test_score=test.score,
+        test_loss=test.loss,
+        validation_score=validation.score,
+        samples_per_s=clock.samples / result.train_s,
+    )
+    record.end(clock, **json.loads(result.to_json()), **also)
+    if folder is not None:
+        write_atomically(folder / "result.json", result.to_json().encode())
+    return result

@@ -4,7 +4,6 @@ Workers run `worker_loop`. The record, the checkpoints and the result are those 
 killed goes on from.
 """
 
-import json
 import math
 import secrets
 import sys
@@ -35,7 +34,7 @@ from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
 from bigbatch.train.parts import Spread
 from bigbatch.train.progress import Display
 from bigbatch.train.record import Record
-from bigbatch.train.result import Result
+from bigbatch.train.result import Result, conclude
 from bigbatch.train.server_step import add_statistics, step_of
 from bigbatch.train.share import check_shares, share_of
 from bigbatch.train.worker_loop import job_of, norm_buffers, timeout_s
@@ -170,19 +169,12 @@ def serve_run(
                 task.name,
                 clock.updates,
                 clock.samples,
-                test_score=test.score,
-                test_loss=test.loss,
-                validation_score=validation.score,
                 best_validation_score=best_score,
                 train_s=train_s,
-                samples_per_s=clock.samples / train_s,
                 micro_batch=progress.micro_batch,
                 reached=reached,
             )
-            record.end(clock, **json.loads(result.to_json()), **_what_happened(server, comm))
-            if folder is not None:
-                write_atomically(folder / "result.json", result.to_json().encode())
-            return result
+            return conclude(result, record, clock, folder, test=test, validation=validation, **_what_happened(server, comm))
         except Diverged as error:
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
         finally:
