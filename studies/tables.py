@@ -1,6 +1,6 @@
-"""Print the tables of the studies of the batch: adascale, adaptive_batch, increase_batch, noise_scale, critical_batch.
+"""Print the tables of studies from what they stored.
 
-python studies/tables.py [STUDY ...]
+python studies/tables.py [STUDY ...]      all, where none is named
 """
 
 import json

@@ -6,11 +6,14 @@ import pytest
 
 from bigbatch.comm.topology import (
     TOPOLOGIES,
+    Topology,
     check_doubly_stochastic,
+    check_reaches_all,
     complete,
     exponential,
     metropolis,
     of_graph,
+    of_weights,
     one_peer_exponential,
     random_match,
     ring,
@@ -112,6 +115,28 @@ def test_any_graph():
 def test_weights_that_would_not_keep_the_mean(W, message):
     with pytest.raises(UserError, match=message):
         check_doubly_stochastic(np.array(W))
+
+
+def test_weights_of_your_own():
+    cycle = [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]]
+    assert not of_weights(np.array(cycle)).symmetric
+    own = of_weights(np.array([[0.75, 0.25], [0.25, 0.75]]), name="mine")
+    assert (own.name, own.num_workers, own.period, own.symmetric) == ("mine", 2, 1, True)
+    assert own.weights(3).tolist() == [[0.75, 0.25], [0.25, 0.75]]
+    with pytest.raises(UserError, match="topology weights: worker 1 can't be reached from worker 0: must be connected"):
+        of_weights(np.eye(2))
+    with pytest.raises(UserError, match="workers only swap what they have: leave each some weight of its own"):
+        of_weights(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    with pytest.raises(UserError, match="row 0 sums to 1.1"):
+        of_weights(np.array([[0.6, 0.5], [0.4, 0.5]]))
+
+
+def test_a_graph_that_changes_must_reach_all_over_its_cycle():
+    half = np.full((2, 2), 0.5)
+    pairs = [np.kron(np.eye(2), half), np.kron(half, np.eye(2))]  # 0-1 and 2-3, then 0-2 and 1-3
+    check_reaches_all(Topology("in turn", 4, lambda update: pairs[update % 2], period=2))
+    with pytest.raises(UserError, match="topology stuck: worker 2 can't be reached from worker 0"):
+        check_reaches_all(Topology("stuck", 4, lambda update: pairs[0], period=2))
 
 
 def test_names_and_numbers():
