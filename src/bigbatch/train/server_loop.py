@@ -174,7 +174,8 @@ def serve_run(
                 micro_batch=progress.micro_batch,
                 reached=reached,
             )
-            return conclude(result, record, clock, folder, test=test, validation=validation, **_what_happened(server, comm))
+            result = conclude(result, record, clock, folder, test=test, validation=validation, **_what_happened(server, comm))
+            return result
         except Diverged as error:
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
         finally:
