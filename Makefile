@@ -46,6 +46,7 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/noise_overhead.py
 	$(BIN)/python benchmarks/simulate_goyal.py
+	$(BIN)/python benchmarks/quantized_batch_norm.py
 
 bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (root), and with workers killed; two hours
 	$(BIN)/python benchmarks/links_check.py

@@ -36,7 +36,7 @@ class Affine(NamedTuple):
 
 
 def boundaries(a: float, b: float, lo: int, hi: int, *, bits: int) -> tuple[Points, Points]:
-    """The (X, q) where A X + B must reach q 2^K, and those where it must stay below: all that exactness for every X asks for.
+    """The (X, q) where A X + B must reach q 2^K, and those where it must stay below: what exactness for every X asks for, and no more.
 
     >>> boundaries(0.25, 0.0, 0, 9, bits=1)  # level 1 from X = 2 on, where 0.25 * 2 is rounded up
     ([(2, 1)], [(1, 1)])
@@ -50,10 +50,9 @@ def boundaries(a: float, b: float, lo: int, hi: int, *, bits: int) -> tuple[Poin
     first, last = (min(max((2 * (n * x + m) + s) // (2 * s), 0), top) for x in (lo, hi))
     reach = [(-((2 * m - (2 * q - 1) * s) // (2 * n)), q) for q in range(first + 1, last + 1)]  # x_q = ceil((q - 1/2 - b) / a)
     below = [(x - 1, q) for x, q in reach]
-    if first > 0 or first == last:
-        reach.append((lo, first))
-    if last < top or first == last:
-        below.append((hi, last + 1))
+    ends = [lo, hi] if first == last else []  # a constant is safe from slopes of either sign
+    reach += [(x, first) for x in ends or [lo] if first > 0]
+    below += [(x, last + 1) for x in ends or [hi] if last < top]
     return reach, below
 
 
@@ -74,11 +73,12 @@ def exact_affines(points: list[tuple[Points, Points]], *, bits: int) -> list[Aff
     Raises:
         UserError: If a channel needs a K that int64 has no room for.
 
-    >>> exact_affines([boundaries(0.3, 0.0, 0, 9, bits=2)], bits=2)  # levels 0 0 1 1 1 2 2 2 2 3
-    [Affine(A=5, B=7, K=4)]
+    >>> exact_affines([boundaries(0.3, 0.0, 0, 9, bits=2)], bits=2)  # levels 0 0 1 1 1 1 2 2 2 3
+    [Affine(A=5, B=6, K=4)]
     """
-    origins = [reach[0][0] for reach, _ in points]  # X counts from here, so that no number of the search passes 2^(k + K + 1)
-    reach, below = (_stacked([p[side] for p in points], origins) for side in (0, 1))
+    origins = [(reach or below)[0][0] for reach, below in points]  # X counts from here: no number of the search passes 2^62
+    reach = _stacked([reach for reach, _ in points], origins, 0)
+    below = _stacked([below for _, below in points], origins, 2**bits)
     found: dict[int, Affine] = {}
     todo = torch.arange(len(points))
     for K in range(61 - bits):
@@ -91,10 +91,11 @@ def exact_affines(points: list[tuple[Points, Points]], *, bits: int) -> list[Aff
     raise UserError(f"channel {todo[0]}: no K up to {60 - bits} serves its {bits} bits of output; narrow the input range or lower bits")
 
 
-def _stacked(points: list[Points], origins: list[int]) -> Tensor:
-    """(2, C, n): X and q of each channel's points, the short ones filled up with their first."""
-    n = max(len(each) for each in points)
-    rows = [[(x - origin, q) for x, q in each + each[:1] * (n - len(each))] for each, origin in zip(points, origins, strict=True)]
+def _stacked(points: list[Points], origins: list[int], free: int) -> Tensor:
+    """(2, C, n): X and q of each channel's points, filled up with its first; one that a constant keeps to anyway, where it has none."""
+    full = [each or [(origin, free)] for each, origin in zip(points, origins, strict=True)]
+    n = max(map(len, full))
+    rows = [[(x - origin, q) for x, q in each + each[:1] * (n - len(each))] for each, origin in zip(full, origins, strict=True)]
     return torch.tensor(rows).permute(2, 0, 1).contiguous()
 
 

@@ -10,19 +10,23 @@ from torch import nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
-from bigbatch.layers.integer_network import IntegerNetwork
+from bigbatch.layers.integer_network import IntegerInput
 from bigbatch.layers.quantized_batch_norm import QuantizedBatchNorm
 
-FIELDS = {nn.Conv2d: ("stride", "padding", "dilation", "groups"), nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation")}
+FIELDS = {
+    IntegerInput: ("lo", "hi"),
+    nn.Conv2d: ("stride", "padding", "dilation", "groups"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation"),
+}
 USUAL = {"padding_mode": "zeros", "ceil_mode": False, "start_dim": 1, "end_dim": -1}
 
 
-def save_integers(network: IntegerNetwork, path: str | Path) -> None:
+def save_integers(network: nn.Sequential, path: str | Path) -> None:
     """Write a network as an .npz file of integers, for programs that know neither torch nor bigbatch.
 
-    Its arrays are named "layer.Kind.field", in the order of the layers: Conv2d has weight, bias (where there is one), stride, padding,
-    dilation, groups; Linear has weight, bias; QuantizedBatchNorm has A, B, K, top, for clip((A X + B) >> K, 0, top); MaxPool2d has
-    kernel_size, stride, padding; Flatten has none, and a 0 stands for it. Weights are of the smallest integer type that holds them.
+    Its arrays are named "layer.Kind.field", in the order of the layers, each of the smallest integer type that holds it: IntegerInput has
+    lo, hi; Conv2d weight, bias (if any), stride, padding, dilation, groups; Linear weight, bias (if any); QuantizedBatchNorm A, B, K, top,
+    for clip((A X + B) >> K, 0, top); MaxPool2d kernel_size, stride, padding, dilation; Flatten has no field, so that "none" stands for it.
 
     Raises:
         UserError: If a layer has a setting that the file has no word for, or the file can't be written.

@@ -4,19 +4,28 @@
     network = quantize_batch_norm(twin)        # the same with integers only: the same levels, bit for bit
     save_integers(network, "network.npz")      # for anything that can add, multiply and shift
 
-The twin's products and sums are of integers below 2^53 and so exact in float64, in any order; only its batch norms round. What these make
-of an integer never falls as it grows (or never rises), as rounding keeps the order, so that comparing twin and integers on both sides of
-each level's boundary proves that they agree everywhere; `quantize_batch_norm` does, for every channel.
+The twin's products and sums are of integers below 2^53, and so exact in float64, in any order; only its batch norms round. As rounding
+keeps the order, what they make of an integer never falls as it grows (or never rises), so that a comparison of twin and integers on both
+sides of each level's boundary proves that they agree everywhere, as long as torch computes all elements alike. `quantize_batch_norm`
+compares them there, for every channel.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError, check_positive
-from bigbatch.layers.quantized_batch_norm import BatchNorm, QuantizedBatchNorm, critical_points, fold_batch_norm
+from bigbatch.layers.quantized_batch_norm import (
+    BatchNorm,
+    QuantizedBatchNorm,
+    check_accumulator,
+    check_bits,
+    check_integers,
+    critical_points,
+    fold_batch_norm,
+)
 
 KNOWN = "Conv2d, Linear, batch norm, ReLU, Quantizer, MaxPool2d, Flatten, Dropout and Identity"
 
@@ -40,8 +49,7 @@ class Quantizer(nn.Module):
     def __init__(self, step: float, *, bits: int = 8) -> None:
         super().__init__()
         check_positive("step", step, "give the real value of one level")
-        if not 1 <= bits <= 16:
-            raise UserError(f"bits = {bits}: must lie from 1 to 16; 8 is usual")
+        check_bits(bits)
         self.bits = bits
         self.register_buffer("step", torch.tensor(step, dtype=torch.float64))
 
@@ -55,34 +63,35 @@ class Quantizer(nn.Module):
         return f"step={float(self.step):g}, bits={self.bits}"
 
 
-class IntegerNetwork(nn.Sequential):
-    """torch's own layers with integer weights, and `QuantizedBatchNorm`: integers lo..hi in, integers out.
+class IntegerInput(nn.Module):
+    """The door of an integer network: integers lo..hi of any type pass, as the accumulator's type, and nothing else does.
 
-    On a CPU: torch has no products of integers elsewhere.
-
-    Attributes:
-        lo: Smallest input.
-        hi: Largest input.
-        accumulator: Type of every tensor between layers.
+    Raises:
+        UserError: If the range is empty, or the accumulator not torch.int32 or torch.int64.
     """
 
-    lo: int
-    hi: int
-    accumulator: torch.dtype
+    def __init__(self, lo: int, hi: int, accumulator: torch.dtype) -> None:
+        super().__init__()
+        check_accumulator(accumulator)
+        if lo > hi:
+            raise UserError(f"inputs from {lo} to {hi}: lo must not exceed hi; swap them")
+        self.lo, self.hi, self.accumulator = lo, hi, accumulator
 
     def forward(self, input: Tensor) -> Tensor:
-        """Outputs of the last layer, integers.
+        """The same numbers.
 
         Raises:
             UserError: If the input is not of integers, or out of range.
         """
-        if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
-            raise UserError(f"input of {input.dtype}: must be integers; the twin takes floats, this one their integers")
+        check_integers(input)
         least, most = (int(end) for end in torch.aminmax(input))
         if least < self.lo or most > self.hi:
             raise UserError(f"input from {least} to {most}: must lie in {self.lo}..{self.hi}, for which the network was built")
-        output: Tensor = super().forward(input.to(self.accumulator))  # type: ignore[no-untyped-call]
-        return output
+        return input.to(self.accumulator)
+
+    def extra_repr(self) -> str:
+        """Constructor arguments, for `print(model)`."""
+        return f"lo={self.lo}, hi={self.hi}, accumulator={self.accumulator}"
 
 
 def float_twin(model: nn.Sequential, inputs: Tensor, *, bits: int = 8) -> nn.Sequential:
@@ -102,41 +111,42 @@ def float_twin(model: nn.Sequential, inputs: Tensor, *, bits: int = 8) -> nn.Seq
     Raises:
         UserError: If a layer is unknown or out of order, or bits are out of range.
     """
-    if not 2 <= bits <= 16:
-        raise UserError(f"bits = {bits}: must lie from 2 to 16; 8 is usual")
-    twin = nn.Sequential()
-    x, step = inputs.detach().double(), 1.0  # step: real value of one unit of what the next layer sees
-    scale = x.new_ones(1)  # units of what the layer before gives, to one real unit
-    layers = _layers(deepcopy(model).double().eval())
-    for (name, layer), (_, after) in zip(layers, [*layers[1:], ("", None)], strict=True):
+    check_bits(bits, least=2)
+    twin, layers = nn.Sequential(), _layers(deepcopy(model).double().eval())
+    x, scale = inputs.detach().double(), torch.ones(1, dtype=torch.float64)  # scale: units of the twin to one real unit
+    modules = [layer for _, layer in layers]
+    for (name, layer), before, after in zip(layers, [None, *modules[:-1]], [*modules[1:], None], strict=True):
+        twin.add_module(name, layer)
         with torch.no_grad():
             x = layer(x)
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                scale = _round_weights_(layer, bits, by_channel=isinstance(after, BatchNorm)) / step
+                scale = scale * _round_weights_(layer, bits, by_channel=isinstance(after, BatchNorm))
                 if layer.bias is not None:
                     layer.bias.mul_(scale)
                     if not isinstance(after, BatchNorm):
                         layer.bias.round_()
             elif isinstance(layer, BatchNorm):
-                if not isinstance(after, nn.ReLU):
+                if not isinstance(after, nn.ReLU | Quantizer):
                     raise UserError(f"layer {name}: a batch norm without ReLU behind it, but levels are never negative; put a ReLU there")
                 if layer.running_mean is None or layer.running_var is None:
                     raise UserError(f"layer {name}: a batch norm without running statistics; train it with track_running_stats=True")
                 layer.running_mean.mul_(scale)
                 layer.running_var.add_(layer.eps).mul_(scale**2).sub_(layer.eps)  # so that sqrt(var + eps) takes the scale up exactly
-        twin.add_module(name, layer)
-        if isinstance(layer, Quantizer):
-            step = 1.0
-        elif isinstance(layer, nn.ReLU) and not isinstance(after, Quantizer):
-            step = float(x.max()) / (2**bits - 1) or 1.0  # 1 where no unit is ever on
-            twin.add_module(f"{name}_levels", Quantizer(step, bits=bits))
+                scale = torch.ones_like(scale[:1])
+            elif isinstance(layer, nn.ReLU):
+                if not isinstance(before, BatchNorm):
+                    raise UserError(f"layer {name}: ReLU without a batch norm before it; put one there")
+                if not isinstance(after, Quantizer):
+                    step = x.max() / (2**bits - 1) if x.max() > 0 else x.new_ones(())
+                    twin.add_module(f"{name}_levels", Quantizer(float(step), bits=bits))
+                    scale = 1 / step.view(1)
     return twin.eval()
 
 
 def _round_weights_(layer: nn.Conv2d | nn.Linear, bits: int, *, by_channel: bool) -> Tensor:
-    """Weights to integers up to 2^(bits - 1) - 1, in place; returns what they were multiplied by, (C,)."""
-    largest = layer.weight.abs().flatten(1).amax(1)
-    largest = largest if by_channel else largest.max().expand_as(largest)
+    """Weights to integers up to 2^(bits - 1) - 1, in place; returns what they were multiplied by, (C,) or (1,)."""
+    each = layer.weight.abs().flatten(1).amax(1)
+    largest = each if by_channel else each.max().view(1)
     scale: Tensor = (2 ** (bits - 1) - 1) / torch.where(largest > 0, largest, 1)
     layer.weight.copy_((layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))).round())
     return scale
@@ -153,7 +163,7 @@ def _layers(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
     return [(name, layer) for name, layer in model.named_children() if not isinstance(layer, nn.Dropout | nn.Identity)]
 
 
-def quantize_batch_norm(twin: nn.Sequential, *, lo: int = 0, hi: int = 255, accumulator: torch.dtype = torch.int64) -> IntegerNetwork:
+def quantize_batch_norm(twin: nn.Sequential, *, lo: int = 0, hi: int = 255, accumulator: torch.dtype = torch.int64) -> nn.Sequential:
     """The same network in integers: each batch norm, with the ReLU and the `Quantizer` behind it, becomes a `QuantizedBatchNorm`.
 
     Args:
@@ -163,14 +173,14 @@ def quantize_batch_norm(twin: nn.Sequential, *, lo: int = 0, hi: int = 255, accu
         accumulator: torch.int32 or torch.int64: holds every sum, which is proven for any inputs in lo..hi.
 
     Returns:
-        The integer network. For any input its levels are those of the twin in float64, bit for bit.
+        torch's own layers with integer weights, and `QuantizedBatchNorm`, behind an `IntegerInput`; for any input its levels are those of
+        the twin in float64, bit for bit. It runs on a CPU: CUDA has no products of such integers.
 
     Raises:
         UserError: If a layer is unknown, out of order, in training mode or not integer-valued; if the accumulator is too narrow; or if
             float64 rounds a half-way value of the twin to the other level than exact arithmetic does.
     """
-    network = IntegerNetwork()
-    network.lo, network.hi, network.accumulator = lo, hi, accumulator
+    network = nn.Sequential(OrderedDict(input=IntegerInput(lo, hi, accumulator)))
     least, most = torch.tensor([lo]), torch.tensor([hi])
     layers, bias = deque(_layers(deepcopy(twin).double())), torch.zeros(1, dtype=torch.float64)
     while layers:
@@ -199,9 +209,9 @@ def _to_integers_(name: str, layer: nn.Conv2d | nn.Linear, lo: Tensor, hi: Tenso
     up, down = (each.flatten(1).sum(1) for each in (layer.weight.long().clamp(min=0), layer.weight.long().clamp(max=0)))
     bias = torch.zeros_like(up) if layer.bias is None else layer.bias.long()
     least, most = up * low + down * high + bias.clamp(max=0), up * high + down * low + bias.clamp(min=0)
-    limit = torch.iinfo(accumulator).max
+    limit = min(torch.iinfo(accumulator).max, 2**53)  # up to which float64 is exact
     if (largest := int(torch.maximum(-least, most).max())) > limit:
-        raise UserError(f"layer {name}: sums reach {largest:,}: {accumulator} holds {limit:,}; take torch.int64, or fewer bits")
+        raise UserError(f"layer {name}: sums reach {largest:,}: must not pass {limit:,} in {accumulator}; take torch.int64, or fewer bits")
     return least, most
 
 

@@ -33,8 +33,24 @@ PAPER = Paper(
     where="abstract",
 )
 BatchNorm = nn.modules.batchnorm._BatchNorm
-ACCUMULATORS = (torch.int32, torch.int64)
-MAX_BITS = 16
+
+
+def check_bits(bits: int, least: int = 1) -> None:
+    """Refuse numbers of bits outside `least`..16."""
+    if not least <= bits <= 16:
+        raise UserError(f"bits = {bits}: must lie from {least} to 16; 8 is usual")
+
+
+def check_accumulator(accumulator: torch.dtype) -> None:
+    """Refuse types in which A X + B is not computed."""
+    if accumulator not in (torch.int32, torch.int64):
+        raise UserError(f"accumulator = {accumulator}: must be torch.int32 or torch.int64; torch.int64 holds most")
+
+
+def check_integers(input: Tensor) -> None:
+    """Refuse tensors of other types than integers."""
+    if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
+        raise UserError(f"input of {input.dtype}: must be of integers; round it first")
 
 
 class Line(NamedTuple):
@@ -88,7 +104,7 @@ def exact_levels(X: Tensor, line: Line, *, bits: int) -> Tensor:
     Returns:
         Levels, int64.
 
-    >>> line = Line(torch.tensor([0.5, 0.3]).double(), torch.tensor([0.0, 0.0]).double())
+    >>> line = Line(torch.tensor([0.5, 0.3], dtype=torch.float64), torch.tensor([0.0, 0.0], dtype=torch.float64))
     >>> exact_levels(torch.arange(6)[:, None], line, bits=8).T.tolist()  # 0.3 in float64 is less than 3/10: 5 * 0.3 is rounded down
     [[0, 1, 1, 2, 2, 3], [0, 0, 1, 1, 1, 1]]
     """
@@ -113,7 +129,7 @@ def critical_points(line: Line, lo: Tensor, hi: Tensor, *, bits: int) -> list[tu
 class QuantizedBatchNorm(nn.Module):
     """Batch norm, ReLU and quantiser in integers: (N, C) or (N, C, ...) in, levels 0..2^k - 1 out, of the accumulator's type.
 
-    Built by `from_batch_norm`; a layer that is built by hand awaits a `load_state_dict`. All of its state is integers.
+    Built by `from_batch_norm`, or by hand for a `load_state_dict`. All of its state is integers.
 
     Args:
         num_features: C.
@@ -137,10 +153,8 @@ class QuantizedBatchNorm(nn.Module):
 
     def __init__(self, num_features: int, *, bits: int = 8, accumulator: torch.dtype = torch.int64) -> None:
         super().__init__()
-        if not 1 <= bits <= MAX_BITS:
-            raise UserError(f"bits = {bits}: must lie from 1 to {MAX_BITS}; 8 is usual")
-        if accumulator not in ACCUMULATORS:
-            raise UserError(f"accumulator = {accumulator}: must be torch.int32 or torch.int64; torch.int64 holds most")
+        check_bits(bits)
+        check_accumulator(accumulator)
         self.bits = bits
         for name in ("A", "B", "lo", "hi"):
             self.register_buffer(name, torch.zeros(num_features, dtype=accumulator))
@@ -180,7 +194,7 @@ class QuantizedBatchNorm(nn.Module):
         for c in (lo > hi).nonzero().flatten().tolist()[:1]:
             raise UserError(f"channel {c}: inputs from {lo[c]} to {hi[c]}: lo must not exceed hi; swap them")
         affines = share_scale(exact_affines(critical_points(line, lo, hi, bits=bits), bits=bits))
-        check_accumulator(affines, lo.tolist(), hi.tolist(), accumulator)
+        check_fit(affines, lo.tolist(), hi.tolist(), accumulator)
         A, B, K = zip(*affines, strict=True)
         for buffer, value in ((layer.A, A), (layer.B, B), (layer.K, K[0]), (layer.lo, lo), (layer.hi, hi)):
             buffer.copy_(torch.as_tensor(value))
@@ -192,8 +206,7 @@ class QuantizedBatchNorm(nn.Module):
         Raises:
             UserError: If the input is not of integers, or leaves the range for which exactness is proven.
         """
-        if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
-            raise UserError(f"input of {input.dtype}: must be integers; quantise it first")
+        check_integers(input)
         A, B, lo, hi = (t.view(-1, *[1] * (input.dim() - 2)) for t in (self.A, self.B, self.lo, self.hi))
         outside = (input < lo) | (input > hi)
         if outside.any():
@@ -205,7 +218,7 @@ class QuantizedBatchNorm(nn.Module):
         return f"{len(self.A)}, bits={self.bits}, accumulator={self.A.dtype}, K={int(self.K)}"
 
 
-def check_accumulator(affines: list[Affine], lo: list[int], hi: list[int], accumulator: torch.dtype) -> None:
+def check_fit(affines: list[Affine], lo: list[int], hi: list[int], accumulator: torch.dtype) -> None:
     """Prove that X, A, B, A X and A X + B fit for every admissible X.
 
     Raises:
@@ -230,11 +243,11 @@ class Mismatch(NamedTuple):
 
 
 def first_mismatch(layer: QuantizedBatchNorm, wanted: Callable[[Tensor], Tensor], *, block: int = 2**20) -> Mismatch | None:
-    """Try every admissible input of every channel; None where all outputs are as wanted. Acceptance test, of a second a hundred million.
+    """Try every admissible input of every channel; None where all outputs are as wanted. The acceptance test; some 50 million a second.
 
     Args:
         layer: What is tested.
-        wanted: (n, C) integers to (n, C) levels, such as `exact_levels` of a line.
+        wanted: (n, C) integers to (n, C) levels, such as `exact_levels`.
         block: Inputs to try at once.
     """
     lo, hi = layer.lo.long(), layer.hi.long()
