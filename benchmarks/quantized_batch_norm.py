@@ -69,7 +69,7 @@ def measure(kind, channels, width):
         "rounding_never": rounding.count(None),
         "search_needs_more": sum(r is not None and r < s.K for r, s in zip(rounding, affines, strict=True)),
     }
-    row |= {"inputs_tried": 2 * channels * 2**width, "wrong": wrong, "channels_in_int32_with_the_shared_K": fits}
+    row |= {"inputs_tried": 2 * channels * 2**width, "first_wrong": wrong, "channels_in_int32_with_the_shared_K": fits}
     row |= {"search_s": round(seconds, 3), "verify_s": round(time.perf_counter() - start, 3)}
     print(json.dumps(row), flush=True)
     return row

@@ -1,4 +1,4 @@
-"""Layers whose meaning depends on the batch."""
+"""Layers whose meaning depends on the batch, and batch norm in integers."""
 
 from bigbatch.layers.ghost_batch_norm import GhostBatchNorm, convert_batch_norm, ghost_groups
 from bigbatch.layers.integer_file import save_integers
