@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, SGD, TAGS, AllReduce, AnyComm, AnyOptimizer, Batch, Budget, Gossip, Schedule
+from bigbatch.recipe.sections import KINDS, SGD, TAGS, AllReduce, AnyComm, AnyOptimizer, AutoWU, Batch, Budget, Float16, Gossip, Schedule
 
 
 class Recipe(Section):
@@ -103,6 +103,26 @@ class Recipe(Section):
             raise ValueError(
                 f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "
                 "the same share; leave out batch.rule"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _autowu_fits(self) -> Self:
+        warmup, comm, rule = self.schedule.warmup, self.comm, self.batch.rule
+        if not isinstance(warmup, AutoWU):
+            return self
+        if comm.kind == "parameter_server":
+            raise ValueError(
+                'schedule.warmup.kind = "autowu" with comm.kind = "parameter_server": its workers go on before a loss is known; set '
+                'comm.kind = "all_reduce"'
+            )
+        if rule is not None and rule.kind in ("adascale", "increase_batch"):
+            raise ValueError(f'schedule.warmup.kind = "autowu" with batch.rule.kind = "{rule.kind}": both set the rate; leave one out')
+        plain = isinstance(comm, AllReduce) and (comm.compression is None or isinstance(comm.compression, Float16))
+        if warmup.return_to_minimum and not plain:
+            raise ValueError(
+                f'schedule.warmup.return_to_minimum with comm.kind = "{comm.kind}": takes back what all workers share, and here each has '
+                'state of its own; set comm.kind = "all_reduce" without a compression that makes up for errors, or leave it out'
             )
         return self
 

@@ -130,6 +130,22 @@ class ConstantWarmup(Section):
     factor: Fraction
 
 
+Open = Annotated[float, Field(gt=0, lt=1)]
+
+
+class AutoWU(Section):
+    """The rate grows exponentially until the loss turns, at most to the peak; goes back to where the loss was lowest; and decays."""
+
+    kind: Literal["autowu"] = "autowu"
+    start_factor: Open = 1e-5  # of the peak rate
+    share: Open = 0.5  # of the run: the longest warm-up
+    decay: Literal["cosine", "constant_cosine"] = "cosine"  # from there to the end; in the last fifth of the run only
+    tests: Count = 120  # in the whole run
+    patience: Count = 3  # tests in a row that must find a minimum
+    confidence: Open = 0.95
+    return_to_minimum: bool = False  # ours: with the rate, weights and optimizer state go back; also where the loss is not finite
+
+
 class ConstantDecay(Section):
     """The peak rate throughout."""
 
@@ -173,10 +189,19 @@ class LinearDecay(Section):
 
 
 class Schedule(Section):
-    """Learning rate = optimizer.lr x warmup x decay, both pure functions of the samples consumed."""
+    """Learning rate = optimizer.lr x warmup x decay, both pure functions of the samples consumed, but for AutoWU, which sees losses."""
 
-    warmup: Annotated[NoWarmup | GradualWarmup | ConstantWarmup, Field(discriminator="kind")] = NoWarmup()
+    warmup: Annotated[NoWarmup | GradualWarmup | ConstantWarmup | AutoWU, Field(discriminator="kind")] = NoWarmup()
     decay: Annotated[ConstantDecay | StepDecay | PolynomialDecay | CosineDecay | LinearDecay, Field(discriminator="kind")] = ConstantDecay()
+
+    @model_validator(mode="after")
+    def _autowu_decays_itself(self) -> Self:
+        if isinstance(self.warmup, AutoWU) and self.decay.kind != "constant":
+            raise ValueError(
+                f'decay.kind = "{self.decay.kind}" with warmup.kind = "autowu": has a decay of its own, from where its warm-up ends; set '
+                'schedule.decay.kind = "constant", and choose by schedule.warmup.decay'
+            )
+        return self
 
 
 class Batch(Section):
@@ -308,7 +333,7 @@ TAGS = {
 
 KINDS: dict[str, dict[str, type[Section]]] = {
     "optimizer": {"sgd": SGD, "adam": Adam, "adamw": AdamW, "sgdp": SGDP, "adamp": AdamP, "lars": LARS, "lamb": LAMB, "muon": Muon},
-    "schedule.warmup": {"none": NoWarmup, "gradual": GradualWarmup, "constant": ConstantWarmup},
+    "schedule.warmup": {"none": NoWarmup, "gradual": GradualWarmup, "constant": ConstantWarmup, "autowu": AutoWU},
     "schedule.decay": {
         "constant": ConstantDecay,
         "step": StepDecay,

@@ -1,4 +1,4 @@
-"""Schedules: pure functions from the clock to a factor of the peak rate. Only `ClockLR` and `set_lr` import torch."""
+"""Schedules: pure functions from the clock to a factor of the peak rate. `ClockLR` and `set_lr` import torch, `AutoWU` numpy."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,16 +8,20 @@ from bigbatch.schedules.constant_warmup import constant_warmup
 from bigbatch.schedules.cosine import cosine
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.schedules.gradual_warmup import gradual_warmup
+from bigbatch.schedules.kept import Kept
 from bigbatch.schedules.linear import linear
 from bigbatch.schedules.momentum_correction import corrected_momentum
 from bigbatch.schedules.polynomial import polynomial
 from bigbatch.schedules.step_decay import step_decay
 
 if TYPE_CHECKING:
+    from bigbatch.schedules.autowu import AutoWU
     from bigbatch.schedules.clock_lr import ClockLR, set_lr
 
 __all__ = [
+    "AutoWU",
     "ClockLR",
+    "Kept",
     "Schedule",
     "constant",
     "constant_warmup",
@@ -39,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from bigbatch.schedules import clock_lr
 
         return getattr(clock_lr, name)
+    if name == "AutoWU":
+        from bigbatch.schedules.autowu import AutoWU
+
+        return AutoWU
     raise AttributeError(f"module 'bigbatch.schedules' has no attribute {name!r}")

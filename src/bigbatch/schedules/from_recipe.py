@@ -16,12 +16,14 @@ from bigbatch.schedules.step_decay import step_decay
 
 
 def schedule_of(recipe: Recipe) -> Schedule:
-    """Warm-up times decay, with epochs turned into samples.
+    """Warm-up times decay, with epochs turned into samples; for AutoWU an `AutoWU`, anew at each call, whose `observe` is yours to call.
 
     >>> from bigbatch import Clock, Recipe
     >>> schedule_of(Recipe.named("digits/mlp"))(Clock(samples=0))
     0.0
     """
+    if recipe.schedule.warmup.kind == "autowu":
+        return warmup_of(recipe)
     return product(warmup_of(recipe), decay_of(recipe))
 
 
@@ -35,6 +37,11 @@ def warmup_of(recipe: Recipe) -> Schedule:
             return partial(gradual_warmup, warmup_samples=w.epochs * epoch, start_factor=w.start_factor)
         case r.ConstantWarmup() as w:
             return partial(constant_warmup, warmup_samples=w.epochs * epoch, factor=w.factor)
+        case r.AutoWU() as w:
+            from bigbatch.schedules.autowu import AutoWU  # imports numpy
+
+            settings = w.model_dump(exclude={"kind", "return_to_minimum"})
+            return AutoWU(total_samples=recipe.total_samples, seed=recipe.seed, **settings)
         case other:
             assert_never(other)
 

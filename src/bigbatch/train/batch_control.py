@@ -23,7 +23,9 @@ from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
 from bigbatch.scaling.linear import linear_lr
 from bigbatch.scaling.sqrt import sqrt_lr
+from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.train.learned_warmup import LearnedWarmup
 from bigbatch.train.record import Record
 from bigbatch.train.share import Work, work_of
 
@@ -49,16 +51,26 @@ class BatchControl:
         record: Gets what was measured.
         monitor: Measures each update's gradient, if it is to be measured.
         groups: Micro-batches that an update is then cut into at least, over all workers.
+        schedule: From the clock to a factor of the peak rate; the recipe's if left out.
+        warmup: Sees losses for a schedule that learns from them.
 
     Attributes:
         global_batch: Samples of the next update, but for the end of the run.
     """
 
     def __init__(
-        self, *, recipe: Recipe, ranks: Ranks, record: Record, monitor: NoiseScaleMonitor | None = None, groups: int = GROUPS
+        self,
+        *,
+        recipe: Recipe,
+        ranks: Ranks,
+        record: Record,
+        monitor: NoiseScaleMonitor | None = None,
+        groups: int = GROUPS,
+        schedule: Schedule | None = None,
+        warmup: LearnedWarmup | None = None,
     ) -> None:
         self._recipe, self._ranks, self._monitor, self._record, self._groups = recipe, ranks, monitor, record, groups
-        self._schedule, self._total = schedule_of(recipe), recipe.total_samples
+        self._schedule, self._total, self._warmup = schedule or schedule_of(recipe), recipe.total_samples, warmup
         self._untold: list[tuple[Clock, Seen, Tensor]] = []
         self._began = time.monotonic()
         self.global_batch = recipe.batch.global_batch
@@ -121,6 +133,8 @@ class BatchControl:
 
     def after_update(self, clock: Clock, num_samples: int, lr: float, sum_loss: Tensor) -> None:
         """`clock` stands after the update; `sum_loss` is of this worker's samples, on the device."""
+        if self._warmup is not None:
+            self._warmup.after_update(clock, num_samples, sum_loss)
         if self._monitor is not None:
             now = time.monotonic()
             self._untold.append((clock, Seen(num_samples, lr=lr, seconds=now - self._began), sum_loss))
@@ -128,6 +142,8 @@ class BatchControl:
 
     def take(self) -> None:
         """Read what was measured since the last call, into the record and the rule. Called by every worker after the same updates."""
+        if self._warmup is not None:
+            self._warmup.take()
         if self._monitor is None or not self._untold:
             return
         untold, self._untold = self._untold, []
@@ -140,6 +156,10 @@ class BatchControl:
             self._see(told)
         self._record.write_out()
 
+    def news(self) -> str:
+        """What the last update brought that is worth telling, in words; empty for nothing."""
+        return self._warmup.news if self._warmup is not None else ""
+
     def resumed(self) -> None:
         """Time that passed in other things (starting, evaluating, saving, waiting for values) is not an update's."""
         self._began = time.monotonic()
@@ -147,13 +167,16 @@ class BatchControl:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; `take` was called before."""
         monitor = {"monitor": self._monitor.state_dict()} if self._monitor is not None else {}
-        return {"global_batch": self.global_batch, **monitor}
+        warmup = {"warmup": self._warmup.state_dict()} if self._warmup is not None else {}
+        return {"global_batch": self.global_batch, **monitor, **warmup}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a run's beginning."""
         self.global_batch = state.get("global_batch", self.global_batch)
         if self._monitor is not None and "monitor" in state:
             self._monitor.load_state_dict(state["monitor"])
+        if self._warmup is not None:
+            self._warmup.load_state_dict(state.get("warmup", {}))
 
     def _see(self, seen: Seen) -> None:
         """What a rule wants to know of each update."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch.optim import Optimizer
+
 from bigbatch.batching.adabatch import AdaBatch
 from bigbatch.batching.adascale import AdaScale
 from bigbatch.batching.cabs import CABS
@@ -21,8 +23,11 @@ from bigbatch.core.clock import Clock
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
+from bigbatch.schedules.autowu import AutoWU
+from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
 from bigbatch.train.batch_control import GROUPS, BatchControl, DecidedBatch, GainedRate, ScheduledBatch
+from bigbatch.train.learned_warmup import LearnedWarmup
 from bigbatch.train.micro_batch import micro_batches
 from bigbatch.train.record import Record
 from bigbatch.train.share import Share, share_of
@@ -33,8 +38,12 @@ UNIT = 16
 """Samples of which a batch is a multiple, where neither normalisation groups nor a micro-batch say otherwise."""
 
 
-def build_scheduled_batch(recipe: Recipe) -> Callable[[Clock], tuple[int, float]]:
+def build_scheduled_batch(recipe: Recipe, schedule: Schedule | None = None) -> Callable[[Clock], tuple[int, float]]:
     """The batch and the factor of the peak rate, by the clock.
+
+    Args:
+        recipe: Of the run.
+        schedule: Of the rate, where AdaBatch has its own factor besides; the recipe's if left out.
 
     Raises:
         RecipeError: If the rule's bounds don't fit the recipe.
@@ -43,7 +52,7 @@ def build_scheduled_batch(recipe: Recipe) -> Callable[[Clock], tuple[int, float]
     bounds: dict[str, int] = {"global_batch": batch.global_batch, "largest": largest_of(recipe), "multiple_of": unit_of(recipe)}
     try:
         if isinstance(rule, sections.AdaBatch):
-            schedule = schedule_of(recipe)
+            rate = schedule or schedule_of(recipe)
             grown = AdaBatch(
                 **bounds,
                 num_train_samples=recipe.num_train_samples,
@@ -54,7 +63,7 @@ def build_scheduled_batch(recipe: Recipe) -> Callable[[Clock], tuple[int, float]
 
             def by_interval(clock: Clock) -> tuple[int, float]:
                 global_batch, factor = grown.at(clock)
-                return global_batch, factor * schedule(clock)
+                return global_batch, factor * rate(clock)
 
             return by_interval
         warmup, decay, increased = warmup_of(recipe), decay_of(recipe), IncreaseBatch(**bounds)
@@ -194,20 +203,24 @@ def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int 
         build_scheduled_batch(recipe)
 
 
-def build_batch_control(recipe: Recipe, comm: Comm, record: Record, *, measure: bool | str) -> BatchControl:
-    """What the recipe's [batch.rule] asks for.
+def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str) -> BatchControl:
+    """What the recipe's [batch.rule] and [schedule] ask for.
 
     Args:
         recipe: Of the run.
         comm: Of the workers; knows the model.
+        optimizer: Of the run.
         record: Gets what was measured.
         measure: Whether to measure noise where no rule asks for it; "layers" measures each layer too.
 
     Raises:
         RecipeError: Where `check_batch_control` does.
     """
-    rule, ranks = recipe.batch.rule, comm.ranks
-    settings: dict[str, Any] = {"recipe": recipe, "ranks": ranks, "record": record}
+    rule, ranks, schedule = recipe.batch.rule, comm.ranks, schedule_of(recipe)
+    settings: dict[str, Any] = {"recipe": recipe, "ranks": ranks, "record": record, "schedule": schedule}
+    if isinstance(schedule, AutoWU):
+        back = bool(recipe.get("schedule.warmup.return_to_minimum"))
+        settings["warmup"] = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
     if measures(recipe, measure):
         own = ranks.world_size > 1 and measures_own(recipe)
         parts = layers_of(comm.model) if measure == "layers" else None
@@ -222,7 +235,7 @@ def build_batch_control(recipe: Recipe, comm: Comm, record: Record, *, measure: 
         case None:
             return BatchControl(**settings)
         case sections.Scheduled():
-            return ScheduledBatch(build_scheduled_batch(recipe), **settings)
+            return ScheduledBatch(build_scheduled_batch(recipe, schedule), **settings)
         case sections.AdaScale():
             return GainedRate(AdaScale(base_batch=rule.base_batch), **settings)
         case _:

@@ -40,7 +40,10 @@ def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], fol
         bad = [i for i in indices if len(_not_finite(torch.as_tensor(train[i][0])[None]))]
         if bad:
             return f"{error}; the inputs themselves hold NaN or infinity, first in training sample {bad[0]}: clean or drop it{kept}"
-    return f"{error}; lower the rate, lengthen the warm-up, or try another rule{kept}"
+    remedy = "lower the rate, lengthen the warm-up, or try another rule"
+    if recipe.get("schedule.warmup.return_to_minimum") is False:
+        remedy = "lower the peak rate, or set schedule.warmup.return_to_minimum = true to go on from weights of the warm-up"
+    return f"{error}; {remedy}{kept}"
 
 
 def _not_finite(inputs: Tensor) -> list[int]:

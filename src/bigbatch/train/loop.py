@@ -142,7 +142,7 @@ def fit(
             return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
-        control = build_batch_control(recipe, comm, record, measure=measure_noise)
+        control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise)
         control.load_state_dict(progress.batch)
         if resume and not asked and ranks.first:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
@@ -193,6 +193,7 @@ def fit(
                     lr = optimizer.param_groups[0]["lr"]
                     record.update(clock, sum_loss, lr=lr, num_samples=num_samples)
                     control.after_update(clock, num_samples, lr, sum_loss)
+                    show.say(control.news())
 
                     done = control.position(clock) >= total
                     if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):

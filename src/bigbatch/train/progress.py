@@ -59,12 +59,15 @@ class Display(AbstractContextManager["Display"]):
 
     def decided(self, before: int, after: int, reason: str) -> None:
         """Say that the batch changes, and why."""
-        if not self._quiet:
-            text = f"{self.title}  batch {before:,} to {after:,}: {reason}"
+        self.say(f"batch {before:,} to {after:,}: {reason}")
+
+    def say(self, text: str) -> None:
+        """A line of its own; nothing for an empty one."""
+        if text and not self._quiet:
             if self._bar is not None:
-                self._bar.console.print(text, highlight=False)
+                self._bar.console.print(f"{self.title}  {text}", highlight=False)
             else:
-                print(text, file=sys.stderr, flush=True)
+                print(f"{self.title}  {text}", file=sys.stderr, flush=True)
 
     def update(self, samples: int, *, loss: float) -> None:
         """Show where the run stands, not more often than a person can read."""

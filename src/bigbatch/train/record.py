@@ -64,11 +64,14 @@ class Record:
         """
         self._pending.append(_Pending(clock, sum_loss, lr, num_samples))
 
-    def flush(self) -> None:
+    def flush(self, *, fatal: bool = True) -> None:
         """Read and write the updates since the last flush.
 
+        Args:
+            fatal: Whether a loss that is not finite ends the run; else it is recorded as "lost".
+
         Raises:
-            Diverged: If a loss is not finite; the record ends with that update.
+            Diverged: If such a loss is fatal; the record ends with that update.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -79,7 +82,7 @@ class Record:
             finite = math.isfinite(loss)
             self._write(
                 {
-                    "kind": "update" if finite else "diverged",
+                    "kind": "update" if finite else "diverged" if fatal else "lost",
                     "update": p.clock.updates,
                     "samples": p.clock.samples,
                     "loss": loss if finite else str(loss),
@@ -87,7 +90,7 @@ class Record:
                     "global_batch": p.num_samples,
                 }
             )
-            if not finite:
+            if not finite and fatal:
                 self.close()
                 raise Diverged(
                     f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite", update=p.clock.updates
@@ -108,6 +111,10 @@ class Record:
         self._write({**line, "before": before, "after": after, "reason": reason})
         if self._board is not None:
             self._board.add_scalar("train/global_batch", after, clock.updates)
+
+    def switch(self, clock: Clock, **facts: Any) -> None:
+        """The end of a warm-up that ends by itself, after the updates up to `clock`."""
+        self._write({"kind": "switch", "update": clock.updates, **facts})
 
     def staleness(self, clock: Clock, histogram: Mapping[int, int]) -> None:
         """Gradients applied so far, by the updates that they were late by."""

@@ -1,0 +1,260 @@
+r"""AutoWU: the rate grows until the training loss turns, goes back to where the loss was lowest, and decays.
+
+Paper:   Kim et al. 2021, Automated Learning Rate Scheduler for Large-batch Training, arXiv:2107.05855.
+Formula: warm-up, with the clock s and the whole run S in samples:  factor(s) = f0^(1 - s / (rho S)),  f0 = 1e-5, rho = 1/2.
+         The losses y_i of the warm-up so far at x_i = s_i / s_now are a Gaussian process: y = m + f(x) + noise, with
+             cov(f(x), f(x')) = a exp(-(x - x')^2 / (2 l^2)),  l = 0.2;   m, a and the noise maximise the likelihood of <= 100 of them.
+         A test draws <= 500 losses 5 times; a draw votes for a minimum if max_i P(f(x_i) < f(1)) > 0.95 over 500 places x_i, from the
+         Gaussian of the difference, 1e-4 added to its variance; most votes decide, and 3 tests in a row make the switch.
+         Then the rate is the mean over the draws of factor(x* s_now), x* where the posterior mean is lowest, and decays to 0: by a
+         cosine over the rest of the run, or it stays ("constant_cosine") and falls by a cosine over the last fifth of the run.
+Units:   s, S in samples; losses in their own unit, divided by their root mean square, so that 1e-4 is a hundredth of a loss, squared.
+Differs: tests every S/120 samples, not every epoch, and patience in tests, so that short runs work. The hyper-parameters are the true
+         maximum of the likelihood; the paper takes 100 steps of Adam. A draw votes only if the loss *fell* first, with the same
+         confidence: 3 tests in a row on noise alone would end the warm-up at its beginning. Losses far above the others (beyond
+         1.5 interquartile ranges) are cut there: one explosion must not bend the whole curve. No test before 10 losses.
+         Half-way, or at a loss that is not finite, the switch comes all the same, and goes back to x* too; the released code starts
+         its decay from the rate reached, 1.0, and leaves such losses out. Its half cosine starts at half the rate, ours at all of it.
+         (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
+Cost:    a test is O(n): milliseconds (gaussian_process.py, benchmarks/autowu.py).
+Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bigbatch.core.checks import Diverged, UserError, check_positive, unknown
+from bigbatch.core.clock import Clock
+from bigbatch.core.paper import Paper
+from bigbatch.schedules.cosine import cosine
+from bigbatch.schedules.gaussian_process import Array, Posterior, condition, fit, p_of, places, rise
+
+PAPER = Paper(
+    method="AutoWU",
+    title="Automated Learning Rate Scheduler for Large-batch Training",
+    authors="Kim et al.",
+    year=2021,
+    arxiv="2107.05855",
+    where="warm-up and decay, and the released code",
+    study="studies/autowu",
+)
+NUM_FITTED, NUM_CONDITIONED, NUM_PLACES, NUM_DRAWS = 100, 500, 500, 5
+JITTER, MIN_LOSSES = 1e-4, 10
+COOLDOWN = 0.2  # of the run, at its end, in which "constant_cosine" decays
+Decay = Literal["cosine", "constant_cosine"]
+
+
+def growth(progress: float, start_factor: float) -> float:
+    """Fraction of the peak rate at a part of the warm-up: f0^(1 - progress), at most 1.
+
+    >>> [round(growth(part, 1e-4), 9) for part in (0, 0.5, 1, 2)]
+    [0.0001, 0.01, 1.0, 1.0]
+    """
+    return float(start_factor ** (1 - min(1.0, progress)))
+
+
+class Judgement(NamedTuple):
+    """Outcome of a test."""
+
+    found: bool  # whether the loss has its minimum behind it
+    factor: float  # of the peak rate, at the minimum
+    minimum: float  # where it is, samples
+
+
+class Switch(NamedTuple):
+    """The end of the warm-up."""
+
+    samples: int  # on the clock of the last update of the warm-up
+    factor: float  # of the peak rate, from which it decays
+    minimum: float  # where the loss was lowest, samples
+    reason: str
+
+
+def confidence_of_turn(posterior: Posterior) -> tuple[float, float]:
+    """How sure it is that the loss fell and then rose, the lesser of max_i P(f(x_i) < f(1)) and P(f(x*) < f(0)); and x*, in [0, 1]."""
+    at = places(NUM_PLACES)
+    lowest = int(np.argmin(at @ posterior.weights))
+    rose = rise(posterior, at[:-1], at[-1], jitter=JITTER).max()
+    fell = rise(posterior, at[[lowest]], at[0], jitter=JITTER).max()
+    return p_of(min(rose, fell)), lowest / (NUM_PLACES - 1)
+
+
+def scaled(losses: ArrayLike) -> Array:
+    """Losses cut 1.5 interquartile ranges above the third quartile, divided by their root mean square.
+
+    >>> set(scaled([3.0] * 9 + [1e9]).tolist())
+    {1.0}
+    """
+    y = np.asarray(losses, float)
+    first, third = np.percentile(y, [25, 75])
+    y = np.minimum(y, third + 1.5 * (third - first))
+    return np.asarray(y / max(float(np.sqrt(np.mean(y * y))), 1e-300))
+
+
+def judge(x: ArrayLike, losses: ArrayLike, *, confidence: float, seed: int) -> tuple[bool, list[float]]:
+    """One test.
+
+    Args:
+        x: Places of the losses, from 0 to 1, shape (n,).
+        losses: All finite, shape (n,).
+        confidence: Of a vote.
+        seed: Of the draws; to 100 and to 500 losses all are taken, and five equal draws are one.
+
+    Returns:
+        Whether the loss has a minimum behind it, and x* of each draw.
+    """
+    x, y = np.asarray(x, float), scaled(losses)
+    generator = np.random.default_rng([seed, len(y)])
+
+    def draw(most: int) -> Any:
+        return slice(None) if len(y) <= most else np.sort(generator.choice(len(y), most, replace=False))
+
+    fitted = draw(NUM_FITTED)
+    hyper = fit(x[fitted], y[fitted])
+    draws = [draw(NUM_CONDITIONED) for _ in range(NUM_DRAWS if len(y) > NUM_CONDITIONED else 1)]
+    turns = [confidence_of_turn(condition(x[some], y[some], hyper)) for some in draws]
+    return sum(sure > confidence for sure, _ in turns) > len(turns) / 2, [lowest for _, lowest in turns]
+
+
+class AutoWU:
+    """The schedule: a function of the clock, like the others, that learns from losses during its warm-up.
+
+    In a loop of your own: `observe` after each update. In several processes: all `see` the mean loss over all; where it is `due`, the
+    first makes a `judgement`, and all `adopt` it.
+
+    A loss that is not finite ends the warm-up at once; the weights are then lost too, unless kept.py has earlier ones. A run of 50
+    updates is tested after each of its updates 10 to 25; one of fewer than 20 never, and at half of it the rate goes to the minimum.
+
+    Args:
+        total_samples: S, of the run.
+        start_factor: f0, of the peak rate. The paper's peak is 1, so its rate starts at 1e-5.
+        share: rho, of the run: the longest warm-up.
+        decay: From the switch on.
+        tests: In the whole run, but one after an update at most.
+        patience: Tests in a row that must find a minimum.
+        confidence: Of a vote in a test.
+        seed: Of the draws of losses.
+
+    Attributes:
+        switch: How the warm-up ended; None during it.
+        minimum: Where the loss was lowest by the last test, samples.
+
+    Raises:
+        UserError: If an argument is out of range.
+
+    >>> autowu, clock, rates = AutoWU(total_samples=10_000, start_factor=1e-4), Clock(), []
+    >>> while clock.samples < 10_000:
+    ...     rates.append(autowu(clock))
+    ...     _ = autowu.observe(clock, loss=1 + (math.log10(rates[-1]) + 1) ** 2)  # lowest at a tenth of the peak
+    ...     clock = clock.after(100)
+    >>> autowu.switch.reason, round(autowu.switch.factor, 2), round(max(rates), 2), round(rates[-1], 4)
+    ('the loss has turned', 0.1, 0.28, 0.0001)
+    """
+
+    def __init__(
+        self,
+        *,
+        total_samples: int,
+        start_factor: float = 1e-5,
+        share: float = 0.5,
+        decay: Decay = "cosine",
+        tests: int = 120,
+        patience: int = 3,
+        confidence: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        for name, count in {"total_samples": total_samples, "tests": tests, "patience": patience}.items():
+            check_positive(name, count, "give a whole number above zero")
+        for name, value, usual in (("start_factor", start_factor, 1e-5), ("share", share, 0.5), ("confidence", confidence, 0.95)):
+            if not 0 < value < 1:
+                raise UserError(f"{name} = {value}: must lie between 0 and 1; the paper's is {usual:g}")
+        if decay not in get_args(Decay):
+            raise UserError(unknown("decay", decay, get_args(Decay)))
+        self.switch: Switch | None = None
+        self.minimum = 0.0
+        self._total, self._start, self._share, self._decay = total_samples, start_factor, share, decay
+        self._tests, self._patience, self._confidence, self._seed = tests, patience, confidence, seed
+        self._samples: list[int] = []
+        self._losses: list[float] = []
+        self._tested = self._streak = 0
+        self._lost = False
+
+    def __call__(self, clock: Clock) -> float:
+        """Fraction of the peak rate, for the update at the clock."""
+        if self.switch is None:
+            return self._growth(clock.samples)
+        begin = max(self.switch.samples, round((1 - COOLDOWN) * self._total) if self._decay == "constant_cosine" else 0)
+        return self.switch.factor * cosine(Clock(max(0, clock.samples - begin)), total_samples=max(1, self._total - begin))
+
+    def observe(self, clock: Clock, loss: float) -> Switch | None:
+        """`see`, and a test where one is due; returns the switch, if it comes with this update. Raises Diverged as `see`."""
+        self.see(clock, loss)
+        return self.adopt(clock, self.judgement()) if self.due(clock) else None
+
+    def see(self, clock: Clock, loss: float) -> None:
+        """Take notice of the mean loss of an update; `clock` is the one that its rate was set by.
+
+        Raises:
+            Diverged: If the loss is not finite and fewer than 10 were seen before: there is nothing to go back to.
+        """
+        if self.switch is None and math.isfinite(loss):
+            self._samples.append(clock.samples)
+            self._losses.append(float(loss))
+        elif self.switch is None:
+            self._lost, update = True, clock.updates + 1
+            if len(self._losses) < MIN_LOSSES:
+                raise Diverged(f"loss = {loss} at update {update}: too early for AutoWU to know a better rate", update=update)
+
+    def due(self, clock: Clock) -> bool:
+        """Whether to test after the update at the clock: a matter of the clock, unless a loss was seen that is not finite."""
+        return self.switch is None and (self._lost or self._is_half_way(clock) or self._number(clock) > self._tested)
+
+    def judgement(self) -> Judgement:
+        """Test the losses seen so far."""
+        num, last = len(self._losses), self._samples[-1]
+        x = np.asarray(self._samples, float) / max(last, 1)
+        found, lowest = judge(x, self._losses, confidence=self._confidence, seed=self._seed)
+        factors = [self._growth(place * last) for place in lowest]
+        return Judgement(found and num >= MIN_LOSSES, sum(factors) / len(factors), last * sum(lowest) / len(lowest))
+
+    def adopt(self, clock: Clock, judgement: Judgement) -> Switch | None:
+        """Take up what a test found after the update at the clock; the switch, if it is time."""
+        self._tested, self.minimum = self._number(clock), judgement.minimum
+        self._streak = self._streak + 1 if judgement.found else 0
+        if self._lost:
+            reason = "the loss is not finite"
+        elif self._streak >= self._patience:
+            reason = "the loss has turned"
+        elif self._is_half_way(clock):
+            reason = f"{self._share:g} of the run is over"
+        else:
+            return None
+        self.switch = Switch(clock.samples, judgement.factor, judgement.minimum, reason)
+        self._samples, self._losses = [], []
+        return self.switch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: goes into the checkpoint."""
+        seen = {"samples": list(self._samples), "losses": list(self._losses), "lost": self._lost}
+        switch = list(self.switch) if self.switch is not None else None
+        return {**seen, "tested": self._tested, "streak": self._streak, "minimum": self.minimum, "switch": switch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._samples, self._losses, self._lost = list(state["samples"]), list(state["losses"]), state["lost"]
+        self._tested, self._streak, self.minimum = state["tested"], state["streak"], state["minimum"]
+        self.switch = Switch(*state["switch"]) if state["switch"] is not None else None
+
+    def _growth(self, samples: float) -> float:
+        return growth(samples / (self._share * self._total), self._start)
+
+    def _is_half_way(self, clock: Clock) -> bool:
+        return clock.samples >= self._share * self._total
+
+    def _number(self, clock: Clock) -> int:
+        """Of the last test that is due by the clock."""
+        return clock.samples * self._tests // self._total
