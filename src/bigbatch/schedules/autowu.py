@@ -11,13 +11,13 @@ Formula: warm-up, with the clock s and the whole run S in samples:  factor(s) = 
 Units:   s, S in samples; losses in their own unit, divided by their root mean square, so that 1e-4 is a hundredth of a loss, squared.
 Differs: tests every S/120 samples, not every epoch, and patience in tests, so that short runs work. The hyper-parameters are the true
          maximum of the likelihood; the paper takes 100 steps of Adam. A draw votes only if the loss *fell* first, with the same
-         confidence: 3 tests in a row on noise alone would end the warm-up at its beginning. Losses far above the others (beyond
-         1.5 interquartile ranges) are cut there: one explosion must not bend the whole curve. No test before 10 losses.
+         confidence: 3 tests in a row on noise alone would end the warm-up at its beginning. Losses above all of the first 10 are
+         cut there: an explosion must not bend the whole curve. No test before 10 losses.
          Half-way, or at a loss that is not finite, the switch comes all the same, and goes back to x* too; the released code starts
          its decay from the rate reached, 1.0, and leaves such losses out. Its half cosine starts at half the rate, ours at all of it.
          (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
-Cost:    a test is O(n): milliseconds (gaussian_process.py, benchmarks/autowu.py).
-Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile.
+Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Where losses
+         scatter by some hundredths or more (small batches), one short run in twenty takes noise for a minimum and goes on from a tiny rate.
 """
 
 import math
@@ -84,14 +84,13 @@ def confidence_of_turn(posterior: Posterior) -> tuple[float, float]:
 
 
 def scaled(losses: ArrayLike) -> Array:
-    """Losses cut 1.5 interquartile ranges above the third quartile, divided by their root mean square.
+    """Losses cut at the highest of the first 10, divided by their root mean square.
 
-    >>> set(scaled([3.0] * 9 + [1e9]).tolist())
+    >>> set(scaled([3.0] * 10 + [1e9]).tolist())
     {1.0}
     """
     y = np.asarray(losses, float)
-    first, third = np.percentile(y, [25, 75])
-    y = np.minimum(y, third + 1.5 * (third - first))
+    y = np.minimum(y, y[:MIN_LOSSES].max())
     return np.asarray(y / max(float(np.sqrt(np.mean(y * y))), 1e-300))
 
 
@@ -127,7 +126,7 @@ class AutoWU:
     first makes a `judgement`, and all `adopt` it.
 
     A loss that is not finite ends the warm-up at once; the weights are then lost too, unless kept.py has earlier ones. A run of 50
-    updates is tested after each of its updates 10 to 25; one of fewer than 20 never, and at half of it the rate goes to the minimum.
+    updates is tested after each of its updates 10 to 26; one of fewer than 20 at half of it only.
 
     Args:
         total_samples: S, of the run.
@@ -207,7 +206,7 @@ class AutoWU:
         elif self.switch is None:
             self._lost, update = True, clock.updates + 1
             if len(self._losses) < MIN_LOSSES:
-                raise Diverged(f"loss = {loss} at update {update}: too early for AutoWU to know a better rate", update=update)
+                raise Diverged(f"loss = {loss} at update {update}: AutoWU has seen too few; lower start_factor", update=update)
 
     def due(self, clock: Clock) -> bool:
         """Whether to test after the update at the clock: a matter of the clock, unless a loss was seen that is not finite."""

@@ -76,7 +76,7 @@ def fit(x: Array, y: Array) -> Hyper:
         """-2 log likelihood but for a constant, mean and scale, for each r."""
         one = np.ones(n)
         mean = inner(one, y, r) / inner(one, one, r)
-        scale = np.maximum(inner(y, y, r) - mean * inner(one, y, r), 1e-12 * (y @ y)) / n
+        scale = np.maximum(inner(y, y, r) - mean * inner(one, y, r), max(1e-12 * float(y @ y), 1e-300)) / n
         return n * np.log(scale * r) + np.log1p(eigenvalues / r[:, None]).sum(1), mean, scale
 
     coarse = np.geomspace(1e-6, 1e4, 81)

@@ -12,7 +12,9 @@ T = TypeVar("T")
 
 
 class Kept(Generic[T]):
-    """The copy nearest to the minimum as it is known so far, and the newest: two copies of weights and optimizer state, no more.
+    """The last copy before the minimum as it is known so far, and the newest: two copies of weights and optimizer state, no more.
+
+    Not the nearest: right after a minimum, weights may be beyond repair.
 
     Args:
         save: Makes a copy, which later updates must not change.
@@ -22,8 +24,8 @@ class Kept(Generic[T]):
     >>> kept = Kept(save=lambda: weights[0], load=lambda copy: weights.__setitem__(0, copy))
     >>> for samples in (0, 100, 200, 300):
     ...     weights[0] = samples / 100
-    ...     kept.keep(samples, minimum=min(samples, 120))
-    >>> [samples for samples, _ in kept.copies], kept.go_back(minimum=120), weights
+    ...     kept.keep(samples, minimum=min(samples, 190))
+    >>> [samples for samples, _ in kept.copies], kept.go_back(minimum=190), weights
     ([100, 300], 100, [1.0])
     """
 
@@ -39,11 +41,11 @@ class Kept(Generic[T]):
             minimum: Where the loss was lowest, as far as is known; samples.
         """
         newest = (samples, self._save())
-        nearest = _nearest([*self.copies, newest], minimum)
-        self.copies = [nearest] if nearest is newest else [nearest, newest]
+        last = _last([*self.copies, newest], minimum)
+        self.copies = [last] if last is newest else [last, newest]
 
     def go_back(self, minimum: float) -> int:
-        """Load the copy nearest to the minimum and let go of all.
+        """Load the last copy at or before the minimum, else the earliest; let go of all.
 
         Returns:
             The samples at which it was made.
@@ -53,11 +55,12 @@ class Kept(Generic[T]):
         """
         if not self.copies:
             raise Diverged("no weights were kept to go back to; keep some from the start")
-        samples, copy = _nearest(self.copies, minimum)
+        samples, copy = _last(self.copies, minimum)
         self._load(copy)
         self.copies = []
         return samples
 
 
-def _nearest(copies: Sequence[tuple[int, T]], minimum: float) -> tuple[int, T]:
-    return min(copies, key=lambda copy: abs(copy[0] - minimum))
+def _last(copies: Sequence[tuple[int, T]], minimum: float) -> tuple[int, T]:
+    before = [copy for copy in copies if copy[0] <= minimum]
+    return before[-1] if before else copies[0]

@@ -1,0 +1,273 @@
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.reference import autowu as reference
+
+from bigbatch.core.checks import Diverged, UserError
+from bigbatch.core.clock import Clock
+from bigbatch.schedules import AutoWU, ClockLR, set_lr
+from bigbatch.schedules.autowu import Judgement, confidence_of_turn, growth, judge, scaled
+from bigbatch.schedules.gaussian_process import Posterior, features
+
+
+def bowl(rate, best=0.03, noise=0.01, seed=0):
+    """A loss that is flat at low rates, falls, is lowest at `best`, and rises."""
+    at = math.log10(rate / best)
+    chance = np.random.default_rng([seed, int(1e9 * rate) % 2**31]).normal()
+    return (2.3 - 1.8 / (1 + 10 ** (-3 * (at + 1))) + 0.5 * max(0.0, at) ** 2) * (1 + noise * chance)
+
+
+def run(autowu, loss_of, total=20_000, batch=100, clock=Clock()):  # noqa: B008
+    """Rates of the updates from the clock to the end, by the paper's peak of 1."""
+    rates = []
+    while clock.samples < total:
+        rates.append(autowu(clock))
+        autowu.observe(clock, loss_of(rates[-1]))
+        clock = clock.after(batch)
+    return rates
+
+
+def test_hand_worked():
+    assert [growth(part, 1e-4) for part in (0, 0.25, 0.5, 1, 1.5)] == pytest.approx([1e-4, 1e-3, 1e-2, 1, 1], rel=1e-12)
+    y = scaled([3.0] * 9 + [1.0] + [100.0])  # what is above 3 is cut there; mean square of ten times 3 and once 1 = 91/11
+    assert y == pytest.approx(np.array([3] * 9 + [1, 3]) / math.sqrt(91 / 11))
+    # a certain curve that falls by 1 from 0 to 1/2 and rises by 0.2 to 1: the rise is sqrt(1e-4) = 0.01 wide
+    w = np.linalg.lstsq(features([0, 0.5, 1]), np.array([1.0, 0.0, 0.0164]), rcond=None)[0]
+    sure, _ = confidence_of_turn(Posterior(w, np.zeros((32, 32))))
+    places = features(np.linspace(0, 1, 500)) @ w
+    assert sure == pytest.approx(0.5 * math.erfc(-(places[-1] - places.min()) / 0.01 / math.sqrt(2)), abs=1e-9)
+
+
+def test_equals_the_reference_for_a_run():
+    """A run of 120 updates of the reference's own GP and this file's: the same switch, and rates that differ by what fits differ."""
+    losses = [bowl(10 ** (-5 + 5 * t / 60), seed=3) for t in range(120)]
+    want = reference.run(lambda rate, t: losses[t], total=12_000, batch=100)
+    autowu = AutoWU(total_samples=12_000)
+    got, clock = [], Clock()
+    for loss in losses:
+        got.append(autowu(clock))
+        autowu.observe(clock, loss)
+        clock = clock.after(100)
+    assert autowu.switch.reason == "the loss has turned"
+    assert 0.01 < autowu.switch.factor < 0.06  # the curve is flat there
+    assert got == pytest.approx(want, rel=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_finds_the_minimum(seed):
+    autowu = AutoWU(total_samples=20_000)
+    rates = run(autowu, lambda rate: bowl(rate, seed=seed))
+    assert autowu.switch.reason == "the loss has turned"
+    assert 0.018 < autowu.switch.factor < 0.05
+    assert max(rates) < 0.5, "the warm-up went on after the minimum"
+    at = rates.index(max(rates)) + 1
+    assert rates[at] == pytest.approx(autowu.switch.factor, rel=1e-3)
+    assert rates[-1] < 1e-3 * autowu.switch.factor
+    assert sorted(rates[at:], reverse=True) == rates[at:]
+
+
+@pytest.mark.parametrize(("noise", "most"), [(0.01, 0), (0.3, 4)])
+def test_noise_alone_is_hardly_ever_a_minimum(noise, most):
+    """40 flat runs: the docstring's figures."""
+    early = 0
+    for seed in range(40):
+        chance, autowu = np.random.default_rng(seed), AutoWU(total_samples=5_000)
+        run(autowu, lambda rate, c=chance: 2.3 * (1 + noise * c.normal()), total=5_000)
+        early += autowu.switch.reason == "the loss has turned"
+    assert early <= most
+
+
+def test_half_way_goes_back_to_the_minimum_too():
+    """A rise too late for the patience: the released code would decay from the peak."""
+    autowu = AutoWU(total_samples=20_000, patience=100)
+    rates = run(autowu, bowl)
+    assert autowu.switch.reason == "0.5 of the run is over"
+    assert autowu.switch.samples == 10_000
+    assert max(rates) == pytest.approx(1.0)
+    assert 0.01 < autowu.switch.factor < 0.06
+    still_falling = AutoWU(total_samples=20_000)
+    run(still_falling, lambda rate: 2 - 0.1 * math.log10(rate))
+    assert still_falling.switch.factor == pytest.approx(1.0), "what is lowest at the end stays there"
+
+
+def test_a_loss_that_is_not_finite_ends_the_warm_up():
+    autowu = AutoWU(total_samples=20_000)
+    rates = run(autowu, lambda rate: bowl(rate) if rate < 0.06 else math.inf)
+    assert autowu.switch.reason == "the loss is not finite"
+    assert 0.018 < autowu.switch.factor < 0.05
+    assert sum(rate > 0.06 for rate in rates) == 1
+
+
+@pytest.mark.parametrize("patience", [3, 30])
+def test_an_explosion_does_not_bend_the_curve(patience):
+    autowu = AutoWU(total_samples=20_000, patience=patience)
+    run(autowu, lambda rate: bowl(rate) if rate < 0.06 else 1e6 * rate**4)
+    assert 0.01 < autowu.switch.factor < 0.05
+
+
+def test_too_early_to_know_better():
+    with pytest.raises(Diverged, match="loss = nan at update 10: AutoWU has seen too few; lower start_factor") as caught:
+        run(AutoWU(total_samples=20_000), lambda rate: 2.3 if rate < 2.6e-5 else math.nan)
+    assert caught.value.update == 10
+
+
+def test_constant_then_cosine():
+    autowu = AutoWU(total_samples=20_000, decay="constant_cosine")
+    rates = run(autowu, bowl)
+    at = round(autowu.switch.samples / 100) + 1
+    assert rates[at:160] == [autowu.switch.factor] * (160 - at)
+    assert rates[180] == pytest.approx(autowu.switch.factor / 2)
+
+
+def test_short_runs():
+    fifty = AutoWU(total_samples=5_000)
+    run(fifty, bowl, total=5_000)
+    assert fifty.switch is not None
+    assert 0.01 < fifty.switch.factor < 0.08
+    for updates in (2, 3, 10):
+        few = AutoWU(total_samples=100 * updates)
+        rates = run(few, bowl, total=100 * updates)
+        assert few.switch.reason == "0.5 of the run is over"
+        assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_more_losses_than_are_drawn():
+    """3,000 updates: fits of 100, five draws of 500, and the mean of their five rates."""
+    losses = [bowl(10 ** (-5 + 5 * t / 1500), noise=0.1, seed=7) for t in range(1400)]
+    x = np.arange(1400) / 1399
+    found, lowest = judge(x, losses, confidence=0.95, seed=0)
+    again = judge(x, losses, confidence=0.95, seed=0)
+    other = judge(x, losses, confidence=0.95, seed=1)
+    assert found
+    assert len(set(lowest)) > 1
+    assert (found, lowest) == again != other
+    autowu = AutoWU(total_samples=3_000)
+    for t, loss in enumerate(losses):
+        autowu.see(Clock(t, t), loss)
+    judgement = autowu.judgement()
+    assert judgement.factor == pytest.approx(np.mean([10 ** (-5 * (1 - place * 1399 / 1500)) for place in judge_of(autowu)]))
+
+
+def judge_of(autowu):
+    state = autowu.state_dict()
+    return judge(np.array(state["samples"]) / state["samples"][-1], state["losses"], confidence=0.95, seed=0)[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(times=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+def test_the_unit_of_the_loss_does_not_matter(times, seed):
+    losses = [bowl(10 ** (-5 + 5 * t / 60), seed=seed) for t in range(55)]
+    x = np.arange(55) / 54
+    assert judge(x, losses, confidence=0.95, seed=0) == judge(x, [times * y for y in losses], confidence=0.95, seed=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(losses=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40), total=st.integers(1, 10**9), late=st.floats(0, 1))
+def test_any_losses_give_rates_in_range(losses, total, late):
+    autowu = AutoWU(total_samples=total)
+    batch = max(1, total // len(losses))
+    clock = Clock()
+    for loss in losses:
+        assert 0 <= autowu(clock) <= 1
+        autowu.observe(clock, loss)
+        clock = clock.after(batch)
+    assert 0 <= autowu(Clock(round(total * late), 1)) <= 1
+
+
+def test_a_batch_that_grows_does_not_move_the_minimum():
+    autowu, clock = AutoWU(total_samples=20_000), Clock()
+    while clock.samples < 20_000:
+        autowu.observe(clock, bowl(autowu(clock)))
+        clock = clock.after(50 if clock.samples < 5_000 else 200)
+    assert autowu.switch.reason == "the loss has turned"
+    assert 0.018 < autowu.switch.factor < 0.05
+
+
+@pytest.mark.parametrize("stop", [0, 3, 60, 150, 170, 199])
+def test_resumed_anywhere_it_is_the_same_schedule(stop):
+    whole = run(AutoWU(total_samples=20_000), bowl)
+    first, clock = AutoWU(total_samples=20_000), Clock()
+    for _ in range(stop):
+        first.observe(clock, bowl(first(clock)))
+        clock = clock.after(100)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    resumed = AutoWU(total_samples=20_000)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert run(resumed, bowl, clock=clock) == whole[stop:]
+
+
+def test_one_decides_for_all():
+    """Three copies see the same losses; the first's judgement, sent as text, makes the same switch of each."""
+    copies, clock = [AutoWU(total_samples=20_000, seed=seed) for seed in range(3)], Clock()
+    while copies[0].switch is None:
+        rate = copies[0](clock)
+        for each in copies:
+            each.see(clock, bowl(rate))
+        assert len({each.due(clock) for each in copies}) == 1
+        if copies[0].due(clock):
+            told = json.dumps(copies[0].judgement())
+            for each in copies:
+                each.adopt(clock, Judgement(*json.loads(told)))
+        clock = clock.after(100)
+    assert len({each.switch for each in copies}) == 1
+    assert len({each(clock) for each in copies}) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_any_optimizer_and_groups_keep_their_ratios(kind):
+    a, b = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = kind([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.25}])
+    autowu = AutoWU(total_samples=20_000)
+    scheduler = ClockLR(optimizer, autowu, global_batch=100)
+    while scheduler.clock.samples < 20_000:
+        lrs = [group["lr"] for group in optimizer.param_groups]
+        assert lrs[1] == pytest.approx(lrs[0] / 4)
+        assert lrs[0] == pytest.approx(autowu(scheduler.clock))
+        optimizer.step()
+        autowu.observe(scheduler.clock, bowl(lrs[0]))
+        scheduler.step()
+    assert autowu.switch.reason == "the loss has turned"
+    set_lr(optimizer, 1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.25]
+
+
+def test_momentum_is_corrected_at_the_switch():
+    """For optimizers with the rate inside the momentum: the one update after the switch has momentum times new over old rate."""
+    weights = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weights], lr=1.0, momentum=0.9)
+    autowu = AutoWU(total_samples=20_000)
+    scheduler = ClockLR(optimizer, autowu, global_batch=100, momentum_correction=True)
+    while autowu.switch is None:
+        before = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        autowu.observe(scheduler.clock, bowl(before))
+        scheduler.step()
+    after = optimizer.param_groups[0]["lr"]
+    assert after < before
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.9 * after / before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_samples": 0}, "total_samples = 0: must be a finite number above zero"),
+        ({"start_factor": 0.0}, "start_factor = 0.0: must lie between 0 and 1; the paper's is 1e-05"),
+        ({"share": 1.0}, "share = 1.0: must lie between 0 and 1; the paper's is 0.5"),
+        ({"confidence": 1.5}, "confidence = 1.5: must lie between 0 and 1; the paper's is 0.95"),
+        ({"patience": 0}, "patience = 0: must be a finite number above zero; give a whole number"),
+        ({"tests": -1}, "tests = -1: must be"),
+        ({"decay": "cosin"}, "unknown decay 'cosin': did you mean 'cosine'?"),
+    ],
+)
+def test_bad_arguments(settings, message):
+    with pytest.raises(UserError) as caught:
+        AutoWU(**{"total_samples": 100, **settings})
+    assert message in str(caught.value)
