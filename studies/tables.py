@@ -124,11 +124,47 @@ def decentralised():
             row(way, *(plain(cells[data, multiple, way]) if (data, multiple, way) in cells else "-" for data, multiple in groups))
 
 
+def autowu():
+    folder = HERE / "autowu"
+    for path in sorted(path for path in folder.glob("*.jsonl") if not path.stem.endswith("-search")):
+        cells, searched = by_key(path, "optimizer", "arm"), by_key(path.with_name(f"{path.stem}-search.jsonl"), "optimizer", "arm")
+        print(f"\n**{path.stem.replace('-', '/', 1)}**, {max(map(len, cells.values()))} seeds, 16 times the tuned batch\n")
+        head(
+            "optimizer, arm", "runs of search", "their seconds", "test accuracy, %", "peak rate", "switch at, % of the run", "tests cost, %"
+        )
+        for (optimizer, arm), lines in cells.items():
+            tried = searched.get((optimizer, arm), [])
+            seconds = sum(line["train_s"] or 0.0 for line in tried)
+            rate = spread(line["recipe"]["optimizer"]["lr"] * (line["switch"] or {"factor": 1.0})["factor"] for line in whole(lines))
+            ended = [line for line in whole(lines) if line["switch"]]
+            at = spread(100 * line["switch"]["update"] / line["updates"] for line in ended)
+            cost = spread(100 * line["switch"]["test_s"] / line["train_s"] for line in ended)
+            row(f"{optimizer}, {arm}", len(tried) or "none", f"{seconds:.0f}" if tried else "-", plain(lines), rate, at, cost)
+
+
+def whole(lines):
+    return [line for line in lines if not line["diverged"]]
+
+
+def spread(values):
+    """From the least to the most, in three digits."""
+    told = list(dict.fromkeys(f"{value:.3g}" for value in sorted(values)))
+    return told[0] if len(told) == 1 else f"{told[0]} to {told[-1]}" if told else "-"
+
+
 def plain(lines):
     """Mean and spread, without a verdict: no arm here is the reference of another."""
     return score_of(lines, lines)
 
 
 if __name__ == "__main__":
-    for study in sys.argv[1:] or ["decentralised", "adascale", "adaptive_batch", "increase_batch", "noise_scale", "critical_batch"]:
+    for study in sys.argv[1:] or [
+        "autowu",
+        "decentralised",
+        "adascale",
+        "adaptive_batch",
+        "increase_batch",
+        "noise_scale",
+        "critical_batch",
+    ]:
         globals()[study]()
