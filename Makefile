@@ -45,6 +45,7 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/noise_overhead.py
+	$(BIN)/python benchmarks/autowu.py
 	$(BIN)/python benchmarks/simulate_goyal.py
 	$(BIN)/python benchmarks/quantized_batch_norm.py
 

@@ -112,7 +112,7 @@ def test_an_explosion_does_not_bend_the_curve(patience):
 
 
 def test_too_early_to_know_better():
-    with pytest.raises(Diverged, match="loss = nan at update 10: AutoWU has seen too few; lower start_factor") as caught:
+    with pytest.raises(Diverged, match="loss = nan at update 10: AutoWU has seen too few; lower grow_from") as caught:
         run(AutoWU(total_samples=20_000), lambda rate: 2.3 if rate < 2.6e-5 else math.nan)
     assert caught.value.update == 10
 
@@ -259,7 +259,7 @@ def test_momentum_is_corrected_at_the_switch():
     ("settings", "message"),
     [
         ({"total_samples": 0}, "total_samples = 0: must be a finite number above zero"),
-        ({"start_factor": 0.0}, "start_factor = 0.0: must lie between 0 and 1; the paper's is 1e-05"),
+        ({"grow_from": 0.0}, "grow_from = 0.0: must lie between 0 and 1; the paper's is 1e-05"),
         ({"share": 1.0}, "share = 1.0: must lie between 0 and 1; the paper's is 0.5"),
         ({"confidence": 1.5}, "confidence = 1.5: must lie between 0 and 1; the paper's is 0.95"),
         ({"patience": 0}, "patience = 0: must be a finite number above zero; give a whole number"),

@@ -27,7 +27,7 @@ AUTOWU = Recipe.named("digits/mlp").replace(
     }
 )
 RETURNS = {"schedule.warmup.return_to_minimum": True}
-EXPLODES = {"optimizer.lr": 1e30, "schedule.warmup.start_factor": 1e-34, "schedule.warmup.tests": 20, **RETURNS}
+EXPLODES = {"optimizer.lr": 1e30, "schedule.warmup.grow_from": 1e-34, "schedule.warmup.tests": 20, **RETURNS}
 """The loss is infinite before patience is over."""
 
 
@@ -182,7 +182,7 @@ def test_a_recipe_makes_the_schedule():
         ({"batch.rule": {"kind": "increase_batch"}}, 'batch.rule.kind = "increase_batch": both set the rate'),
         ({**RETURNS, "comm": {"kind": "local_sgd"}}, 'return_to_minimum with comm.kind = "local_sgd": takes back what all workers share'),
         ({**RETURNS, "comm.compression": {"kind": "top_k"}}, "without a compression that makes up for errors"),
-        ({"schedule.warmup.start_factor": 1.0}, "schedule.warmup.start_factor = 1.0: input should be less than 1"),
+        ({"schedule.warmup.grow_from": 1.0}, "schedule.warmup.grow_from = 1.0: input should be less than 1"),
         ({"schedule.warmup.share": 0.0}, "schedule.warmup.share = 0.0: input should be greater than 0"),
         ({"schedule.warmup.decay": "linear"}, "schedule.warmup.decay = 'linear'"),
         ({"schedule.warmup.epochs": 5}, "unknown field 'schedule.warmup.epochs'"),

@@ -137,7 +137,7 @@ class AutoWU(Section):
     """The rate grows exponentially until the loss turns, at most to the peak; goes back to where the loss was lowest; and decays."""
 
     kind: Literal["autowu"] = "autowu"
-    start_factor: Open = 1e-5  # of the peak rate
+    grow_from: Open = 1e-5  # of the peak rate
     share: Open = 0.5  # of the run: the longest warm-up
     decay: Literal["cosine", "constant_cosine"] = "cosine"  # from there to the end; in the last fifth of the run only
     tests: Count = 120  # in the whole run

@@ -48,13 +48,13 @@ COOLDOWN = 0.2  # of the run, at its end, in which "constant_cosine" decays
 Decay = Literal["cosine", "constant_cosine"]
 
 
-def growth(progress: float, start_factor: float) -> float:
+def growth(progress: float, grow_from: float) -> float:
     """Fraction of the peak rate at a part of the warm-up: f0^(1 - progress), at most 1.
 
     >>> [round(growth(part, 1e-4), 9) for part in (0, 0.5, 1, 2)]
     [0.0001, 0.01, 1.0, 1.0]
     """
-    return float(start_factor ** (1 - min(1.0, progress)))
+    return float(grow_from ** (1 - min(1.0, progress)))
 
 
 class Judgement(NamedTuple):
@@ -130,7 +130,7 @@ class AutoWU:
 
     Args:
         total_samples: S, of the run.
-        start_factor: f0, of the peak rate. The paper's peak is 1, so its rate starts at 1e-5.
+        grow_from: f0, of the peak rate. The paper's peak is 1, so its rate starts at 1e-5.
         share: rho, of the run: the longest warm-up.
         decay: From the switch on.
         tests: In the whole run, but one after an update at most.
@@ -145,7 +145,7 @@ class AutoWU:
     Raises:
         UserError: If an argument is out of range.
 
-    >>> autowu, clock, rates = AutoWU(total_samples=10_000, start_factor=1e-4), Clock(), []
+    >>> autowu, clock, rates = AutoWU(total_samples=10_000, grow_from=1e-4), Clock(), []
     >>> while clock.samples < 10_000:
     ...     rates.append(autowu(clock))
     ...     _ = autowu.observe(clock, loss=1 + (math.log10(rates[-1]) + 1) ** 2)  # lowest at a tenth of the peak
@@ -158,7 +158,7 @@ class AutoWU:
         self,
         *,
         total_samples: int,
-        start_factor: float = 1e-5,
+        grow_from: float = 1e-5,
         share: float = 0.5,
         decay: Decay = "cosine",
         tests: int = 120,
@@ -168,14 +168,14 @@ class AutoWU:
     ) -> None:
         for name, count in {"total_samples": total_samples, "tests": tests, "patience": patience}.items():
             check_positive(name, count, "give a whole number above zero")
-        for name, value, usual in (("start_factor", start_factor, 1e-5), ("share", share, 0.5), ("confidence", confidence, 0.95)):
+        for name, value, usual in (("grow_from", grow_from, 1e-5), ("share", share, 0.5), ("confidence", confidence, 0.95)):
             if not 0 < value < 1:
                 raise UserError(f"{name} = {value}: must lie between 0 and 1; the paper's is {usual:g}")
         if decay not in get_args(Decay):
             raise UserError(unknown("decay", decay, get_args(Decay)))
         self.switch: Switch | None = None
         self.minimum = 0.0
-        self._total, self._start, self._share, self._decay = total_samples, start_factor, share, decay
+        self._total, self._start, self._share, self._decay = total_samples, grow_from, share, decay
         self._tests, self._patience, self._confidence, self._seed = tests, patience, confidence, seed
         self._samples: list[int] = []
         self._losses: list[float] = []
@@ -206,7 +206,7 @@ class AutoWU:
         elif self.switch is None:
             self._lost, update = True, clock.updates + 1
             if len(self._losses) < MIN_LOSSES:
-                raise Diverged(f"loss = {loss} at update {update}: AutoWU has seen too few; lower start_factor", update=update)
+                raise Diverged(f"loss = {loss} at update {update}: AutoWU has seen too few; lower grow_from", update=update)
 
     def due(self, clock: Clock) -> bool:
         """Whether to test after the update at the clock: a matter of the clock, unless a loss was seen that is not finite."""
