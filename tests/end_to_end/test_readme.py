@@ -11,18 +11,9 @@ import pytest
 from bigbatch import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.M | re.S)
 KINDS = {"sh", "python", "toml"}
-NAMES = [
-    "plan-and-fit",
-    "own-loop",
-    "optimizers",
-    "noise-scale",
-    "integers",
-    "many-workers",
-    "gossip",
-    "parameter-server",
-]  # of the Python blocks
 
 
 def of(kind):
@@ -31,10 +22,15 @@ def of(kind):
 
 def test_there_is_something_to_run_and_nothing_else():
     assert {kind for kind, _ in BLOCKS} == KINDS
-    assert len(of("python")) == len(NAMES)
+    assert README.count("\n```") == 2 * len(BLOCKS)
 
 
-@pytest.mark.parametrize("code", of("python"), ids=NAMES)
+def headings():
+    """What each Python block stands under."""
+    return [re.findall(r"^## (.*)$", README[: README.index(code)], flags=re.M)[-1] for code in of("python")]
+
+
+@pytest.mark.parametrize("code", of("python"), ids=headings())
 def test_python_blocks(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False

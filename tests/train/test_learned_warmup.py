@@ -123,9 +123,6 @@ def test_weights_and_optimizer_state_return(tmp_path):
 
 
 def test_groups_keep_their_ratios():
-    class Looks(DigitsMLP):
-        pass
-
     recipe = AUTOWU.replace({"optimizer": {"name": "muon", "lr": 1.0, "adam_lr": 0.1}})
     seen = []
     step = torch.optim.Optimizer.zero_grad
