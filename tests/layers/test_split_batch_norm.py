@@ -8,8 +8,9 @@ from torch import nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.layers import (
-    GhostBatchNorm,
+    GhostBatchNorm2d,
     SplitBatchNorm,
+    SplitBatchNorm2d,
     adversarial_stream,
     convert_batch_norm,
     convert_split_batch_norm,
@@ -122,10 +123,11 @@ def test_conversion_keeps_parameters_groups_and_mode_and_is_undone():
     assert all(torch.equal(state[key], value) for key, value in main_state_dict(model.state_dict()).items())
     assert convert_split_batch_norm(model)[1] is model[1]
     convert_batch_norm(model, 2)
-    assert type(model[1]) is SplitBatchNorm
+    assert isinstance(model[1], SplitBatchNorm2d)
+    assert isinstance(model[1], nn.BatchNorm2d)
     assert model[1].ghost_batch == model[1].auxiliary.ghost_batch == 2
     drop_auxiliary(model)
-    assert type(model[1]) is GhostBatchNorm
+    assert type(model[1]) is GhostBatchNorm2d
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert model.state_dict().keys() == state.keys()
 

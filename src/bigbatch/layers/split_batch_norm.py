@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
-from bigbatch.layers.ghost_batch_norm import AnyBatchNorm, GhostBatchNorm, Module, batch_norms, replace_batch_norms, settings_of, take_over
+from bigbatch.layers.batch_norms import AnyBatchNorm, Module, batch_norms, replace_batch_norms, same_rank, settings_of, take_over
+from bigbatch.layers.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_like
 
 PAPER = Paper(
     method="Split batch norm",
@@ -80,6 +81,21 @@ class SplitBatchNorm(GhostBatchNorm):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class SplitBatchNorm1d(SplitBatchNorm, GhostBatchNorm1d):
+    """`SplitBatchNorm` of inputs (N, C) or (N, C, L)."""
+
+
+class SplitBatchNorm2d(SplitBatchNorm, GhostBatchNorm2d):
+    """`SplitBatchNorm` of inputs (N, C, H, W)."""
+
+
+class SplitBatchNorm3d(SplitBatchNorm, GhostBatchNorm3d):
+    """`SplitBatchNorm` of inputs (N, C, D, H, W)."""
+
+
+KINDS = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d, nn.BatchNorm3d: SplitBatchNorm3d}
+
+
 @contextmanager
 def adversarial_stream(model: nn.Module, *, after: int = 0) -> Iterator[None]:
     """Passes within are adversarial: they use and update the auxiliary batch norms, and leave the main ones alone.
@@ -121,7 +137,7 @@ def convert_split_batch_norm(model: Module) -> Module:
     def split(old: AnyBatchNorm) -> AnyBatchNorm:
         if isinstance(old, SplitBatchNorm):
             return old
-        new = SplitBatchNorm(**settings_of(old))
+        new = same_rank(old, KINDS, SplitBatchNorm)(**settings_of(old))
         take_over(new.auxiliary, deepcopy(old))
         return new
 
@@ -139,7 +155,11 @@ def drop_auxiliary(model: Module) -> Module:
     Returns:
         The same model, or the new layer if the model is a batch norm itself.
     """
-    return replace_batch_norms(model, lambda old: GhostBatchNorm(**settings_of(old)) if isinstance(old, SplitBatchNorm) else old)
+
+    def main(old: AnyBatchNorm) -> AnyBatchNorm:
+        return ghost_like(old, settings_of(old)["ghost_batch"]) if isinstance(old, SplitBatchNorm) else old
+
+    return replace_batch_norms(model, main)
 
 
 def main_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from bigbatch.comm.gossip import Gossip
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.layers.ghost_batch_norm import batch_norms
+from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
 from bigbatch.train.build import DTYPES
 from bigbatch.train.feed import feed
