@@ -108,6 +108,8 @@ CASES = [
     ("batching.adascale", "smoothing", "", None),
     ("layers.ghost_batch_norm", "GhostBatchNorm._normalise", "", None),
     ("layers.normalise_groups", "normalise_groups", "", "layers/test_ghost_batch_norm.py"),
+    ("layers.precise_statistics", "population", "mean", None),
+    ("layers.precise_statistics", "population", "var", None),
     ("layers.split_batch_norm", "SplitBatchNorm.forward", "", None),
     ("core.norms", "sq_norm", "", None),
     ("core.norms", "ratio_or_one", "", None),

@@ -8,6 +8,7 @@ from bigbatch.layers.ghost_batch_norm import (
     convert_batch_norm,
     ghost_groups,
 )
+from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.layers.split_batch_norm import (
     SplitBatchNorm,
     SplitBatchNorm1d,
@@ -34,4 +35,5 @@ __all__ = [
     "drop_auxiliary",
     "ghost_groups",
     "main_state_dict",
+    "recompute_statistics",
 ]
