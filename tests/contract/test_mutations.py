@@ -42,6 +42,7 @@ def _wrong(*args, **kwargs):
 CASES = [
     ("scaling.linear", "linear_lr", "", None),
     ("scaling.sqrt", "sqrt_lr", "", None),
+    ("scaling.regime", "longer", "", None),
     ("scaling.legw", "legw_lr", "", None),
     ("scaling.legw", "legw_warmup_epochs", "", None),
     ("schedules.gradual_warmup", "gradual_warmup", "", None),
