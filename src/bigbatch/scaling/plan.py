@@ -96,6 +96,9 @@ def _keep_samples(recipe: Recipe, global_batch: int) -> Iterator[Change]:
         yield Change("batch.micro_batch", micro, "auto", "a forward pass must fit the new batch; it never changes the update")
     if isinstance(ghost, int) and ghost > global_batch:
         yield Change("batch.ghost_batch", ghost, global_batch, "a normalisation group can't be larger than the batch")
+    noise = recipe.batch.noise_batch
+    if noise is not None and noise >= global_batch:
+        yield Change("batch.noise_batch", noise, None, "the batch is no larger than that: its gradient is noisy enough")
     if recipe.budget.updates is not None:
         after = max(1, round(recipe.total_samples / global_batch))
         yield Change("budget.updates", recipe.budget.updates, after, "the same number of samples, in updates of the new batch")
