@@ -50,10 +50,15 @@ def test_due_updates_are_even_on_a_logarithmic_axis(per_octave):
     assert all(b / a < 2 ** (2 / per_octave) for a, b in itertools.pairwise(late))
 
 
-@pytest.mark.parametrize("pairs", [([1, 2], [1.0, 2.0]), ([5, 5, 5], [1.0, 2.0, 3.0]), ([0, 1, 2], [1.0, 2.0, 3.0])])
+@pytest.mark.parametrize("pairs", [([1, 2], [1.0, 2.0]), ([5, 5, 5], [1.0, 2.0, 3.0]), ([1, 2, 3], [1.0, 2.0]), ([], [])])
 def test_too_little_to_fit(pairs):
-    with pytest.raises(UserError, match="must be three pairs or more, at different updates from 1 on"):
+    with pytest.raises(UserError, match="must be three pairs or more, of which some differ in the first; measure more"):
         fit_log(*pairs)
+
+
+def test_before_the_first_update_there_is_no_logarithm():
+    with pytest.raises(UserError, match="updates = 0: must be 1 or more, where the logarithm begins"):
+        fit_log([0, 1, 2], [0.0, 1.0, 2.0])
 
 
 def test_a_run_records_it_and_a_resumed_one_alike(tmp_path, monkeypatch):

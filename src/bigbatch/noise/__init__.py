@@ -7,10 +7,9 @@ from bigbatch.noise.multiplicative_noise import loss_weights
 from bigbatch.noise.per_example import noise_of_examples
 from bigbatch.noise.preconditioned import Preconditioned
 from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simple_noise_scale
-from bigbatch.noise.weight_distance import LogFit, WeightDistance, fit_log
+from bigbatch.noise.weight_distance import WeightDistance, fit_log
 
 __all__ = [
-    "LogFit",
     "NoiseEstimate",
     "NoiseScale",
     "NoiseScaleMonitor",

@@ -84,35 +84,49 @@ class WeightDistance:
         return distance(self._parameters, self._start)
 
 
-class LogFit(NamedTuple):
-    """distance = intercept + slope log(updates), natural logarithm."""
+class Line(NamedTuple):
+    """y = intercept + slope x, by least squares."""
 
-    slope: float  # distance for each e-fold of the updates
-    intercept: float  # distance at the first update
+    slope: float
+    intercept: float
     r_squared: float  # share of the variance that the line explains
 
 
-def fit_log(updates: Sequence[float], distances: Sequence[float]) -> LogFit:
-    """Fit the logarithmic law by least squares.
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Least squares.
+
+    Raises:
+        UserError: If there are fewer than three points, or none differ in x.
+
+    >>> fit_line([1, 2, 3], [3.0, 5.0, 7.0])
+    Line(slope=2.0, intercept=1.0, r_squared=1.0)
+    """
+    u, v = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(u) != len(v) or len(u) < 3 or u.min() == u.max():
+        raise UserError(f"{len(u)} and {len(v)} values: must be three pairs or more, of which some differ in the first; measure more")
+    slope = float(((u - u.mean()) * (v - v.mean())).sum() / np.square(u - u.mean()).sum())
+    intercept = float(v.mean() - slope * u.mean())
+    spread, rest = np.square(v - v.mean()).sum(), np.square(v - intercept - slope * u).sum()
+    return Line(slope, intercept, float(1 - rest / spread) if spread else 1.0)
+
+
+def fit_log(updates: Sequence[float], distances: Sequence[float]) -> Line:
+    """Fit |w_t - w_0| = intercept + slope log t, natural logarithm.
 
     Args:
         updates: t, from 1 on; those of the initial phase, before the rate falls.
         distances: |w_t - w_0| at each.
 
     Returns:
-        The line.
+        Distance for each e-fold of the updates, distance at the first one, and the share of the variance that the law explains:
+        beside that of `fit_line` over the roots of t, ordinary diffusion's law, it says which of the two holds.
 
     Raises:
-        UserError: If there are fewer than three points, or none differ in t, or a t is below 1.
+        UserError: If a t is below 1, there are fewer than three points, or none differ in t.
 
     >>> fit_log([1, 10, 100], [2.0, 3.0, 4.0])  # doctest: +ELLIPSIS
-    LogFit(slope=0.434..., intercept=2.0, r_squared=1.0)
+    Line(slope=0.434..., intercept=2.0, r_squared=1.0)
     """
-    t, d = np.asarray(updates, dtype=float), np.asarray(distances, dtype=float)
-    if len(t) != len(d) or len(t) < 3 or t.min() < 1 or t.min() == t.max():
-        raise UserError(f"{len(t)} updates and {len(d)} distances: must be three pairs or more, at different updates from 1 on")
-    x = np.log(t)
-    slope = float(((x - x.mean()) * (d - d.mean())).sum() / np.square(x - x.mean()).sum())
-    intercept = float(d.mean() - slope * x.mean())
-    spread = np.square(d - d.mean()).sum()
-    return LogFit(slope, intercept, float(1 - np.square(d - intercept - slope * x).sum() / spread) if spread else 1.0)
+    if min(updates, default=1) < 1:
+        raise UserError(f"updates = {min(updates)}: must be 1 or more, where the logarithm begins; leave out the start")
+    return fit_line(np.log(updates).tolist(), distances)
