@@ -43,6 +43,7 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torch-optimizer pytorch-ranger
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/ghost_batch_norm.py
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/noise_overhead.py
 	$(BIN)/python benchmarks/autowu.py

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bigbatch import Recipe
+from bigbatch.noise.weight_distance import fit_line, fit_log
 from bigbatch.study.grid import cell_text
 from bigbatch.train.record import read_record
 
@@ -152,19 +153,42 @@ def spread(values):
     return told[0] if len(told) == 1 else f"{told[0]} to {told[-1]}" if told else "-"
 
 
+def train_longer():
+    cells = by_key(HERE / "train_longer" / "runs.jsonl", "column")
+    reference = cells["SB",]
+    print()
+    head("column", "batch", "epochs", "updates", f"test accuracy, % ({len(reference)} seeds)", "seconds a run, median")
+    for (column,), lines in cells.items():
+        recipe, seconds = Recipe.from_dict(lines[0]["recipe"]), [line["train_s"] for line in lines if not line["diverged"]]
+        told = f"{statistics.median(seconds):.0f}" if seconds else "-"
+        row(column, f"{recipe.batch.global_batch:,}", f"{recipe.total_epochs:g}", updates_of(lines), score_of(lines, reference), told)
+    print("\nDistance of the weights from their start, from the end of the warm-up to the first drop of the rate: a + b log t.\n")
+    head("column", "updates t", "b", "a", "R^2 of log t", "R^2 of the root of t", "distance at the last t")
+    for (column,), lines in cells.items():
+        fits = [walk_of(line) for line in lines if not line["diverged"]]
+        if fits:
+            first, last = fits[0]["updates"]
+            told = [f"{statistics.fmean(fit[name] for fit in fits):.3g}" for name in ("slope", "intercept", "log", "root", "distance")]
+            row(column, f"{first:,} to {last:,}", *told)
+
+
+def walk_of(line):
+    """How the weights of a run walked while the rate stood at its peak."""
+    recipe = Recipe.from_dict(line["recipe"])
+    updates_per_epoch = recipe.num_train_samples / recipe.batch.global_batch
+    phase = (recipe.schedule.warmup.epochs * updates_per_epoch, recipe.schedule.decay.milestones[0] * updates_per_epoch)
+    points = [(t, d) for t, d in line["weight_distance"] if phase[0] <= t <= phase[1]]
+    updates, distances = zip(*points, strict=True)
+    fitted, root = fit_log(updates, distances), fit_line([t**0.5 for t in updates], distances)
+    told = {"updates": (updates[0], updates[-1]), "slope": fitted.slope, "intercept": fitted.intercept, "distance": distances[-1]}
+    return {**told, "log": fitted.r_squared, "root": root.r_squared}
+
+
 def plain(lines):
     """Mean and spread, without a verdict: no arm here is the reference of another."""
     return score_of(lines, lines)
 
 
 if __name__ == "__main__":
-    for study in sys.argv[1:] or [
-        "autowu",
-        "decentralised",
-        "adascale",
-        "adaptive_batch",
-        "increase_batch",
-        "noise_scale",
-        "critical_batch",
-    ]:
+    for study in sys.argv[1:] or [name for name in list(globals()) if (HERE / name).is_dir()]:
         globals()[study]()

@@ -20,6 +20,7 @@ RUNS = {  # task, changes, forward passes of one worker
     "adamp": ("digits/mlp", {**MLP, "optimizer.name": "adamp", "optimizer.lr": 1e-3}, 128),
     "muon": ("digits/mlp", {**MLP, "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02}, 128),
     "clipped": ("digits/mlp", {**MLP, **SGD, "optimizer.clip_norm": 0.5}, 128),
+    "noisy": ("digits/mlp", {**MLP, **SGD, "batch.noise_batch": 16}, 128),
     "sharded": ("digits/mlp", {**MLP, **SGD, "comm.kind": "fully_shard"}, 128),
     "muon, sharded": (
         "digits/mlp",

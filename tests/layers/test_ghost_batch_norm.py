@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from tests.reference.ghost_batch_norm import ghost_batch_norm
 from torch import nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.layers import GhostBatchNorm, convert_batch_norm, ghost_groups
+from bigbatch.layers import GhostBatchNorm, GhostBatchNorm2d, convert_batch_norm, ghost_groups
 
 
 def test_hand_worked():  # groups (0, 2) and (10, 12), each mean +-1; running mean 0.1 * 1 * 0.9 + 0.1 * 11 = 1.19
@@ -35,12 +37,101 @@ def test_equals_the_literal_algorithm_for_100_steps(n):
     np.testing.assert_allclose(layer.running_var.numpy(), var, rtol=1e-10)
 
 
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+@pytest.mark.parametrize("n", [12, 14, 17])
+def test_running_statistics_equal_the_closed_form(n, momentum):
+    generator = torch.Generator().manual_seed(n)
+    layer = GhostBatchNorm2d(3, ghost_batch=4, momentum=momentum).double()
+    means, variances = [], []
+    for _ in range(5):
+        x = torch.randn(n, 3, 2, 2, generator=generator, dtype=torch.float64) * 3 + 1
+        layer(x)
+        means += [group.mean((0, 2, 3)) for group in x.split(ghost_groups(n, 4))]
+        variances += [group.var((0, 2, 3)) for group in x.split(ghost_groups(n, 4))]
+    k = len(means)
+    weights = [1 / k] * k if momentum is None else [(1 - momentum) ** (k - i) * momentum for i in range(1, k + 1)]
+    rest = 0.0 if momentum is None else (1 - momentum) ** k
+    torch.testing.assert_close(layer.running_mean, sum(w * m for w, m in zip(weights, means, strict=True)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        layer.running_var, rest + sum(w * v for w, v in zip(weights, variances, strict=True)), rtol=1e-12, atol=1e-12
+    )
+    assert layer.num_batches_tracked == k
+
+
 @pytest.mark.parametrize("ghost_batch", [8, 100, None])
-def test_a_group_of_the_whole_batch_is_plain_batch_norm(ghost_batch):
-    x = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    plain, ghost = nn.BatchNorm2d(3), GhostBatchNorm(3, ghost_batch=ghost_batch)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_group_of_the_whole_batch_is_plain_batch_norm(ghost_batch, memory_format, momentum):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 8, 3, 5, 5, generator=generator)
+    plain, ghost = nn.BatchNorm2d(3, momentum=momentum), GhostBatchNorm2d(3, ghost_batch=ghost_batch, momentum=momentum)
+    inputs = [x.to(memory_format=memory_format).detach().clone().requires_grad_() for _ in range(2)]
+    for layer, its in zip((plain, ghost), inputs, strict=True):
+        layer(its).backward(grad)
+        layer(its.detach())
     assert torch.equal(plain(x), ghost(x))
-    assert torch.equal(plain.running_var, ghost.running_var)
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    for mine, theirs in zip(ghost.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(ghost.state_dict()[key], value)
+
+
+def by_torch(layer, x, sizes):
+    """What torch's own batch norm gives, group by group."""
+    return torch.cat([layer(group) for group in x.split(sizes)])
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (14, 3, 5), (9, 3, 4, 5), (13, 3, 2, 3, 2)])
+@pytest.mark.parametrize(
+    "kind", ["plain", "transposed", "sliced", "expanded gradient", "no affine", "untracked", "frozen input", "channels last"]
+)
+def test_equals_torch_group_by_group(shape, kind):
+    generator = torch.Generator().manual_seed(0)
+    options = {"affine": kind != "no affine", "track_running_stats": kind != "untracked"}
+    torch_layer = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](3, **options)
+    mine = convert_batch_norm(deepcopy(torch_layer), 4)
+    x, grad = torch.randn(2, *shape, generator=generator)
+    if kind == "transposed":
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
+    if kind == "sliced":
+        x = torch.randn(shape[0], 6, *shape[2:], generator=generator)[:, ::2]
+    if kind == "channels last" and len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    if kind == "expanded gradient":
+        grad = torch.ones(()).expand(shape)
+    inputs = [x.detach().requires_grad_(kind != "frozen input") for _ in range(2)]
+    outputs = [mine(inputs[0]), by_torch(torch_layer, inputs[1], ghost_groups(shape[0], 4))]
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    if outputs[0].requires_grad:
+        for output in outputs:
+            output.backward(grad)
+    if inputs[0].requires_grad:
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=0, atol=0)
+    for p, q in zip(mine.parameters(), torch_layer.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
+    for p, q in zip(mine.buffers(), torch_layer.buffers(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_gradients_and_their_gradients_are_right(affine):
+    generator = torch.Generator().manual_seed(0)
+    layer = GhostBatchNorm(2, ghost_batch=3, affine=affine, track_running_stats=False).double()
+    x = torch.randn(7, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def output(x, *parameters):
+        return torch.func.functional_call(layer, dict(zip(("weight", "bias"), parameters, strict=False)), (x,))
+
+    inputs = (x, *(torch.rand(2, dtype=torch.float64, generator=generator).requires_grad_() for _ in layer.parameters()))
+    assert torch.autograd.gradcheck(output, inputs)
+    assert torch.autograd.gradgradcheck(output, inputs)
+
+
+def test_compiled_it_is_the_same():
+    layer = GhostBatchNorm2d(3, ghost_batch=4)
+    x = torch.randn(10, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.compile(deepcopy(layer), backend="eager")(x), layer(x))
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 31])
@@ -59,18 +150,33 @@ def test_groups_sum_up_and_the_last_is_never_tiny(n, ghost):
     sizes = ghost_groups(n, ghost)
     assert sum(sizes) == n
     assert all(size == ghost for size in sizes[:-1])
-    assert len(sizes) == 1 or ghost / 2 <= sizes[-1] < 1.5 * ghost
+    assert len(sizes) == 1 or ghost / 2 <= sizes[-1] <= 1.5 * ghost
+    assert 1 not in sizes or n == 1 or ghost == 1
 
 
 def test_keeps_channels_last():
-    x = torch.randn(8, 3, 4, 4).to(memory_format=torch.channels_last)
-    assert GhostBatchNorm(3, ghost_batch=4)(x).is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(8, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    out = GhostBatchNorm(3, ghost_batch=4)(x)
+    out.backward(torch.randn(8, 3, 4, 4))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_bfloat16_input_under_autocast():
-    layer = GhostBatchNorm(3, ghost_batch=4)
-    assert layer(torch.randn(8, 3, 4, 4).bfloat16()).dtype == torch.bfloat16
-    assert layer.running_mean.dtype == torch.float32
+def test_bfloat16_inputs_meet_float32_statistics():
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    layer, plain = GhostBatchNorm2d(3, ghost_batch=4), nn.BatchNorm2d(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    out.sum().backward()
+    assert torch.equal(out, by_torch(plain, x.detach(), [4, 4]))
+    assert (out.dtype, x.grad.dtype, layer.weight.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert torch.equal(layer.running_mean, plain.running_mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_in_half_precision(dtype):
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(GhostBatchNorm2d(3, ghost_batch=4, dtype=dtype)(x), by_torch(nn.BatchNorm2d(3, dtype=dtype), x, [4, 4]))
 
 
 def test_a_plain_average_over_groups():
@@ -83,13 +189,40 @@ def test_converting_a_model_keeps_its_parameters_and_buffers():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     state, parameters = model.state_dict(), list(model.parameters())
     convert_batch_norm(model, 16)
-    assert [type(m) for m in (model[1], model[2][0])] == [GhostBatchNorm, GhostBatchNorm]
+    assert [type(m) for m in (model[1], model[2][0])] == [GhostBatchNorm2d, GhostBatchNorm2d]
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
     convert_batch_norm(model, 32)
     assert model[1].ghost_batch == 32
 
 
-def test_refuses_an_empty_group():
-    with pytest.raises(UserError, match="ghost_batch = 0: must be a finite number above zero"):
-        GhostBatchNorm(3, ghost_batch=0)
+def test_checkpoints_go_both_ways():
+    plain, ghost = nn.BatchNorm2d(3), GhostBatchNorm2d(3, ghost_batch=4)
+    ghost(torch.randn(8, 3, 2, 2))
+    plain.load_state_dict(ghost.state_dict())
+    GhostBatchNorm2d(3, ghost_batch=2).load_state_dict(plain.state_dict())
+    assert plain.num_batches_tracked == 2
+
+
+def test_a_layer_is_still_what_torch_calls_it():
+    for torchs in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        assert isinstance(convert_batch_norm(torchs(3), 4), torchs)
+    assert type(convert_batch_norm(nn.SyncBatchNorm(3), 4)) is GhostBatchNorm
+    with pytest.raises(ValueError, match="expected 4D input"):
+        GhostBatchNorm2d(3, ghost_batch=4)(torch.randn(8, 3))
+    with pytest.raises(ValueError, match=r"input of shape \(3,\): must have samples and channels"):
+        GhostBatchNorm(3, ghost_batch=4)(torch.randn(3))
+
+
+def test_a_layer_without_a_size_yet_is_refused():
+    with pytest.raises(UserError, match="LazyBatchNorm2d: has no size yet; pass one input"):
+        convert_batch_norm(nn.Sequential(nn.LazyBatchNorm2d()), 4)
+
+
+@pytest.mark.parametrize("ghost_batch", [1, 0, -3])
+def test_refuses_a_group_of_one(ghost_batch):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    for refused in (lambda: GhostBatchNorm(3, ghost_batch=ghost_batch), lambda: convert_batch_norm(model, ghost_batch)):
+        with pytest.raises(UserError, match=rf"ghost_batch = {ghost_batch}: must be 2 or more, since .*; give the batch that"):
+            refused()
+    assert type(model[0]) is nn.BatchNorm1d

@@ -66,6 +66,7 @@ def test_is_frozen():
         ({"batch.global_batch": -128}, "batch.global_batch = -128: input should be greater than 0"),
         ({"batch.global_batch": 55_001}, "batch.global_batch = 55,001: is larger than the training set of 55,000 samples; choose"),
         ({"batch.ghost_batch": 0}, "batch.ghost_batch = 0: must be a whole number above zero, or 'global'"),
+        ({"batch.ghost_batch": 1}, "batch.ghost_batch = 1: must be 2 or more, since a group of one sample has no variance"),
         ({"batch.micro_batch": "big"}, "batch.micro_batch = 'big': must be a whole number above zero, or 'auto'"),
         ({"batch.ghost_batch": 256}, "batch.ghost_batch = 256: is larger than global_batch = 128"),
         ({"batch.ghost_batch": 64, "batch.micro_batch": 100}, "batch.micro_batch = 100: must be a multiple of ghost_batch = 64"),

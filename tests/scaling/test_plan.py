@@ -18,7 +18,7 @@ def warnings(recipe, batch, rule):
 def test_every_rule_keeps_the_samples_and_says_why(rule, k, epochs):
     reference = RESNET.replace({"budget.epochs": epochs})
     planned = plan(reference, global_batch=128 * k, rule=rule)
-    assert planned.recipe.total_samples == reference.total_samples
+    assert planned.recipe.total_samples == reference.total_samples * (k if rule == "regime" else 1)
     assert planned.recipe.batch.global_batch == 128 * k
     if planned.recipe.optimizer.name == reference.optimizer.name:
         assert planned.recipe.optimizer.weight_decay == reference.optimizer.weight_decay

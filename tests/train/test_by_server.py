@@ -165,6 +165,11 @@ def test_what_does_not_go_together(changes, measure, message):
         check_served(NAMED.replace(changes), 4, measure_noise=measure)
 
 
+def test_the_weights_distance_is_not_recorded_there():
+    with pytest.raises(UserError, match="measure_distance with a parameter server: is not recorded there"):
+        check_served(NAMED, 4, measure_distance=True)
+
+
 def test_more_gradients_than_samples():
     with pytest.raises(RecipeError, match="40 workers for a global_batch of 32"):
         build_ledger(NAMED, 40)

@@ -15,7 +15,7 @@ TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of `bigbat
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe (TOML); the task's own if left out.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
-Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqrt, legw, lars, lamb, adam or adamp.")]
+Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqrt, legw, lars, lamb, adam, adamp or regime.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
 CommKind = Annotated[str | None, typer.Option("--comm", help="all_reduce, local_sgd, gossip, parameter_server or fully_shard.")]
 TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]

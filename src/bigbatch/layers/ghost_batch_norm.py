@@ -7,17 +7,18 @@ Formula: split the batch into K groups of `ghost_batch` samples; group i is norm
          Evaluation uses mean_run and var_run on the whole input, and never splits.
 Units:   ghost_batch in samples.
 Differs: tracks the unbiased variance (as torch does), not the standard deviation. The exponent is K; the paper prints |B_S|.
-         A rest smaller than half a group joins the group before it, so that no group has only a few samples.
+         A rest smaller than half a group, or of one sample, joins the group before it, so that no group has only a few samples.
+Cost:    that of torch's batch norm; see normalise_groups.py.
 """
-
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigbatch.core.checks import check_positive
+from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
+from bigbatch.layers.batch_norms import AnyBatchNorm, Module, replace_batch_norms, same_rank, settings_of
+from bigbatch.layers.normalise_groups import normalise_groups
 
 PAPER = Paper(
     method="Ghost batch norm",
@@ -27,7 +28,6 @@ PAPER = Paper(
     arxiv="1705.08741",
     where="Section 4.2",
 )
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def ghost_groups(num_samples: int, ghost_batch: int) -> list[int]:
@@ -50,26 +50,45 @@ def ghost_groups(num_samples: int, ghost_batch: int) -> list[int]:
     check_positive("ghost_batch", ghost_batch)
     full, rest = divmod(num_samples, ghost_batch)
     sizes = [ghost_batch] * full
-    if rest and (not sizes or 2 * rest >= ghost_batch):
+    if rest and (not sizes or (2 * rest >= ghost_batch and rest > 1)):
         sizes.append(rest)
     elif rest:
         sizes[-1] += rest
     return sizes
 
 
-class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
+def check_ghost_batch(ghost_batch: int | None) -> int | None:
+    """The samples of a group, if they can be one.
+
+    Raises:
+        UserError: If they are below 2.
+    """
+    if ghost_batch is not None and ghost_batch < 2:
+        raise UserError(
+            f"ghost_batch = {ghost_batch}: must be 2 or more, since a group of one sample has no variance over samples; give the batch "
+            "that the model was tuned at, say 32 to 128"
+        )
+    return ghost_batch
+
+
+class GhostBatchNorm(AnyBatchNorm):
     """Batch norm over groups of `ghost_batch` consecutive samples of the input, shape (N, C) or (N, C, ...).
+
+    A batch that is no larger than `ghost_batch` is one group. `GhostBatchNorm1d`, `2d` and `3d` are also torch's batch norms of these
+    names, for code that asks what a layer is, and take the same inputs only.
 
     Args:
         num_features: C.
-        ghost_batch: Samples in one group, or None for the whole input (plain batch norm).
+        ghost_batch: Samples in one group, 2 or more; None for the whole input (plain batch norm).
         eps: Added to the variance.
         momentum: a in the formula: weight of a new group in the running statistics; None for a plain average over groups.
         affine: Whether to learn gamma and beta.
         track_running_stats: Whether to keep running statistics for evaluation.
+        device: Of parameters and buffers.
+        dtype: Of parameters and buffers.
 
     Raises:
-        UserError: If `ghost_batch` is not positive.
+        UserError: If `ghost_batch` is below 2.
 
     >>> layer = GhostBatchNorm(1, ghost_batch=2)
     >>> layer(torch.tensor([[0.0], [2.0], [10.0], [12.0]])).flatten().round().tolist()
@@ -85,78 +104,93 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        if ghost_batch is not None:
-            check_positive("ghost_batch", ghost_batch)
-        self.ghost_batch = ghost_batch
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.ghost_batch = check_ghost_batch(ghost_batch)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; the output has the input's shape and memory format."""
-        use_running = not self.training and self.track_running_stats
-        if use_running or self.ghost_batch is None:
-            return self._normalise(input)
-        groups = ghost_groups(len(input), self.ghost_batch)
-        if len(groups) == 1:
-            return self._normalise(input)
-        return torch.cat([self._normalise(group) for group in torch.split(input, groups)])
+        self._check_input_dim(input)
+        if not self.training and self.running_mean is not None:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        split = self.ghost_batch is not None and len(input) > self.ghost_batch
+        sizes = ghost_groups(len(input), self.ghost_batch or 0) if split else [len(input)]
+        if self.training and self.track_running_stats:
+            return self._normalise(input, sizes, self.running_mean, self.running_var, self._momenta(len(sizes)))
+        return self._normalise(input, sizes, None, None, [0.0] * len(sizes))
 
-    def _normalise(self, group: Tensor) -> Tensor:
-        update = self.training and self.track_running_stats
-        momentum = self.momentum if self.momentum is not None else 0.0
-        if update and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        return F.batch_norm(
-            group,
-            self.running_mean if not self.training or self.track_running_stats else None,
-            self.running_var if not self.training or self.track_running_stats else None,
-            self.weight,
-            self.bias,
-            training=self.training or not self.track_running_stats,
-            momentum=momentum,
-            eps=self.eps,
-        )
+    def _normalise(self, input: Tensor, sizes: list[int], mean: Tensor | None, var: Tensor | None, momenta: list[float]) -> Tensor:
+        return normalise_groups(input, sizes, self.weight, self.bias, mean, var, momenta, self.eps)
+
+    def _momenta(self, num_groups: int) -> list[float]:
+        """Weights of the groups in the running statistics; counts them."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(num_groups)
+        if self.momentum is not None:
+            return [self.momentum] * num_groups
+        last = int(self.num_batches_tracked)  # syncs, as torch does for momentum None
+        return [1.0 / seen for seen in range(last - num_groups + 1, last + 1)]
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any input of shape (N, C, ...) will do."""
+        if input.dim() < 2:
+            raise ValueError(f"input of shape {tuple(input.shape)}: must have samples and channels; give (N, C) or (N, C, ...)")
 
     def extra_repr(self) -> str:
         """Constructor arguments, for `print(model)`."""
         return f"{super().extra_repr()}, ghost_batch={self.ghost_batch}"  # type: ignore[no-untyped-call]
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """Every batch-norm layer of a model by name: those whose meaning depends on the batch."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+class GhostBatchNorm1d(GhostBatchNorm, nn.BatchNorm1d):
+    """`GhostBatchNorm` of inputs (N, C) or (N, C, L)."""
+
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class GhostBatchNorm2d(GhostBatchNorm, nn.BatchNorm2d):
+    """`GhostBatchNorm` of inputs (N, C, H, W)."""
+
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+class GhostBatchNorm3d(GhostBatchNorm, nn.BatchNorm3d):
+    """`GhostBatchNorm` of inputs (N, C, D, H, W)."""
+
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+KINDS = {nn.BatchNorm1d: GhostBatchNorm1d, nn.BatchNorm2d: GhostBatchNorm2d, nn.BatchNorm3d: GhostBatchNorm3d}
+
+
+def ghost_like(norm: AnyBatchNorm, ghost_batch: int | None) -> GhostBatchNorm:
+    """A ghost batch norm with the settings of `norm`, for the same inputs; `GhostBatchNorm` itself for a layer of any rank."""
+    return same_rank(norm, KINDS, GhostBatchNorm)(**settings_of(norm) | {"ghost_batch": ghost_batch})
 
 
 def convert_batch_norm(model: Module, ghost_batch: int | None) -> Module:
     """Replace every batch norm of a model by ghost batch norm, in place, sharing its parameters and buffers.
 
+    State dicts keep their keys, and load both ways. A layer of torch.nn.SyncBatchNorm then normalises over the worker's own groups.
+
     Args:
-        model: Any module; a batch norm that is the model itself can't be replaced in place, so wrap it first.
-        ghost_batch: Samples in one group, or None for the whole forward pass.
+        model: Any module.
+        ghost_batch: Samples in one group, 2 or more; None for the whole forward pass.
 
     Returns:
-        The same model.
+        The same model, or the new layer if the model is a batch norm itself.
+
+    Raises:
+        UserError: If `ghost_batch` is below 2, or a batch norm is lazy and has not seen an input yet.
     """
-    for name, old in batch_norms(model).items():
-        if isinstance(old, GhostBatchNorm):
-            old.ghost_batch = ghost_batch
-            continue
-        new = GhostBatchNorm(
-            old.num_features,
-            ghost_batch=ghost_batch,
-            eps=old.eps,
-            momentum=old.momentum,
-            affine=old.affine,
-            track_running_stats=old.track_running_stats,
-        )
-        new.weight, new.bias = old.weight, old.bias
-        new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
-        new.train(old.training)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)
-    return model
+    check_ghost_batch(ghost_batch)
+
+    def ghost(old: AnyBatchNorm) -> AnyBatchNorm:
+        if not isinstance(old, GhostBatchNorm):
+            return ghost_like(old, ghost_batch)
+        for layer in old.modules():  # the streams of split batch norm
+            if isinstance(layer, GhostBatchNorm):
+                layer.ghost_batch = ghost_batch
+        return old
+
+    return replace_batch_norms(model, ghost)

@@ -3,18 +3,23 @@
 from bigbatch.noise.critical_batch import fit_critical_batch, overhead
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
+from bigbatch.noise.multiplicative_noise import loss_weights
 from bigbatch.noise.per_example import noise_of_examples
 from bigbatch.noise.preconditioned import Preconditioned
 from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simple_noise_scale
+from bigbatch.noise.weight_distance import WeightDistance, fit_log
 
 __all__ = [
     "NoiseEstimate",
     "NoiseScale",
     "NoiseScaleMonitor",
     "Preconditioned",
+    "WeightDistance",
     "estimate",
     "fit_critical_batch",
+    "fit_log",
     "layers_of",
+    "loss_weights",
     "noise_of_examples",
     "noise_of_groups",
     "overhead",

@@ -21,7 +21,21 @@ from pydantic import Field, ValidationError, model_validator
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, SGD, TAGS, AllReduce, AnyComm, AnyOptimizer, AutoWU, Batch, Budget, Float16, Gossip, Schedule
+from bigbatch.recipe.sections import (
+    KINDS,
+    SGD,
+    TAGS,
+    AllReduce,
+    AnyComm,
+    AnyOptimizer,
+    AutoWU,
+    Batch,
+    Budget,
+    Float16,
+    Gossip,
+    ParameterServer,
+    Schedule,
+)
 
 
 class Recipe(Section):
@@ -67,6 +81,16 @@ class Recipe(Section):
                 f"budget.updates = {self.budget.updates}: AdaScale counts updates of its base batch, and takes more or fewer of its own; "
                 "give budget.epochs or budget.samples"
             )
+        if batch.noise_batch is not None and batch.noise_batch >= batch.global_batch:
+            raise ValueError(
+                f"batch.noise_batch = {batch.noise_batch}: must be smaller than global_batch = {batch.global_batch}, whose gradient is no "
+                "noisier than that of so many samples; leave it out"
+            )
+        if batch.ghost_batch == 1:
+            raise ValueError(
+                "batch.ghost_batch = 1: must be 2 or more, since a group of one sample has no variance over samples; give the batch that "
+                "the model was tuned at"
+            )
         if isinstance(batch.ghost_batch, int):
             if batch.ghost_batch > batch.global_batch:
                 raise ValueError(
@@ -87,6 +111,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _comm_fits(self) -> Self:
         comm, optimizer = self.comm, self.optimizer
+        if isinstance(comm, ParameterServer) and self.batch.noise_batch is not None:
+            raise ValueError(
+                f'batch.noise_batch = {self.batch.noise_batch}: is not known to the workers of comm.kind = "parameter_server"; leave it '
+                "out, or take another comm"
+            )
         if isinstance(comm, Gossip) and comm.method == "decentlam":
             if not isinstance(optimizer, SGD) or optimizer.nesterov:
                 has = "nesterov = true" if isinstance(optimizer, SGD) else f'name = "{optimizer.name}"'

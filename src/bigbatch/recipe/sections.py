@@ -210,6 +210,7 @@ class Batch(Section):
     global_batch: Count  # one update, over all workers
     ghost_batch: Count | Literal["global"] | None = None  # one normalisation group; None: the model has no batch norm
     micro_batch: Count | Literal["auto"] = "auto"  # one forward pass; "auto" measures the fastest; never changes the update
+    noise_batch: Count | None = None  # multiplicative noise that makes the gradient as noisy as of so many samples; None: none
     rule: AnyBatchRule | None = None  # sets global_batch anew while the run goes on
 
 

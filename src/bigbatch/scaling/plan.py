@@ -15,6 +15,7 @@ from bigbatch.scaling.legw import legw
 from bigbatch.scaling.linear import linear
 from bigbatch.scaling.muon import muon
 from bigbatch.scaling.none import none
+from bigbatch.scaling.regime import regime
 from bigbatch.scaling.sqrt import sqrt
 
 RULES: dict[str, Rule] = {
@@ -27,6 +28,7 @@ RULES: dict[str, Rule] = {
     "adam": adam,
     "adamp": adamp,
     "muon": muon,
+    "regime": regime,
 }
 """Name of every rule that `plan` takes, besides "auto"."""
 
@@ -51,13 +53,13 @@ class Plan(NamedTuple):
 
 
 def plan(recipe: Recipe, *, global_batch: int, rule: str = "auto", noise_scale: float | None = None) -> Plan:
-    """Rewrite a tuned recipe for another global batch. The samples seen stay the same.
+    """Rewrite a tuned recipe for another global batch. The samples seen stay the same, unless the rule is "regime".
 
     Args:
         recipe: Tuned at its own `batch.global_batch`.
         global_batch: The batch to plan for, in samples per update over all workers.
         rule: "none" (only the batch changes), "linear", "sqrt", "legw"; "lars", "lamb", "adam", "adamp", "muon" (which change the
-            optimizer); or "auto" (what held furthest in our studies).
+            optimizer); "regime" (which keeps the updates, and trains longer); or "auto" (what held furthest in our studies).
         noise_scale: Of the recipe, in samples, if it was measured (`bigbatch noise`): a batch above it is warned of, with what it costs.
 
     Returns:
@@ -79,8 +81,8 @@ def plan(recipe: Recipe, *, global_batch: int, rule: str = "auto", noise_scale: 
         raise UserError(f'rule = {rule!r} and batch.rule.kind = "adascale": both would raise the rate; use rule "none", or drop batch.rule')
     k = global_batch / recipe.batch.global_batch
     rule, reason = auto(recipe, k) if rule == "auto" else (rule, "asked for")
-    changes = [*_keep_samples(recipe, global_batch), *RULES[rule](recipe, k)]
-    changes = [change for change in changes if change.before != change.after]
+    told = {change.field: change for change in (*_keep_samples(recipe, global_batch), *RULES[rule](recipe, k))}  # a rule's comes last
+    changes = [change for change in told.values() if change.before != change.after]
     planned = recipe.replace({change.field: change.after for change in changes})
     warnings = [*_beyond(recipe.batch.global_batch, global_batch, noise_scale), *_warnings(recipe, planned, rule)]
     return Plan(planned, tuple(changes), tuple(warnings), rule, reason, recipe)
@@ -94,6 +96,9 @@ def _keep_samples(recipe: Recipe, global_batch: int) -> Iterator[Change]:
         yield Change("batch.micro_batch", micro, "auto", "a forward pass must fit the new batch; it never changes the update")
     if isinstance(ghost, int) and ghost > global_batch:
         yield Change("batch.ghost_batch", ghost, global_batch, "a normalisation group can't be larger than the batch")
+    noise = recipe.batch.noise_batch
+    if noise is not None and noise >= global_batch:
+        yield Change("batch.noise_batch", noise, None, "the batch is no larger than that: its gradient is noisy enough")
     if recipe.budget.updates is not None:
         after = max(1, round(recipe.total_samples / global_batch))
         yield Change("budget.updates", recipe.budget.updates, after, "the same number of samples, in updates of the new batch")
@@ -125,6 +130,11 @@ def _warnings(reference: Recipe, planned: Recipe, rule: str) -> Iterator[str]:
                 f"the rate first drops at epoch {min(planned.schedule.decay.milestones):g}, inside the warm-up of {warmup.epochs:g}: "
                 "move the milestone or shorten the warm-up"
             )
+    if rule == "regime" and k > 1:
+        yield (
+            f"{epochs:g} epochs instead of {reference.total_epochs:g}: regime adaptation computes {k:g} times as much as the reference, in "
+            "as many updates; it pays only where that much more hardware makes an update as fast"
+        )
     if rule == "muon" and (why := doubt(k)) is not None:
         yield why
     if planned.num_updates < FEW_UPDATES and k > 1:

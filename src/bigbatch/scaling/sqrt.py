@@ -3,7 +3,7 @@ r"""Square-root scaling: the rate grows with the square root of the batch, so th
 Paper:   Hoffer, Hubara, Soudry 2017, Train longer, generalize better, arXiv:1705.08741, Section 4.1 (first in Krizhevsky 2014).
 Formula: eta_k = sqrt(k) eta,   since cov(dw) ~ eta^2 / batch.
 Keeps:   everything else, and normalises over the reference's batch (ghost batch norm, Section 4.2).
-Differs: without "regime adaptation" (k times as many epochs), which keeps the number of updates and so saves no work. The paper's
+Differs: without "regime adaptation" (k times as many epochs; regime.py), which keeps the updates and so saves no work. The paper's
          released code also clips the global gradient norm at 5, in the reference as well; set optimizer.clip_norm for that.
 """
 

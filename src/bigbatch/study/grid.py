@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import Diverged
@@ -24,7 +25,14 @@ class Cell(NamedTuple):
 
 
 def run_grid(
-    task: Task, cells: Iterable[Cell], *, seeds: Sequence[int], path: Path, facts: Mapping[str, Any], measure_test: bool = True
+    task: Task,
+    cells: Iterable[Cell],
+    *,
+    seeds: Sequence[int],
+    path: Path,
+    facts: Mapping[str, Any],
+    measure_test: bool = True,
+    measure_distance: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every cell and seed that the file does not hold yet; the test set is used once a run, with the final weights.
 
@@ -37,6 +45,7 @@ def run_grid(
         path: JSON lines; appended to after each run. A line stands for a run only if its recipe is the cell's.
         facts: Written into each new line (commit, machine).
         measure_test: Whether the test set is used at all; not in a search.
+        measure_distance: Whether a line also gets the weights' distance from their start, as pairs of update and distance.
 
     Returns:
         The lines of the cells, in order.
@@ -49,7 +58,7 @@ def run_grid(
             recipe = cell.recipe.replace({"seed": seed})
             identity = _identity(cell.key, recipe.to_dict())
             if identity not in done:
-                run = _run(task, recipe, measure_test)
+                run = _run(task, recipe, measure_test, measure_distance)
                 done[identity] = {"key": dict(cell.key), "seed": seed, **run, **facts, "recipe": recipe.to_dict()}
                 if os.environ.get("RANK", "0") == "0":
                     with path.open("a") as file:
@@ -84,12 +93,18 @@ def _identity(key: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     return json.dumps([key, recipe], sort_keys=True)
 
 
-def _run(task: Task, recipe: Recipe, measure_test: bool) -> dict[str, Any]:
-    try:
-        result = fit(task, recipe, quiet=True, tensorboard=False, evaluate_every=recipe.total_epochs, measure_test=measure_test)
-    except Diverged as error:
-        return {"test_score": None, "validation_score": None, "updates": error.update, "train_s": None, "diverged": True}
+def _run(task: Task, recipe: Recipe, measure_test: bool, measure_distance: bool) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run" if measure_distance else None
+        measured: dict[str, Any] = {"measure_test": measure_test, "measure_distance": measure_distance}
+        try:
+            result = fit(task, recipe, out=out, quiet=True, tensorboard=False, evaluate_every=recipe.total_epochs, **measured)
+        except Diverged as error:
+            return {"test_score": None, "validation_score": None, "updates": error.update, "train_s": None, "diverged": True}
+        record = read_record(out / "record.jsonl") if out is not None else []
+    walked = [(line["update"], line["distance"]) for line in record if line["kind"] == "weight_distance"]
     return {
+        **({"weight_distance": walked} if measure_distance else {}),
         "test_score": result.test_score,
         "validation_score": result.validation_score,
         "updates": result.updates,

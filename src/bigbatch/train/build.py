@@ -24,7 +24,8 @@ from bigbatch.comm.top_k import TopK
 from bigbatch.comm.topology import topology
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
-from bigbatch.layers.ghost_batch_norm import batch_norms, convert_batch_norm
+from bigbatch.layers.batch_norms import batch_norms
+from bigbatch.layers.ghost_batch_norm import convert_batch_norm
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task

@@ -37,7 +37,7 @@ def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
         if role is None:
             _refuse_pieces(recipe, named["out"] if named["resume"] else None)
             return fit(*args, **options)
-        check_served(recipe, role.num_workers, measure_noise=named["measure_noise"])
+        check_served(recipe, role.num_workers, measure_noise=named["measure_noise"], measure_distance=named["measure_distance"])
         if not role.serves:
             from bigbatch.train.worker_loop import work_for
 
@@ -48,13 +48,14 @@ def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
             return serve_part(task, recipe, role, device=named["device"])
         from bigbatch.train.server_loop import serve_run
 
-        rest = {name: value for name, value in named.items() if name not in ("task", "recipe", "measure_noise", "compile")}
+        others = ("task", "recipe", "measure_noise", "measure_distance", "compile")
+        rest = {name: value for name, value in named.items() if name not in others}
         return serve_run(task, recipe, role, **rest)
 
     return fit_or_serve
 
 
-def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False) -> None:
+def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False) -> None:
     """Refuse what does not go with a parameter server, before anything is begun.
 
     Raises:
@@ -69,6 +70,8 @@ def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str 
         )
     if measure_noise:
         raise UserError("measure_noise with a parameter server: workers compute at different weights; measure a run with all_reduce")
+    if measure_distance:
+        raise UserError("measure_distance with a parameter server: is not recorded there; measure a run with all_reduce")
     if c.reduction == "sum" and recipe.optimizer.name != "sgd":
         raise RecipeError(
             f'comm.reduction = "sum" with {recipe.optimizer.name}: the rate that matches a sum is known for sgd only; use "mean"'

@@ -21,6 +21,7 @@ from bigbatch.core.checks import Diverged, Interrupted
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
+from bigbatch.noise.weight_distance import WeightDistance, is_due
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.tasks.task import Task, load_task
@@ -38,7 +39,7 @@ from bigbatch.train.pulse import Pulse
 from bigbatch.train.recomputed_statistics import build_statistics
 from bigbatch.train.record import Record
 from bigbatch.train.result import Result, conclude
-from bigbatch.train.step import accumulate_gradients
+from bigbatch.train.step import accumulate_gradients, noisy_weights
 from bigbatch.train.stream import idle_batch, open_stream
 
 PULSE_S = 0.25
@@ -61,6 +62,7 @@ def fit(
     title: str | None = None,
     compile: bool = False,
     measure_noise: bool | Literal["layers"] = False,
+    measure_distance: bool = False,
     target: float | None = None,
 ) -> Result:
     """Train a task by a recipe and measure it on the test set, once, with the final weights.
@@ -85,6 +87,7 @@ def fit(
         compile: Train through `torch.compile`; rounds otherwise, so resume with the same.
         measure_noise: Whether to record signal and noise of every update's gradient, cut into four micro-batches at least; "layers":
             of each layer too.
+        measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
         target: End after the first evaluation whose validation score reaches it.
 
     Returns:
@@ -109,6 +112,7 @@ def fit(
         model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
         comm = ranks.together(lambda: build_comm(model, recipe, ranks))
         optimizer = build_optimizer(model, recipe, comm)
+        walked = WeightDistance(model) if measure_distance else None  # before a checkpoint is read
         if not ranks.first:
             seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
         if out is not None and resume:
@@ -136,10 +140,10 @@ def fit(
 
         forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
 
-        def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float, idle: int) -> Tensor:
+        def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float, idle: int, weights: Tensor | None = None) -> Tensor:
             settings: dict[str, Any] = {"precision": recipe.precision, "device": ranks.device}
             hooks: dict[str, Any] = {"passing": comm.passing, "passed": control.passed}
-            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings, **hooks)
+            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, weights=weights, **settings, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise)
@@ -178,8 +182,9 @@ def fit(
                     num_samples = control.num_samples(clock)
                     share, sizes, idle = work(num_samples)
                     pieces = itertools.islice(stream, len(sizes))
+                    divisor, weights = comm.divisor(num_samples, share.num_samples), noisy_weights(recipe, clock, num_samples, share)
                     with statistics.of_update(share):
-                        sum_loss = add_gradients(pieces, divisor=comm.divisor(num_samples, share.num_samples), idle=idle)
+                        sum_loss = add_gradients(pieces, divisor=divisor, idle=idle, weights=weights)
                     control.measure()
                     if recipe.optimizer.clip_norm is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
@@ -194,6 +199,8 @@ def fit(
                     record.update(clock, sum_loss, lr=lr, num_samples=num_samples)
                     control.after_update(clock, num_samples, lr, sum_loss)
                     show.say(control.news())
+                    if walked is not None and is_due(clock.updates):
+                        record.weight_distance(clock, walked.now())
 
                     done = control.position(clock) >= total
                     if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
@@ -225,15 +232,8 @@ def fit(
                 if validation is None:  # resumed after the last update
                     validation = measure("validation")
                 test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
-            result = Result(
-                task.name,
-                clock.updates,
-                clock.samples,
-                best_validation_score=best_score,
-                train_s=train_s,
-                micro_batch=micro_batch,
-                reached=reached,
-            )
+            facts: dict[str, Any] = {"train_s": train_s, "micro_batch": micro_batch, "reached": reached}
+            result = Result(task.name, clock.updates, clock.samples, best_validation_score=best_score, **facts)
             return conclude(result, record, clock, folder, test=test, validation=validation)
         except Diverged as error:
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None

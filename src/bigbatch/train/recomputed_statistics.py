@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from bigbatch.comm.gossip import Gossip
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.layers.ghost_batch_norm import batch_norms
+from bigbatch.layers.batch_norms import batch_norms
+from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.recipe import Recipe
 from bigbatch.train.build import DTYPES
 from bigbatch.train.feed import feed
@@ -28,7 +28,7 @@ SAMPLES = 2048
 
 
 class RecomputedStatistics(RunningStatistics):
-    """Computes running statistics anew whenever they are wanted: plain means over the normalisation groups of the same samples each time.
+    """Computes running statistics anew whenever they are wanted, from the same samples each time.
 
     Args:
         model: As the worker trains it.
@@ -48,41 +48,23 @@ class RecomputedStatistics(RunningStatistics):
         yield
 
     @contextmanager
-    @torch.no_grad()
     def whole(self) -> Iterator[None]:
         """Statistics of the model as it now is."""
-        norms = [m for m in batch_norms(self._model).values() if m.track_running_stats]
-        if norms:
-            self._pass(norms)
+        if batch_norms(self._model):
+            self._pass()
         yield
 
-    def _pass(self, norms: list[nn.modules.batchnorm._BatchNorm]) -> None:
+    def _pass(self) -> None:
         recipe, ranks = self._recipe, self._ranks
-        ghost, device = recipe.batch.ghost_batch, ranks.device
+        ghost = recipe.batch.ghost_batch
         group = recipe.batch.global_batch if ghost == "global" else ghost or 1
         num_samples = min(max(SAMPLES, group * ranks.world_size), recipe.num_train_samples)
         share = share_of(num_samples, ranks.rank, ranks.world_size, group)
         sizes = micro_batches(share.num_samples, self._micro_batch, group) if share.num_samples else []
-        momenta, was_training = [m.momentum for m in norms], self._model.training
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None  # a plain mean over groups
-        self._model.train()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), autocast(recipe.precision, device):
-            indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
-            for inputs, _ in feed(self._train, indices, device=device, dtype=DTYPES[recipe.precision]):
-                self._model(inputs)
-        self._model.train(was_training)
-        for m, momentum in zip(norms, momenta, strict=True):
-            m.momentum = momentum
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            assert m.num_batches_tracked is not None
-            groups = m.num_batches_tracked.to(m.running_mean.dtype)
-            sums = ranks.sum_(torch.cat([m.running_mean * groups, m.running_var * groups, groups.reshape(1)]))
-            m.running_mean.copy_(sums[: m.num_features] / sums[-1])
-            m.running_var.copy_(sums[m.num_features : -1] / sums[-1])
-            m.num_batches_tracked.copy_(sums[-1])
+        indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
+        with autocast(recipe.precision, ranks.device):
+            batches = feed(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
+            recompute_statistics(self._model, batches, add_up=ranks.sum_)
 
 
 def build_statistics(comm: Comm, recipe: Recipe, train: Any, micro_batch: int) -> RunningStatistics:

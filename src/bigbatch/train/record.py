@@ -105,6 +105,12 @@ class Record:
         told = {name: [v if math.isfinite(v) else None for v in values] for name, values in parts.items()}
         self._write({"kind": "noise", "update": clock.updates, "samples": clock.samples, "signal_and_noise": told})
 
+    def weight_distance(self, clock: Clock, distance: float) -> None:
+        """Distance of the weights from their start, after the update at `clock`; of the first worker's own where workers' go apart."""
+        self._write({"kind": "weight_distance", "update": clock.updates, "samples": clock.samples, "distance": distance})
+        if self._board is not None:
+            self._board.add_scalar("train/weight_distance", distance, clock.updates)
+
     def batch(self, clock: Clock, before: int, after: int, reason: str) -> None:
         """A decision about the batch of the updates after `clock`."""
         line = {"kind": "batch", "update": clock.updates, "samples": clock.samples}

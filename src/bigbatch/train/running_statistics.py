@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import UserError
-from bigbatch.layers.ghost_batch_norm import batch_norms
+from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.train.share import Share
 
 

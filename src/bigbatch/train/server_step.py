@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.async_sgd import matched
 from bigbatch.core.clock import Clock
-from bigbatch.layers.ghost_batch_norm import batch_norms
+from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe, sections
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.schedules.from_recipe import schedule_of

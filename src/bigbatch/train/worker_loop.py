@@ -16,7 +16,7 @@ from bigbatch.comm.parameter_client import ParameterClient
 from bigbatch.comm.ranks import TIMEOUT_S, joined
 from bigbatch.comm.role import Role
 from bigbatch.core.version import __version__
-from bigbatch.layers.ghost_batch_norm import batch_norms
+from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import DTYPES, build_model, seed_everything
