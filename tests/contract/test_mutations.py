@@ -107,6 +107,7 @@ CASES = [
     ("batching.adascale", "gain", "", None),
     ("batching.adascale", "smoothing", "", None),
     ("layers.ghost_batch_norm", "GhostBatchNorm._normalise", "", None),
+    ("layers.split_batch_norm", "SplitBatchNorm.forward", "", None),
     ("core.norms", "sq_norm", "", None),
     ("core.norms", "ratio_or_one", "", None),
     ("core.average", "RunningMean.update", "biased", None),

@@ -10,7 +10,8 @@ Differs: tracks the unbiased variance (as torch does), not the standard deviatio
          A rest smaller than half a group joins the group before it, so that no group has only a few samples.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ PAPER = Paper(
     where="Section 4.2",
 )
 Module = TypeVar("Module", bound=nn.Module)
+AnyBatchNorm = nn.modules.batchnorm._BatchNorm
+"""Base class of all batch norms of torch and of ours."""
 
 
 def ghost_groups(num_samples: int, ghost_batch: int) -> list[int]:
@@ -57,7 +60,7 @@ def ghost_groups(num_samples: int, ghost_batch: int) -> list[int]:
     return sizes
 
 
-class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
+class GhostBatchNorm(AnyBatchNorm):
     """Batch norm over groups of `ghost_batch` consecutive samples of the input, shape (N, C) or (N, C, ...).
 
     Args:
@@ -127,36 +130,64 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         return f"{super().extra_repr()}, ghost_batch={self.ghost_batch}"  # type: ignore[no-untyped-call]
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+def batch_norms(model: nn.Module) -> dict[str, AnyBatchNorm]:
     """Every batch-norm layer of a model by name: those whose meaning depends on the batch."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, AnyBatchNorm)}
+
+
+def settings_of(norm: AnyBatchNorm) -> dict[str, Any]:
+    """Constructor arguments of the ghost batch norm that does what `norm` does."""
+    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+    return {name: getattr(norm, name) for name in names} | {"ghost_batch": getattr(norm, "ghost_batch", None)}
+
+
+def take_over(new: AnyBatchNorm, old: AnyBatchNorm) -> AnyBatchNorm:
+    """Give `new` the parameters, buffers and mode of `old`; returns `new`."""
+    for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(new, part, getattr(old, part))
+    return new.train(old.training)
+
+
+def replace_batch_norms(model: Module, new_of: Callable[[AnyBatchNorm], AnyBatchNorm]) -> Module:
+    """Put another layer in the place of every batch norm, in place; it takes over parameters, buffers and mode.
+
+    Args:
+        model: Any module. A layer that it holds in several places is replaced once, by one layer.
+        new_of: New layer for an old one; may return the old one.
+
+    Returns:
+        The same model, or the new layer if the model is a batch norm itself.
+    """
+    made: dict[AnyBatchNorm, AnyBatchNorm] = {}
+    for name, old in list(model.named_modules(remove_duplicate=False)):
+        parent, _, leaf = name.rpartition(".")
+        if not isinstance(old, AnyBatchNorm) or isinstance(model.get_submodule(parent) if name else None, AnyBatchNorm):
+            continue  # a batch norm within one belongs to it
+        if old not in made:
+            made[old] = take_over(new_of(old), old)
+        if not name:
+            return made[old]  # type: ignore[return-value]
+        setattr(model.get_submodule(parent), leaf, made[old])
+    return model
 
 
 def convert_batch_norm(model: Module, ghost_batch: int | None) -> Module:
     """Replace every batch norm of a model by ghost batch norm, in place, sharing its parameters and buffers.
 
     Args:
-        model: Any module; a batch norm that is the model itself can't be replaced in place, so wrap it first.
+        model: Any module.
         ghost_batch: Samples in one group, or None for the whole forward pass.
 
     Returns:
-        The same model.
+        The same model, or the new layer if the model is a batch norm itself.
     """
-    for name, old in batch_norms(model).items():
-        if isinstance(old, GhostBatchNorm):
-            old.ghost_batch = ghost_batch
-            continue
-        new = GhostBatchNorm(
-            old.num_features,
-            ghost_batch=ghost_batch,
-            eps=old.eps,
-            momentum=old.momentum,
-            affine=old.affine,
-            track_running_stats=old.track_running_stats,
-        )
-        new.weight, new.bias = old.weight, old.bias
-        new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
-        new.train(old.training)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)
-    return model
+
+    def ghost(old: AnyBatchNorm) -> AnyBatchNorm:
+        if not isinstance(old, GhostBatchNorm):
+            return GhostBatchNorm(**settings_of(old) | {"ghost_batch": ghost_batch})
+        for layer in old.modules():
+            if isinstance(layer, GhostBatchNorm):
+                layer.ghost_batch = ghost_batch
+        return old
+
+    return replace_batch_norms(model, ghost)
