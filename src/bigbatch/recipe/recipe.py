@@ -3,6 +3,7 @@
     [optimizer]  update rule and its rates         [batch]   samples per update, per normalisation group, per forward pass
     [schedule]   warm-up times decay               [model]   options of the task's own model
     [budget]     when the run ends                 [comm]    how several workers go together
+    [adversarial], [augmentation]: what else is trained on; neither, if left out
     seed, precision
 
 Lengths are in epochs of `num_train_samples`, so they survive a change of batch; rates are peak rates.
@@ -21,7 +22,20 @@ from pydantic import Field, ValidationError, model_validator
 from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, SGD, TAGS, AllReduce, AnyComm, AnyOptimizer, Batch, Budget, Gossip, Schedule
+from bigbatch.recipe.sections import (
+    KINDS,
+    SGD,
+    TAGS,
+    Adversarial,
+    AllReduce,
+    AnyComm,
+    AnyOptimizer,
+    Augmentation,
+    Batch,
+    Budget,
+    Gossip,
+    Schedule,
+)  # fmt: skip
 
 
 class Recipe(Section):
@@ -47,6 +61,8 @@ class Recipe(Section):
     model: dict[str, bool | int | float | str] = Field(default_factory=dict)
     budget: Budget
     comm: AnyComm = AllReduce()
+    adversarial: Adversarial | None = None
+    augmentation: Augmentation | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -103,6 +119,32 @@ class Recipe(Section):
             raise ValueError(
                 f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "
                 "the same share; leave out batch.rule"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        comm = self.comm
+        if self.augmentation is not None and comm.kind == "parameter_server":
+            raise ValueError(
+                '[augmentation] with comm.kind = "parameter_server": its workers read plain samples; use another, or leave it out'
+            )
+        if self.adversarial is None:
+            return self
+        if not isinstance(comm, AllReduce):
+            raise ValueError(
+                f'[adversarial] with comm.kind = "{comm.kind}": examples are made from the weights of an update, which are one set only '
+                'with "all_reduce"; use that, or leave [adversarial] out'
+            )
+        if comm.compression is not None and self.adversarial.makers == "ranks":
+            raise ValueError(
+                'comm.compression with adversarial.makers = "ranks": compresses among all workers, of which half have no gradient; leave '
+                "one of them out"
+            )
+        if self.batch.rule is not None:
+            raise ValueError(
+                f'batch.rule.kind = "{self.batch.rule.kind}" with [adversarial]: examples are made before their update, when its batch '
+                "must be known; leave one of them out"
             )
         return self
 

@@ -2,13 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import MicroBatch
 from bigbatch.train.running_statistics import frozen_norms
+
+
+class Pass(NamedTuple):
+    """A forward and backward pass that is not a plain micro-batch."""
+
+    inputs: Tensor  # (n, ...)
+    targets: Tensor  # (n, ...)
+    weight: float = 1.0  # of its losses
+    adversarial: bool = False  # goes through the auxiliary batch norms; its losses are not in the sum
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -24,7 +35,7 @@ def alone(last: bool) -> AbstractContextManager[object]:  # noqa: ARG001
 def accumulate_gradients(
     model: nn.Module,
     task: Task,
-    batches: Iterable[MicroBatch],
+    batches: Iterable[MicroBatch | Pass],
     *,
     divisor: float,
     precision: str,
@@ -40,7 +51,7 @@ def accumulate_gradients(
     Args:
         model: In training mode, its gradients cleared.
         task: Gives one loss per sample.
-        batches: The micro-batches.
+        batches: The micro-batches, weighing one unless they say otherwise.
         divisor: Samples in the whole update.
         precision: As in the recipe.
         device: Where the model lives.
@@ -49,29 +60,30 @@ def accumulate_gradients(
         idle: So many passes, the first, weigh nothing and leave no trace in batch norms.
 
     Returns:
-        *Sum* of the losses, a detached scalar on the device (reading it synchronises); without idle passes.
+        *Sum* of the losses, unweighted, a detached scalar on the device (reading it synchronises); without idle and adversarial passes.
 
     Raises:
         ValueError: If the task does not return one loss per sample.
     """
     sum_loss = torch.zeros((), dtype=torch.float64, device=device)
-    for number, last, (inputs, targets) in _and_whether_last(batches):
+    for number, last, batch in _and_whether_last(batches):
+        inputs, targets, weight, adversarial = batch if isinstance(batch, Pass) else Pass(*batch)
         counts = number >= idle
-        with passing(last), nullcontext() if counts else frozen_norms(model):
+        with passing(last), nullcontext() if counts else frozen_norms(model), adversarial_stream(model) if adversarial else nullcontext():
             with autocast(precision, device):
                 outputs = model(inputs)
             losses = task.losses(outputs, targets)
             if losses.shape != (len(targets),):
                 raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
-            losses.backward(torch.full_like(losses, 1 / divisor if counts else 0.0))  # type: ignore[no-untyped-call]
+            losses.backward(torch.full_like(losses, weight / divisor if counts else 0.0))  # type: ignore[no-untyped-call]
         if passed is not None:
             passed(len(targets) if counts else 0, divisor)
-        if counts:
+        if counts and not adversarial:
             sum_loss += losses.detach().sum()
     return sum_loss
 
 
-def _and_whether_last(batches: Iterable[MicroBatch]) -> Iterator[tuple[int, bool, MicroBatch]]:
+def _and_whether_last(batches: Iterable[MicroBatch | Pass]) -> Iterator[tuple[int, bool, MicroBatch | Pass]]:
     iterator = iter(batches)
     number, batch = 0, next(iterator)
     for number, following in enumerate(iterator, 1):
