@@ -206,8 +206,8 @@ class Budget(Section):
 class Adversarial(Section):
     """Every update trains on adversarial examples of its samples too: concurrent adversarial learning."""
 
-    eps: Annotated[float, Field(gt=0, le=1)]  # size of the step, as a part of the data's range: 8 of 255 grey levels are 0.03
-    tau: Annotated[int, Field(ge=0)] = 1  # updates that the weights which examples are made from are old; 0: DisAdv, one after the other
+    eps: float  # size of the step, as a part of the data's range: 8 of 255 grey levels are 0.03
+    tau: int = 1  # updates that the weights which examples are made from are old; 0: DisAdv, one after the other
     loss: Literal["sum", "mean"] | None = None  # clean and adversarial loss; if left out, "sum" with lars (the paper's), else "mean"
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the adversarial loss; 1: as much as the clean one
     full_until: Fraction = 1.0  # part of the run after which the share falls
@@ -217,7 +217,11 @@ class Adversarial(Section):
     high: float | None = None  # largest value of an input; if left out, those of the training set, of each channel of images
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _possible(self) -> Self:
+        if not 0 < self.eps <= 1:
+            raise ValueError(f"eps = {self.eps:g}: must be above zero and at most 1, the whole of the data's range; 8 of 255 levels are 0.03")
+        if self.tau < 0:
+            raise ValueError(f"tau = {self.tau}: weights of updates to come are not known; set 1, or 0 for DisAdv")
         if self.off_at < self.full_until:
             raise ValueError(f"off_at = {self.off_at:g}: must not come before full_until = {self.full_until:g}; set both")
         if self.makers != "self" and self.tau == 0:

@@ -181,7 +181,7 @@ def paired(recipe: Recipe, ranks: Ranks) -> Iterator[tuple[Ranks, Pair | None]]:
         yield ranks, None
         return
     if world_size % 2:
-        raise RecipeError(
+        raise (RecipeError if ranks.first else Elsewhere)(
             f'adversarial.makers = "ranks" with {world_size} workers: half of them make examples, one for each of the others; start '
             f"{world_size - 1} or {world_size + 1} workers"
         )
