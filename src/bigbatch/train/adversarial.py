@@ -26,7 +26,7 @@ from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import Adversarial
 from bigbatch.tasks.task import Task
-from bigbatch.train.build import build_model, seed_everything
+from bigbatch.train.build import DTYPES, build_model, seed_everything
 from bigbatch.train.data_range import data_range
 from bigbatch.train.feed import MicroBatch
 from bigbatch.train.interrupt import interruptible
@@ -246,7 +246,9 @@ def build_adversary(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair:
             maker = StreamMaker(attack, device)
         else:
             maker, alone = made_here(attack), True
-        conadv = ConAdv(maker, eps=section.eps * (high - low).to(device), low=low.to(device), high=high.to(device), tau=section.tau)
+        eps = section.eps * (high.double() - low.double())
+        step, least, most = (value.to(device, DTYPES[recipe.precision]) for value in (eps, low, high))
+        conadv = ConAdv(maker, eps=step, low=least, high=most, tau=section.tau)
     except UserError as error:
         raise RecipeError(f"adversarial: {error}") from None
     if alone and section.tau and comm.ranks.first and not quiet:
