@@ -93,7 +93,7 @@ def test_a_run_that_is_stopped_from_outside_goes_on(tmp_path):
 
     from tests.distributed.jobs import Job
 
-    settings = {"adversarial.eps": 0.1, "adversarial.makers": "ranks", "budget.epochs": 200, "batch.micro_batch": 32}
+    settings = {"adversarial.eps": 0.1, "adversarial.makers": "ranks", "budget.epochs": 15, "batch.micro_batch": 32}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     command = ["digits/mlp", "--workers", "2", "--quiet", *sets]
     running = Job(tmp_path / "run", *command, cwd=tmp_path)
@@ -102,8 +102,7 @@ def test_a_run_that_is_stopped_from_outside_goes_on(tmp_path):
     code, said = running.end()
     assert (code, "lost" in said) == (130, False), said
     assert weights(tmp_path / "run")
-    again = [*command, "--resume", "--set", "budget.epochs=200"]
-    code, said = Job(tmp_path / "run", *again, cwd=tmp_path).end()
+    code, said = Job(tmp_path / "run", *command, "--resume", cwd=tmp_path).end()
     assert code == 0, said
     held = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["workers"][0]["held"]
     assert held["ahead"] == []

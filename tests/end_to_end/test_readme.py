@@ -13,7 +13,16 @@ from bigbatch import Recipe
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
 KINDS = {"sh", "python", "toml"}
-NAMES = ["plan-and-fit", "own-loop", "optimizers", "noise-scale", "many-workers", "gossip", "parameter-server"]  # of the Python blocks
+NAMES = [
+    "plan-and-fit",
+    "own-loop",
+    "optimizers",
+    "noise-scale",
+    "many-workers",
+    "gossip",
+    "parameter-server",
+    "conadv",
+]  # of the Python blocks
 
 
 def of(kind):

@@ -11,10 +11,10 @@ Formula: worker k of W, update t, clean batch B_t and its twin A_t = { x + eps s
 Units:   tau in updates; the share s in [0, 1] of the clean loss's weight.
 Differs: the first tau updates have no weights tau updates old: their examples are made from the first ones, theta_max(t - tau, 0).
          The share may fall to zero on the way (the paper's is constant); from then on an update costs what it costs without.
-         The update passes over B_t and A_t one after the other and adds the gradients up: the same sum in half the memory. It costs two
-         training passes, and making examples two thirds of one. Made elsewhere (makers.py) they cost the trainer nothing, on one device
-         they cost the same as with tau = 0: concurrency buys a shorter update with more devices, never less work. Where an update can
-         also be split over those devices, that is faster still.
+         The update passes over B_t and A_t one after the other and adds the gradients up: the same sum in half the memory.
+Cost:    two training passes an update, and a third, nearly, to make the examples. Made elsewhere (makers.py) they cost the trainer nothing;
+         on one device they cost what they cost with tau = 0. Concurrency buys a shorter update with more devices, never less work: where
+         an update can be split over those devices instead, that is faster still.
 """
 
 from collections import deque

@@ -80,8 +80,8 @@ def input_gradient(
 ) -> Tensor:
     """Gradient of the summed loss towards the inputs, of their shape.
 
-    One forward pass, in the mode that the model is in, and the part of a backward pass that leads to the inputs: about two thirds of a
-    training pass.
+    One forward pass, in the mode that the model is in, and the part of a backward pass that leads to the inputs: two thirds of a training
+    pass's multiplications, and up to all of its time where layers are small.
 
     Args:
         model: Gets copies of its buffers for the pass, so that batch norms normalise as they would and remember nothing.

@@ -219,9 +219,7 @@ class Adversarial(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if not 0 < self.eps <= 1:
-            raise ValueError(
-                f"eps = {self.eps:g}: must be above zero and at most 1, the whole of the data's range; 8 of 255 levels are 0.03"
-            )
+            raise ValueError(f"eps = {self.eps:g}: must be above zero and at most 1, all of the data's range; 8 of 255 levels are 0.03")
         if self.tau < 0:
             raise ValueError(f"tau = {self.tau}: weights of updates to come are not known; set 1, or 0 for DisAdv")
         if self.off_at < self.full_until:
