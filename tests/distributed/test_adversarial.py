@@ -1,10 +1,12 @@
 """Concurrent adversarial learning over several workers: whoever makes the examples, it is the same run."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from tests.distributed.jobs import Job
 from tests.distributed.ranks import run_ranks
 from tests.train.test_adversarial import RESNET, assert_same, weights
 
@@ -78,8 +80,6 @@ def test_two_trainers_and_two_makers(tmp_path):
 
 
 def test_a_run_that_diverges_lets_its_makers_go(tmp_path):
-    from tests.distributed.jobs import Job
-
     settings = ["adversarial.eps=0.1", "adversarial.makers=ranks", "optimizer.lr=1e30"]
     sets = [part for setting in settings for part in ("--set", setting)]
     code, said = Job(tmp_path / "run", "digits/mlp", "--workers", "2", "--quiet", *sets, cwd=tmp_path).end()
@@ -89,10 +89,6 @@ def test_a_run_that_diverges_lets_its_makers_go(tmp_path):
 
 
 def test_a_run_that_is_stopped_from_outside_goes_on(tmp_path):
-    import signal
-
-    from tests.distributed.jobs import Job
-
     settings = {"adversarial.eps": 0.1, "adversarial.makers": "ranks", "budget.epochs": 15, "batch.micro_batch": 32}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     command = ["digits/mlp", "--workers", "2", "--quiet", *sets]

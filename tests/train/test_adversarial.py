@@ -10,9 +10,13 @@ from torch.utils.data import Dataset, TensorDataset
 from bigbatch import Diverged, Interrupted, Recipe, fit
 from bigbatch.adversarial import Attack, ConAdv, share_at
 from bigbatch.adversarial.concurrent import made_here
+from bigbatch.comm.ranks import Ranks
+from bigbatch.core.checks import Elsewhere as AnErrorElsewhere
 from bigbatch.core.checks import RecipeError
 from bigbatch.tasks import Splits, load_task
 from bigbatch.tasks.digits_mlp import DigitsMLP
+from bigbatch.train.adversarial import paired
+from bigbatch.train.build import build_optimizer
 from bigbatch.train.pulse import Beat, Pulse
 from bigbatch.train.record import read_record
 from bigbatch.train.sampler import sample_indices
@@ -71,8 +75,6 @@ def test_equals_a_loop_of_ones_own(tmp_path, tau, optimizer, clean, adversarial)
     model = task.model().double()
     low, high = inputs.min(), inputs.max()  # float64
     conadv = ConAdv(made_here(Attack(model, task.losses)), eps=0.1 * (high - low), low=low, high=high, tau=tau)
-    from bigbatch.train.build import build_optimizer
-
     updates = build_optimizer(model, recipe)
     starts = range(0, recipe.total_samples, 100)
     indices = [sample_indices(0, recipe.num_train_samples, start, min(100, recipe.total_samples - start)) for start in starts]
@@ -193,7 +195,7 @@ class NotInMemory(Dataset):
         return self.data[index]
 
 
-class Elsewhere(DigitsMLP):
+class FromDisk(DigitsMLP):
     """A training set that is not in memory."""
 
     def splits(self):
@@ -205,16 +207,29 @@ def test_what_can_not_be_perturbed_is_refused():
     with pytest.raises(RecipeError, match=r"\[adversarial\] with inputs of torch.int64: have no direction to step in"):
         run(DIGITS, task=Tokens())
     with pytest.raises(RecipeError, match="adversarial.low and high: are not given, and the training set is not in memory"):
-        run(DIGITS, task=Elsewhere())
+        run(DIGITS, task=FromDisk())
     with pytest.raises(RecipeError, match="adversarial: a second stream on cpu: only a GPU has streams"):
         run(DIGITS.replace({"adversarial.makers": "stream"}), device="cpu")
     with pytest.raises(RecipeError, match=r"measure_noise with \[adversarial\]"):
         run(DIGITS, measure_noise=True)
 
 
+def test_every_trainer_needs_a_maker():
+    recipe = DIGITS.replace({"adversarial.makers": "ranks"})
+    with (
+        pytest.raises(RecipeError, match='adversarial.makers = "ranks" with 3 workers: .*; start 2 or 4 workers'),
+        paired(recipe, Ranks(0, 3)),
+    ):
+        pass
+    with pytest.raises(AnErrorElsewhere, match="with 3 workers"), paired(recipe, Ranks(2, 3)):  # said once
+        pass
+    with paired(recipe, Ranks()) as (ranks, pair):  # alone
+        assert (ranks, pair) == (Ranks(), None)
+
+
 def test_a_range_that_is_given_serves_any_data_set(tmp_path):
     images = load_task("digits/mlp").splits().train.tensors[0]
     bounds = {"adversarial.low": float(images.min()), "adversarial.high": float(images.max()), "precision": "float32"}
-    run(DIGITS.replace({**bounds, "budget.samples": 300}), tmp_path / "loader", Elsewhere())
+    run(DIGITS.replace({**bounds, "budget.samples": 300}), tmp_path / "loader", FromDisk())
     run(DIGITS.replace({"precision": "float32", "budget.samples": 300}), tmp_path / "memory")
     assert_same(tmp_path / "loader", tmp_path / "memory")

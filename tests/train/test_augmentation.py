@@ -6,7 +6,7 @@ from bigbatch import Recipe, fit
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import RecipeError
 from bigbatch.core.clock import Clock
-from bigbatch.train.augmentation import crop_and_flip, epoch_views
+from bigbatch.train.augmentation import Views, crop_and_flip, epoch_views
 from bigbatch.train.data_range import data_range
 from bigbatch.train.share import work_of
 from bigbatch.train.stream import open_stream
@@ -111,8 +111,6 @@ def test_what_can_not_be_augmented_is_refused():
     with pytest.raises(RecipeError, match=r'\[augmentation\] with comm.kind = "parameter_server"'):
         RECIPE.replace({"comm.kind": "parameter_server"})
     flat = RECIPE.replace({"num_train_samples": 60})
-    from bigbatch.train.augmentation import Views
-
     with pytest.raises(RecipeError, match=r"inputs of shape \(60, 24\) are no images"):
         Views(flat.augmentation, flat, TensorDataset(IMAGES.flatten(1), torch.arange(60)))
     with pytest.raises(RecipeError, match="the training set is not in memory"):

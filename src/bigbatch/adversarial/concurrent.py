@@ -10,7 +10,8 @@ Formula: worker k of W, update t, clean batch B_t and its twin A_t = { x + eps s
                   "mean" c = 1 / (1 + s), a = s / (1 + s): the mean of the two, which keeps the rate's meaning.
 Units:   tau in updates; the share s in [0, 1] of the clean loss's weight.
 Differs: the first tau updates have no weights tau updates old: their examples are made from the first ones, theta_max(t - tau, 0).
-         The share may fall to zero on the way (the paper's is constant); from then on an update costs what it costs without.
+         The share may fall to zero on the way (the paper's is constant); from then on an update costs what it costs without. Where a
+         loader ends the buffer is drained, as at the paper's epochs; bigbatch's trainer reads on over the ends of epochs.
          The update passes over B_t and A_t one after the other and adds the gradients up: the same sum in half the memory.
 Cost:    two training passes an update, and a third, nearly, to make the examples. Made elsewhere (makers.py) they cost the trainer nothing;
          on one device they cost what they cost with tau = 0. Concurrency buys a shorter update with more devices, never less work: where

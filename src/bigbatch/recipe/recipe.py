@@ -9,6 +9,7 @@
 Lengths are in epochs of `num_train_samples`, so they survive a change of batch; rates are peak rates.
 """
 
+import copy
 import math
 import tomllib
 from collections.abc import Mapping
@@ -250,7 +251,7 @@ class Recipe(Section):
             if value is None:
                 target.pop(last, None)
             else:
-                target[last] = value
+                target[last] = copy.deepcopy(value)  # a later change may go into it
         for section, tag in TAGS.items():
             kind = changes.get(f"{section}.{tag}")
             if isinstance(kind, str) and kind in KINDS[section]:
