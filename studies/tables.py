@@ -22,8 +22,12 @@ def by_key(path, *names):
     """The lines of a study, by some of the fields of their keys."""
     cells = {}
     for line in read_record(path):
-        cells.setdefault(tuple(line["key"][name] for name in names), []).append(line)
+        cells.setdefault(tuple(_hashable(line["key"][name]) for name in names), []).append(line)
     return cells
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def updates_of(lines):
@@ -182,6 +186,30 @@ def walk_of(line):
     fitted, root = fit_log(updates, distances), fit_line([t**0.5 for t in updates], distances)
     told = {"updates": (updates[0], updates[-1]), "slope": fitted.slope, "intercept": fitted.intercept, "distance": distances[-1]}
     return {**told, "log": fitted.r_squared, "root": root.r_squared}
+
+
+def concurrent_adversarial():
+    for path in sorted((HERE / "concurrent_adversarial").glob("*.jsonl")):
+        cells = by_key(path, "arm", "setting")
+        most = max(len(lines) for lines in cells.values())
+        print(f"\n**rule {path.stem}**, {most} seeds, {updates_of(next(iter(cells.values())))} updates\n")
+        head("arm", "setting", "test accuracy, %", "training accuracy, %", "gap, points", "seconds a run, one worker")
+        order = ["alone", "augmented", "DisAdv", "ConAdv"]
+        for (arm, setting), lines in sorted(cells.items(), key=lambda cell: order.index(cell[0][0]) if cell[0][0] in order else len(order)):
+            done = [line for line in lines if not line["diverged"]]
+            if len(lines) < most or not done:
+                continue  # a setting that was tried and not chosen
+            train = statistics.fmean(100 * line["train_score"] for line in done)
+            gap = train - statistics.fmean(100 * line["test_score"] for line in done)
+            told = {"alone": "-", "augmented": f"padding {setting}"}.get(arm, f"eps {setting}")
+            row(arm, told, plain(lines), f"{train:.2f}", f"{gap:.2f}", f"{statistics.median(line['train_s'] for line in done):.0f}")
+    path = HERE.parent / "benchmarks" / "concurrent_adversarial.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        print(f"\n**seconds an update** of {found['global_batch']:,} samples, {found['cores']} cores, one thread a worker\n")
+        head("arm", "one worker", "two workers")
+        for arm in ("clean", "DisAdv", "ConAdv"):
+            row(arm, *(f"{found['median_s'][f'{arm}, {workers}']:.2f}" for workers in (1, 2)))
 
 
 def plain(lines):

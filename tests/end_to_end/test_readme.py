@@ -33,7 +33,7 @@ def headings():
 @pytest.mark.parametrize("code", of("python"), ids=headings())
 def test_python_blocks(code, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -53,7 +53,7 @@ def test_commands_in_their_order(tmp_path):
         assert subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, check=False).returncode == 0, command
     for command in run:
         program = [sys.executable, "-m", *shlex.split(command.replace("torchrun ", "torch.distributed.run "))]
-        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
     assert (tmp_path / "runs/digits/report.html").exists()

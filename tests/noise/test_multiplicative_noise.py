@@ -11,9 +11,10 @@ from bigbatch.core.clock import Clock
 from bigbatch.noise.multiplicative_noise import loss_weights, noise_variance
 from bigbatch.tasks import load_task
 from bigbatch.train.feed import feed
+from bigbatch.train.passes import Passes
 from bigbatch.train.sampler import sample_indices
-from bigbatch.train.share import share_of
-from bigbatch.train.step import accumulate_gradients, noisy_weights
+from bigbatch.train.share import Share, Work, work_of
+from bigbatch.train.step import Pass, accumulate_gradients
 
 RECIPE = Recipe.named("digits/mlp").replace({"batch.global_batch": 256, "batch.noise_batch": 16, "batch.micro_batch": 64})
 
@@ -64,11 +65,11 @@ def test_the_same_update_however_it_is_cut(workers, micro_batch):
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     for rank in range(workers):
-        share = share_of(256, rank, workers, None)
-        mine = index[share.start : share.start + share.num_samples]
-        pieces = feed(train, mine.split(micro_batch), device=torch.device("cpu"), dtype=torch.float64)
-        weights = noisy_weights(RECIPE, clock, 256, share)
-        accumulate_gradients(model, task, pieces, divisor=256, precision="float64", device=torch.device("cpu"), weights=weights)
+        work = work_of(256, rank, workers, micro_batch=micro_batch, ghost_batch=None)
+        mine = index[work.share.start :][: work.share.num_samples]
+        stream = feed(train, mine.split(work.sizes), device=torch.device("cpu"), dtype=torch.float64)
+        passes = Passes(RECIPE).of_update(stream, clock, 256, work)
+        accumulate_gradients(model, task, passes, divisor=256, precision="float64", device=torch.device("cpu"))
     for p, q in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-10, atol=1e-12)
 
@@ -81,8 +82,13 @@ def test_idle_passes_take_no_factors():
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
     pieces = [(torch.full((2, 1), 9.0), torch.zeros(2)), (torch.ones(1, 1), torch.zeros(1)), (torch.ones(1, 1), torch.zeros(1))]
-    settings = {"divisor": 1.0, "precision": "float32", "device": torch.device("cpu"), "idle": 1, "weights": torch.tensor([3.0, 5.0])}
-    assert accumulate_gradients(model, Squares(), pieces, **settings) == 2  # losses are as they are
+    work, clock = Work(Share(0, 2), [2, 1, 1], idle=1), Clock(512, 2)
+    passes = list(Passes(RECIPE).of_update(iter(pieces), clock, 2, work))
+    z = loss_weights(2, 16, seed=0, start=512).tolist()
+    assert [passes[0].weight, *(float(p.weight) for p in passes[1:])] == [1.0, *z]
+    passes = [passes[0], *(Pass(p.inputs, p.targets, weight) for p, weight in zip(passes[1:], torch.tensor([[3.0], [5.0]]), strict=True))]
+    settings = {"divisor": 1.0, "precision": "float32", "device": torch.device("cpu"), "idle": 1}
+    assert accumulate_gradients(model, Squares(), passes, **settings) == 2  # losses are as they are
     assert model.weight.grad.item() == 2 * 3 + 2 * 5
 
 

@@ -124,6 +124,52 @@ def test_a_parameter_server_round_trips(changes):
     assert recipe.replace({"comm.kind": "all_reduce"}).comm == MLP.comm
 
 
+RANKS = {"adversarial": {"eps": 0.1, "makers": "ranks"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adversarial": {"eps": 1.5}}, "adversarial: eps = 1.5: must be above zero and at most 1, all of the data's range"),
+        ({"adversarial": {"eps": 0.0}}, "adversarial: eps = 0: must be above zero"),
+        (
+            {"adversarial": {"eps": 0.1, "tau": -1}},
+            "adversarial: tau = -1: weights of updates to come are not known; set 1, or 0",
+        ),
+        ({"adversarial": {"tau": 1}}, "adversarial.eps: is missing"),
+        ({"adversarial": {"eps": 0.1, "taw": 1}}, "unknown field 'adversarial.taw': did you mean 'tau'"),
+        ({"adversarial": {"eps": 0.1, "share": 0}}, "adversarial.share = 0: input should be greater than 0"),
+        (
+            {"adversarial": {"eps": 0.1, "full_until": 0.8, "off_at": 0.5}},
+            "adversarial: off_at = 0.5: must not come before full_until",
+        ),
+        ({"adversarial": {"eps": 0.1, "low": 0.0}}, "low = 0.0, high = None: must be given together, the lower first"),
+        ({"adversarial": {"eps": 0.1, "low": 1.0, "high": 0.0}}, "low = 1.0, high = 0.0: must be given together, the lower first"),
+        ({**RANKS, "adversarial.tau": 0}, 'makers = "ranks" with tau = 0: examples from the newest weights are waited for'),
+        ({**RANKS, "comm.compression": {"kind": "top_k"}}, 'comm.compression with adversarial.makers = "ranks": compresses among all'),
+        (
+            {**RANKS, "comm": {"kind": "gossip"}},
+            r'\[adversarial\] with comm.kind = "gossip": examples are made from the weights',
+        ),
+        ({**RANKS, "comm": {"kind": "parameter_server"}}, r'\[adversarial\] with comm.kind = "parameter_server"'),
+        ({**RANKS, "comm": {"kind": "local_sgd"}}, r'\[adversarial\] with comm.kind = "local_sgd"'),
+        ({**RANKS, "comm": {"kind": "fully_shard"}}, r'\[adversarial\] with comm.kind = "fully_shard"'),
+        ({**RANKS, "batch.rule": {"kind": "norm_test"}}, r'batch.rule.kind = "norm_test" with \[adversarial\]'),
+        ({"augmentation": {"padding": -1}}, "augmentation.padding = -1: input should be greater than or equal to 0"),
+    ],
+)
+def test_refuses_impossible_samples(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        MLP.replace(changes)
+
+
+def test_adversarial_examples_round_trip_and_go():
+    recipe = MLP.replace({**RANKS, "augmentation": {"padding": 2}})
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert recipe.replace({"adversarial.tau": 3}).adversarial.tau == 3
+    assert recipe.replace({"adversarial": None, "augmentation": None}) == MLP
+
+
 def test_refuses_when_built_directly():
     with pytest.raises(RecipeError, match="optimizer: is missing; .*batch: is missing"):
         Recipe(num_train_samples=10, budget={"epochs": 1})

@@ -35,6 +35,8 @@ class AllReduce(Comm):
         compressor: Makes gradients smaller on the way.
         bucket_mb: Megabytes of gradients that are sent together; by default a twelfth of all, between 1 and 25. A bucket can't be sent
             before its last gradient is there, so with b of them at most 1 - 1/b of the exchange hides behind the backward pass.
+        partial: Whether a pass may leave out some of the parameters, as an adversarial pass does with the batch norms of clean samples;
+            each pass is then searched for what it leaves out.
 
     >>> comm = AllReduce(nn.Linear(2, 1))  # alone: nothing to exchange
     >>> comm.divisor(128, 64)
@@ -48,6 +50,7 @@ class AllReduce(Comm):
         *,
         compressor: Compressor | None = None,
         bucket_mb: float | None = None,
+        partial: bool = False,
     ) -> None:
         super().__init__(model, ranks)
         self.compressor = compressor
@@ -56,7 +59,8 @@ class AllReduce(Comm):
             size = bucket_mb or min(max(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20 / 12, 1.0), 25.0)
             if compressor is not None and compressor.one_bucket:
                 size = 1 << 20
-            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=size, **_OWN_BUFFERS)
+            settings = {"process_group": ranks.group, "bucket_cap_mb": size, "find_unused_parameters": partial, **_OWN_BUFFERS}
+            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, **settings)
             if compressor is not None:
                 self.forward.register_comm_hook(self, _exchange)
 

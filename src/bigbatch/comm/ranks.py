@@ -34,6 +34,7 @@ class Ranks(NamedTuple):
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    group: Any = None  # process group, where these are not all; its first member is rank 0 of all
 
     @property
     def first(self) -> bool:
@@ -43,13 +44,13 @@ class Ranks(NamedTuple):
     def sum_(self, values: Tensor) -> Tensor:
         """Add up over all workers, in place."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def max_(self, values: Tensor) -> Tensor:
         """Largest over all workers, in place."""
         if self.world_size > 1:
-            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -58,11 +59,11 @@ class Ranks(NamedTuple):
             return [data]
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         sizes[self.rank] = len(data)
-        dist.all_reduce(sizes)
+        dist.all_reduce(sizes, group=self.group)
         own = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=self.device)
         own[: len(data)] = _as_tensor(data).to(self.device)
         received = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(received, own)
+        dist.all_gather(received, own, group=self.group)
         return [bytes(t[:size].cpu().numpy()) for t, size in zip(received, sizes.tolist(), strict=True)]
 
     def from_first(self, data: bytes | None) -> bytes:
@@ -71,10 +72,10 @@ class Ranks(NamedTuple):
             assert data is not None
             return data
         size = torch.tensor([len(data) if data is not None and self.first else 0], device=self.device)
-        dist.broadcast(size, src=0)
+        dist.broadcast(size, src=0, group=self.group)
         own = _as_tensor(data) if data is not None and self.first else torch.empty(int(size), dtype=torch.uint8)
         own = own.to(self.device)
-        dist.broadcast(own, src=0)
+        dist.broadcast(own, src=0, group=self.group)
         return bytes(own.cpu().numpy())
 
     def together(self, action: Callable[[], T]) -> T:

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ValidationError
 
 from bigbatch.core.checks import unknown
-from bigbatch.recipe.sections import KINDS, Batch, Budget, Schedule
+from bigbatch.recipe.sections import KINDS, Adversarial, Augmentation, Batch, Budget, Schedule
 
 _EITHER = {  # fields that are a number or a word: pydantic reports each alternative, a reader wants one rule
     "batch.ghost_batch": "must be a whole number above zero, or 'global'",
@@ -52,5 +52,12 @@ def _known_fields(place: list[str], recipe: type[BaseModel]) -> list[str]:
     tag = place[-1] if place else ""
     if section in KINDS:
         return list(KINDS[section][tag].model_fields)
-    plain: dict[str, type[BaseModel]] = {"": recipe, "schedule": Schedule, "batch": Batch, "budget": Budget}
+    plain: dict[str, type[BaseModel]] = {
+        "": recipe,
+        "schedule": Schedule,
+        "batch": Batch,
+        "budget": Budget,
+        "adversarial": Adversarial,
+        "augmentation": Augmentation,
+    }
     return list(plain[section].model_fields) if section in plain else []

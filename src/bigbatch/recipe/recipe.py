@@ -3,11 +3,13 @@
     [optimizer]  update rule and its rates         [batch]   samples per update, per normalisation group, per forward pass
     [schedule]   warm-up times decay               [model]   options of the task's own model
     [budget]     when the run ends                 [comm]    how several workers go together
+    [adversarial], [augmentation]: what else is trained on; neither, if left out
     seed, precision
 
 Lengths are in epochs of `num_train_samples`, so they survive a change of batch; rates are peak rates.
 """
 
+import copy
 import math
 import tomllib
 from collections.abc import Mapping
@@ -25,9 +27,11 @@ from bigbatch.recipe.sections import (
     KINDS,
     SGD,
     TAGS,
+    Adversarial,
     AllReduce,
     AnyComm,
     AnyOptimizer,
+    Augmentation,
     AutoWU,
     Batch,
     Budget,
@@ -61,6 +65,8 @@ class Recipe(Section):
     model: dict[str, bool | int | float | str] = Field(default_factory=dict)
     budget: Budget
     comm: AnyComm = AllReduce()
+    adversarial: Adversarial | None = None
+    augmentation: Augmentation | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -152,6 +158,34 @@ class Recipe(Section):
             raise ValueError(
                 f'schedule.warmup.return_to_minimum with comm.kind = "{comm.kind}": takes back what all workers share, and here each has '
                 'state of its own; set comm.kind = "all_reduce" without a compression that makes up for errors, or leave it out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        comm = self.comm
+        if self.augmentation is not None and comm.kind == "parameter_server":
+            raise ValueError(
+                '[augmentation] with comm.kind = "parameter_server": its workers read plain samples; use another, or leave it out'
+            )
+        if self.adversarial is None:
+            return self
+        if not isinstance(comm, AllReduce):
+            raise ValueError(
+                f'[adversarial] with comm.kind = "{comm.kind}": examples are made from the weights of an update, which are one set only '
+                'with "all_reduce"; use that, or leave [adversarial] out'
+            )
+        if comm.compression is not None and self.adversarial.makers == "ranks":
+            raise ValueError(
+                'comm.compression with adversarial.makers = "ranks": compresses among all workers, of which half have no gradient; leave '
+                "one of them out"
+            )
+        if self.batch.noise_batch is not None:
+            raise ValueError(f"batch.noise_batch = {self.batch.noise_batch} with [adversarial]: both weigh losses; leave one of them out")
+        if self.batch.rule is not None:
+            raise ValueError(
+                f'batch.rule.kind = "{self.batch.rule.kind}" with [adversarial]: examples are made before their update, when its batch '
+                "must be known; leave one of them out"
             )
         return self
 
@@ -257,7 +291,7 @@ class Recipe(Section):
             if value is None:
                 target.pop(last, None)
             else:
-                target[last] = value
+                target[last] = copy.deepcopy(value)  # a later change may go into it
         for section, tag in TAGS.items():
             kind = changes.get(f"{section}.{tag}")
             if isinstance(kind, str) and kind in KINDS[section]:

@@ -229,6 +229,50 @@ class Budget(Section):
         return self
 
 
+class Adversarial(Section):
+    """Every update trains on adversarial examples of its samples too: concurrent adversarial learning."""
+
+    eps: float  # size of the step, as a part of the data's range: 8 of 255 grey levels are 0.03
+    tau: int = 1  # updates that the weights which examples are made from are old; 0: DisAdv, one after the other
+    loss: Literal["sum", "mean"] | None = None  # clean and adversarial loss; if left out, "sum" with lars (the paper's), else "mean"
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the adversarial loss; 1: as much as the clean one
+    full_until: Fraction = 1.0  # part of the run after which the share falls
+    off_at: Fraction = 1.0  # part of the run at which it is zero
+    makers: Literal["self", "ranks", "stream"] = "self"  # of examples: the trainer; half of several workers; a second stream of its GPU
+    low: float | None = None  # least and
+    high: float | None = None  # largest value of an input; if left out, those of the training set, of each channel of images
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not 0 < self.eps <= 1:
+            raise ValueError(f"eps = {self.eps:g}: must be above zero and at most 1, all of the data's range; 8 of 255 levels are 0.03")
+        if self.tau < 0:
+            raise ValueError(f"tau = {self.tau}: weights of updates to come are not known; set 1, or 0 for DisAdv")
+        if self.off_at < self.full_until:
+            raise ValueError(f"off_at = {self.off_at:g}: must not come before full_until = {self.full_until:g}; set both")
+        if self.makers != "self" and self.tau == 0:
+            raise ValueError(
+                f'makers = "{self.makers}" with tau = 0: examples from the newest weights are waited for, whoever makes them; set tau = 1, '
+                'or makers = "self"'
+            )
+        if (self.low is None) != (self.high is None) or (self.low is not None and self.high is not None and self.low >= self.high):
+            raise ValueError(f"low = {self.low}, high = {self.high}: must be given together, the lower first; or leave out both")
+        return self
+
+
+class Augmentation(Section):
+    """Images are shifted and mirrored at random, anew in every epoch."""
+
+    padding: Annotated[int, Field(ge=0)] = 0  # pixels around an image, of which a part of the image's size is cut out
+    flip: bool = False  # left and right, every other time
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.padding and not self.flip:
+            raise ValueError("padding = 0 and flip = false: changes nothing; set one of them, or leave the section out")
+        return self
+
+
 class Float16(Section):
     """Gradients are exchanged in float16, or in bfloat16 where the backend can."""
 

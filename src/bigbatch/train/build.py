@@ -26,6 +26,7 @@ from bigbatch.core.checks import RecipeError, unknown
 from bigbatch.core.groups import param_groups
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.ghost_batch_norm import convert_batch_norm
+from bigbatch.layers.split_batch_norm import convert_split_batch_norm
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
@@ -72,6 +73,8 @@ def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
         )
     if norms:
         convert_batch_norm(model, ghost_batch if isinstance(ghost_batch, int) else None)
+    if recipe.adversarial is not None:
+        convert_split_batch_norm(model)
     return model.to(device, DTYPES[recipe.precision])
 
 
@@ -81,7 +84,8 @@ def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
         return Comm(model, ranks)
     match recipe.comm:
         case sections.AllReduce() as c:
-            return AllReduce(model, ranks, compressor=_compressor(c.compression, recipe.seed), bucket_mb=c.bucket_mb)
+            partial = recipe.adversarial is not None
+            return AllReduce(model, ranks, compressor=_compressor(c.compression, recipe.seed), bucket_mb=c.bucket_mb, partial=partial)
         case sections.LocalSGD() as c:
             return LocalSGD(
                 model,
@@ -140,7 +144,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) 
             return LAMB(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)
         case sections.Muon() as o:
             groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay)
-            shared = dist.group.WORLD if type(comm) is AllReduce and comm.ranks.world_size > 1 else None
+            shared = comm.ranks.group or dist.group.WORLD if type(comm) is AllReduce and comm.ranks.world_size > 1 else None
             return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps, process_group=shared)
         case other:
             assert_never(other)

@@ -194,6 +194,10 @@ def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int 
     Raises:
         RecipeError: If the rule, or measuring, does not go with the rest of the recipe.
     """
+    if recipe.adversarial is not None and measure:
+        raise RecipeError(
+            "measure_noise with [adversarial]: the two passes of a sample are not two samples; measure the run without [adversarial]"
+        )
     if measures(recipe, measure):
         check_measurable(recipe, world_size=world_size, layers=measure == "layers")
     if isinstance(recipe.batch.rule, sections.Measured):

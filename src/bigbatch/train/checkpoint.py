@@ -5,7 +5,7 @@ import random
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,21 @@ class Progress(NamedTuple):
     reached: bool = False  # whether the run's target was reached, which ends it
 
 
-def save_checkpoint(path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress) -> None:
+class Holds(Protocol):
+    """What holds something for updates to come: adversarial examples."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of this worker alone."""
+        ...
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Take up the states of the workers that saved, of which there may have been more or fewer."""
+        ...
+
+
+def save_checkpoint(
+    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, held: Holds | None = None
+) -> None:
     """Write everything that a run needs to go on as if it had never stopped. Called by every worker, written by the first.
 
     Args:
@@ -40,12 +54,13 @@ def save_checkpoint(path: Path | None, *, recipe: Recipe, comm: Comm, optimizer:
         comm: Knows the model, and what each worker alone knows.
         optimizer: Of the run.
         progress: Where it stands.
+        held: What was made for updates to come.
 
     Raises:
         OutputError: On every worker, if it can't be written; an earlier checkpoint of that name survives.
     """
     ranks = comm.ranks
-    own = {"random": _random_states(), "comm": comm.state_dict()}
+    own = {"random": _random_states(), "comm": comm.state_dict(), "held": held.state_dict() if held is not None else {}}
     workers = [_from_bytes(data) for data in ranks.gather(_to_bytes(own))]
     model_state, optimizer_state = comm.whole_states(optimizer)
     state = {
@@ -60,7 +75,7 @@ def save_checkpoint(path: Path | None, *, recipe: Recipe, comm: Comm, optimizer:
     ranks.together(lambda: write_atomically(path, _to_bytes(state)) if path is not None else None)
 
 
-def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer) -> Progress:
+def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, held: Holds | None = None) -> Progress:
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
@@ -82,6 +97,8 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
                 f"checkpoint {path}: belongs to another recipe ({'; '.join(differing)}); use the recipe of the run or another --out"
             )
         comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
+        if held is not None:
+            held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
         comm.load_whole_states(optimizer, state["model"], state["optimizer"])
         if ranks.rank < len(state["workers"]):
             _restore_random_states(state["workers"][ranks.rank]["random"])

@@ -10,6 +10,7 @@ from bigbatch.core.checks import CheckpointError, OutputError, RecipeError
 from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Splits, Task
+from bigbatch.train.augmentation import Views
 from bigbatch.train.diagnose import check_finite
 from bigbatch.train.result import Result
 from bigbatch.train.share import check_shares
@@ -90,5 +91,7 @@ def load_data(task: Task, recipe: Recipe, ranks: Ranks) -> Splits:
         raise RecipeError(f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {size:,}; correct the recipe")
     for name, split in data._asdict().items():
         check_finite(name, split)
+    if recipe.augmentation is not None:
+        Views(recipe.augmentation, recipe, data.train)
     check_shares(recipe.batch.global_batch, ranks.world_size, recipe.batch.ghost_batch)
     return data

@@ -4,7 +4,6 @@ Its order is its documentation: choose the batch, run the micro-batches, measure
 evaluate and save. Under torchrun every worker runs this same loop on its share of each update.
 """
 
-import itertools
 import math
 import sys
 import time
@@ -25,6 +24,7 @@ from bigbatch.noise.weight_distance import WeightDistance, is_due
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.tasks.task import Task, load_task
+from bigbatch.train.adversarial import build_passes, make_examples, paired
 from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
 from bigbatch.train.by_server import by_server
@@ -39,7 +39,7 @@ from bigbatch.train.pulse import Pulse
 from bigbatch.train.recomputed_statistics import build_statistics
 from bigbatch.train.record import Record
 from bigbatch.train.result import Result, conclude
-from bigbatch.train.step import accumulate_gradients, noisy_weights
+from bigbatch.train.step import Pass, accumulate_gradients
 from bigbatch.train.stream import idle_batch, open_stream
 
 PULSE_S = 0.25
@@ -100,7 +100,9 @@ def fit(
     """
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
-    with joined(device=device) as ranks:
+    with joined(device=device) as everyone, paired(recipe, everyone) as (ranks, pair):
+        if pair is not None and pair.remote is None:
+            return make_examples(task, recipe, ranks, pair)
         asked = resume
         folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
         if finished is not None:
@@ -111,12 +113,13 @@ def fit(
         seed_everything(recipe.seed)
         model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
         comm = ranks.together(lambda: build_comm(model, recipe, ranks))
+        passes = ranks.together(lambda: build_passes(task, recipe, comm, data.train, pair=pair, quiet=quiet))
         optimizer = build_optimizer(model, recipe, comm)
         walked = WeightDistance(model) if measure_distance else None  # before a checkpoint is read
         if not ranks.first:
             seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
         if out is not None and resume:
-            progress = load_checkpoint(Path(out) / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
+            progress = load_checkpoint(Path(out) / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer, held=passes)
         else:
             progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
 
@@ -130,7 +133,7 @@ def fit(
                 state = Progress(clock, micro_batch, best_score, watch.seconds, control.state_dict(), reached)
                 with comm.averaged(optimizer), statistics.whole():
                     check_weights(model, clock)
-                    save_checkpoint(folder and folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state)
+                    save_checkpoint(folder and folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state, held=passes)
 
         def measure(split: str) -> Evaluation:
             with comm.averaged(optimizer), statistics.whole():
@@ -140,10 +143,10 @@ def fit(
 
         forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
 
-        def add_gradients(pieces: Iterable[MicroBatch], *, divisor: float, idle: int, weights: Tensor | None = None) -> Tensor:
+        def add_gradients(pieces: Iterable[MicroBatch | Pass], *, divisor: float, idle: int) -> Tensor:
             settings: dict[str, Any] = {"precision": recipe.precision, "device": ranks.device}
             hooks: dict[str, Any] = {"passing": comm.passing, "passed": control.passed}
-            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, weights=weights, **settings, **hooks)
+            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise)
@@ -157,11 +160,11 @@ def fit(
                 if clock.updates == 0:
                     if folder is not None:
                         write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
-                    record.start(recipe, task=task.name, micro_batch=micro_batch, device=ranks.device.type, workers=ranks.world_size)
+                    record.start(recipe, task=task.name, micro_batch=micro_batch, device=ranks.device.type, workers=everyone.world_size)
                     save("last.pt")
                 work = control.work(micro_batch, lockstep=comm.lockstep)
                 read = partial(open_stream, recipe, data.train, ranks=ranks, work=work)
-                stream = read(clock, control.ahead(clock))
+                stream = read(begin := passes.begin(clock, work), control.ahead(begin))
                 if ranks.world_size > 1:
                     with comm.rehearsal():
                         add_gradients([idle_batch(recipe, data.train, ranks.device)], divisor=1.0, idle=1)
@@ -180,11 +183,10 @@ def fit(
                             show.decided(*decision[:3])
                             stream = stream if decision.foreseen else read(clock, control.ahead(clock))
                     num_samples = control.num_samples(clock)
-                    share, sizes, idle = work(num_samples)
-                    pieces = itertools.islice(stream, len(sizes))
-                    divisor, weights = comm.divisor(num_samples, share.num_samples), noisy_weights(recipe, clock, num_samples, share)
-                    with statistics.of_update(share):
-                        sum_loss = add_gradients(pieces, divisor=divisor, idle=idle, weights=weights)
+                    share = (own := work(num_samples)).share
+                    of_update = passes.of_update(stream, clock, num_samples, own)
+                    with statistics.of_update(share, adversarial=passes.share(clock) > 0):
+                        sum_loss = add_gradients(of_update, divisor=comm.divisor(num_samples, share.num_samples), idle=own.idle)
                     control.measure()
                     if recipe.optimizer.clip_norm is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)

@@ -43,7 +43,7 @@ class RecomputedStatistics(RunningStatistics):
         self._model, self._recipe, self._train, self._micro_batch = model, recipe, train, micro_batch
 
     @contextmanager
-    def of_update(self, share: Share) -> Iterator[None]:  # noqa: ARG002
+    def of_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:  # noqa: ARG002
         """What the passes of an update leave is not used."""
         yield
 

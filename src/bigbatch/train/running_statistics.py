@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import UserError
-from bigbatch.layers.batch_norms import batch_norms
+from bigbatch.layers.batch_norms import AnyBatchNorm, batch_norms
+from bigbatch.layers.split_batch_norm import SplitBatchNorm
 from bigbatch.train.share import Share
 
 
@@ -31,16 +32,19 @@ class RunningStatistics:
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self._ranks = ranks
         self._norms = [m for m in batch_norms(model).values() if m.track_running_stats]
+        auxiliary = [m.auxiliary for m in self._norms if isinstance(m, SplitBatchNorm)]
+        self._clean = [m for m in self._norms if m not in auxiliary]
         if ranks.world_size > 1 and any(m.momentum is None for m in self._norms):
             raise UserError("a batch norm with momentum None: keeps no running mean that several workers can share; give it a number")
         self._split()
 
     @contextmanager
-    def of_update(self, share: Share) -> Iterator[None]:
-        """Around the passes of this worker's share of one update."""
-        self._decay(share.groups_before)
+    def of_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:
+        """Around the passes of this worker's share of one update; `adversarial`: whether its samples pass as adversarial ones too."""
+        norms = self._norms if adversarial else self._clean
+        self._decay(norms, share.groups_before)
         yield
-        self._decay(share.groups_after)
+        self._decay(norms, share.groups_after)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -60,9 +64,9 @@ class RunningStatistics:
                 buffer.zero_()
 
     @torch.no_grad()
-    def _decay(self, groups: int) -> None:
+    def _decay(self, norms: list[AnyBatchNorm], groups: int) -> None:
         if groups and self._ranks.world_size > 1:
-            for m in self._norms:
+            for m in norms:
                 for buffer in (m.running_mean, m.running_var):
                     assert buffer is not None
                     buffer.mul_((1 - (m.momentum or 0.0)) ** groups)

@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bigbatch.core.clock import Clock
-from bigbatch.noise.multiplicative_noise import loss_weights
-from bigbatch.recipe import Recipe
+from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import MicroBatch
 from bigbatch.train.running_statistics import frozen_norms
-from bigbatch.train.share import Share
+
+
+class Pass(NamedTuple):
+    """A forward and backward pass that is not a plain micro-batch."""
+
+    inputs: Tensor  # (n, ...)
+    targets: Tensor  # (n, ...)
+    weight: float | Tensor = 1.0  # of its losses: of all, or of each, (n,)
+    adversarial: bool = False  # goes through the auxiliary batch norms; its losses are not in the sum
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -28,7 +35,7 @@ def alone(last: bool) -> AbstractContextManager[object]:  # noqa: ARG001
 def accumulate_gradients(
     model: nn.Module,
     task: Task,
-    batches: Iterable[MicroBatch],
+    batches: Iterable[MicroBatch | Pass],
     *,
     divisor: float,
     precision: str,
@@ -36,7 +43,6 @@ def accumulate_gradients(
     passing: Callable[[bool], AbstractContextManager[object]] = alone,
     passed: Callable[[int, float], None] | None = None,
     idle: int = 0,
-    weights: Tensor | None = None,
 ) -> Tensor:
     """Add the gradient of the sum of all losses over `divisor` to `p.grad`: of the mean, if it is the number of samples.
 
@@ -45,51 +51,40 @@ def accumulate_gradients(
     Args:
         model: In training mode, its gradients cleared.
         task: Gives one loss per sample.
-        batches: The micro-batches.
+        batches: The micro-batches, weighing one unless they say otherwise.
         divisor: Samples in the whole update.
         precision: As in the recipe.
         device: Where the model lives.
         passing: Context of each pass, told whether it is the last (see `bigbatch.comm`).
         passed: Called after each pass with its samples (0 if idle) and the divisor.
         idle: So many passes, the first, weigh nothing and leave no trace in batch norms.
-        weights: Factor of each loss's gradient, shape (samples of all passes that are not idle,); None for 1. Losses are returned without.
 
     Returns:
-        *Sum* of the losses, a detached scalar on the device (reading it synchronises); without idle passes.
+        *Sum* of the losses, unweighted, a detached scalar on the device (reading it synchronises); without idle and adversarial passes.
 
     Raises:
         ValueError: If the task does not return one loss per sample.
     """
-    sum_loss, seen = torch.zeros((), dtype=torch.float64, device=device), 0
-    for number, last, (inputs, targets) in _and_whether_last(batches):
+    sum_loss = torch.zeros((), dtype=torch.float64, device=device)
+    for number, last, batch in _and_whether_last(batches):
+        inputs, targets, weight, adversarial = batch if isinstance(batch, Pass) else Pass(*batch)
         counts = number >= idle
-        with passing(last), nullcontext() if counts else frozen_norms(model):
+        with passing(last), nullcontext() if counts else frozen_norms(model), adversarial_stream(model) if adversarial else nullcontext():
             with autocast(precision, device):
                 outputs = model(inputs)
             losses = task.losses(outputs, targets)
             if losses.shape != (len(targets),):
                 raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
             of_loss = torch.full_like(losses, 1 / divisor if counts else 0.0)
-            if weights is not None and counts:
-                of_loss *= weights[seen : seen + len(targets)].to(of_loss)
-            losses.backward(of_loss)  # type: ignore[no-untyped-call]
+            losses.backward(of_loss * (weight.to(losses) if isinstance(weight, Tensor) else weight))  # type: ignore[no-untyped-call]
         if passed is not None:
             passed(len(targets) if counts else 0, divisor)
-        if counts:
-            seen += len(targets)
+        if counts and not adversarial:
             sum_loss += losses.detach().sum()
     return sum_loss
 
 
-def noisy_weights(recipe: Recipe, clock: Clock, num_samples: int, share: Share) -> Tensor | None:
-    """Factors of this worker's losses in the update after `clock`, where the recipe adds multiplicative noise."""
-    if recipe.batch.noise_batch is None:
-        return None
-    weights = loss_weights(num_samples, recipe.batch.noise_batch, seed=recipe.seed, start=clock.samples)
-    return weights[share.start : share.start + share.num_samples]
-
-
-def _and_whether_last(batches: Iterable[MicroBatch]) -> Iterator[tuple[int, bool, MicroBatch]]:
+def _and_whether_last(batches: Iterable[MicroBatch | Pass]) -> Iterator[tuple[int, bool, MicroBatch | Pass]]:
     iterator = iter(batches)
     number, batch = 0, next(iterator)
     for number, following in enumerate(iterator, 1):

@@ -1,5 +1,7 @@
 """What a worker reads: its share of every update from where the run stands, cut into forward passes."""
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
+from bigbatch.train.augmentation import Views
 from bigbatch.train.build import DTYPES
 from bigbatch.train.feed import MicroBatch, feed
 from bigbatch.train.label_skew import classes_of, label_shard
@@ -33,10 +36,14 @@ def open_stream(
     if recipe.comm.label_skew and ranks.world_size > 1:
         own = label_shard(classes_of(train), ranks.rank, ranks.world_size, skew=recipe.comm.label_skew, seed=recipe.seed)
 
+    views = Views(recipe.augmentation, recipe, train) if recipe.augmentation is not None else None
+    starts: deque[int] = deque()  # number of the first sample of each micro-batch that was begun
+
     def batches() -> Iterator[Tensor]:
         start = clock.samples
         for num_samples in updates:
             share, sizes, idle = work(num_samples)
+            starts.extend(list(itertools.accumulate([0] * idle + sizes[idle:], initial=start + share.start))[:-1])
             yield from [sample_indices(recipe.seed, recipe.num_train_samples, start, IDLE_SAMPLES)] * idle
             if own is None:
                 yield from index_batches(recipe.seed, recipe.num_train_samples, start + share.start, iter(sizes[idle:]))
@@ -45,7 +52,9 @@ def open_stream(
                 yield from (own[index] for index in index_batches(recipe.seed, len(own), seen, iter(sizes[idle:])))
             start += num_samples
 
-    return feed(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision])
+    for inputs, targets in feed(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision]):
+        start = starts.popleft()
+        yield (inputs if views is None else views.of(inputs, start)), targets
 
 
 def idle_batch(recipe: Recipe, train: Any, device: torch.device) -> MicroBatch:
