@@ -82,9 +82,9 @@ def test_idle_passes_take_no_factors():
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
     pieces = [(torch.full((2, 1), 9.0), torch.zeros(2)), (torch.ones(1, 1), torch.zeros(1)), (torch.ones(1, 1), torch.zeros(1))]
-    work, clock = Work(Share(0, 2), [2, 1, 1], idle=1), Clock(512, 2)
-    passes = list(Passes(RECIPE).of_update(iter(pieces), clock, 2, work))
-    z = loss_weights(2, 16, seed=0, start=512).tolist()
+    recipe, work, clock = RECIPE.replace({"batch.noise_batch": 1}), Work(Share(0, 2), [2, 1, 1], idle=1), Clock(512, 2)
+    passes = list(Passes(recipe).of_update(iter(pieces), clock, 2, work))
+    z = loss_weights(2, 1, seed=0, start=512).tolist()
     assert [passes[0].weight, *(float(p.weight) for p in passes[1:])] == [1.0, *z]
     passes = [passes[0], *(Pass(p.inputs, p.targets, weight) for p, weight in zip(passes[1:], torch.tensor([[3.0], [5.0]]), strict=True))]
     settings = {"divisor": 1.0, "precision": "float32", "device": torch.device("cpu"), "idle": 1}

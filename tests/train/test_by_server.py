@@ -27,11 +27,25 @@ QUIET = {"quiet": True, "tensorboard": False}
 NAMED = Recipe.named("digits/mlp").replace({"comm.kind": "parameter_server", "budget": {"updates": 60}})
 
 
+def alike(model):
+    """Weights from a generator of their own: threads share torch's, so that each would start elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / 8)
+    return model
+
+
+class Digits(DigitsMLP):
+    def model(self, **options):
+        return alike(super().model(**options))
+
+
 class Normed(DigitsMLP):
     name = "digits/normed"
 
     def model(self):
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+        return alike(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)))
 
 
 NORMED = NAMED.replace({"precision": "float64", "batch.global_batch": 50, "batch.ghost_batch": 10, "optimizer.clip_norm": 0.5})
@@ -76,7 +90,7 @@ def test_synchronous_is_one_worker_alone(tmp_path):
 def test_a_sum_and_several_servers_change_nothing(tmp_path, changes):
     base = NAMED.replace({"precision": "float64", "optimizer.weight_decay": 1e-3, "optimizer.clip_norm": None})
     plain = fit("digits/mlp", base.replace({"comm": {"kind": "all_reduce"}}), out=tmp_path / "alone", **QUIET)
-    served = run(DigitsMLP(), base.replace(changes), tmp_path / "served")
+    served = run(Digits(), base.replace(changes), tmp_path / "served")
     assert served.test_loss == pytest.approx(plain.test_loss, abs=1e-10)
     one, other = saved(tmp_path / "alone"), saved(tmp_path / "served")
     for key, value in one["model"].items():
@@ -94,7 +108,7 @@ def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
         "budget.updates": None,
     }
     recipe = NAMED.replace(changes)
-    result = run(DigitsMLP(), recipe, tmp_path, workers=4, quiet=False)
+    result = run(Digits(), recipe, tmp_path, workers=4, quiet=False)
     assert "digits/mlp: which gradient comes first decides: not reproducible bit for bit\n" in capsys.readouterr().err
     assert result.test_score > 0.9
     lines = read_record(tmp_path / "record.jsonl")
@@ -107,7 +121,7 @@ def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
     assert sum(told[-1].values()) == result.updates
     assert max(map(int, told[-1])) <= end["staleness_bound"] == 2
     assert end["applied"] == [[0, recipe.total_samples]]
-    size = sum(4 * p.numel() for p in DigitsMLP().model().parameters())
+    size = sum(4 * p.numel() for p in Digits().model().parameters())
     assert end["received_bytes"] == size * result.updates
     assert end["sent_bytes"] >= size * result.updates
     assert bigbatch.Result.from_json((tmp_path / "result.json").read_text()) == result
@@ -117,7 +131,7 @@ def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_stopped_synchronous_run_resumes_bit_for_bit_with_any_number_of_workers(tmp_path, servers):
     recipe = NAMED.replace({"comm.gradients_per_update": 4, "comm.servers": servers, "budget.updates": 300})
-    run(DigitsMLP(), recipe, tmp_path / "straight", workers=4)
+    run(Digits(), recipe, tmp_path / "straight", workers=4)
 
     def stop():
         while (tmp_path / "broken/record.jsonl").read_text().count('"kind": "update"') < 30:
@@ -129,10 +143,10 @@ def test_a_stopped_synchronous_run_resumes_bit_for_bit_with_any_number_of_worker
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(Interrupted, match="continue with the same command and --resume"):
-        run(DigitsMLP(), recipe, tmp_path / "broken", workers=2, save_every_s=0)
+        run(Digits(), recipe, tmp_path / "broken", workers=2, save_every_s=0)
     thread.join()
     assert 0 < saved(tmp_path / "broken")["progress"][0][1] < 300
-    run(DigitsMLP(), recipe, tmp_path / "broken", workers=3, resume=True)
+    run(Digits(), recipe, tmp_path / "broken", workers=3, resume=True)
     one, other = saved(tmp_path / "straight"), saved(tmp_path / "broken")
     assert all(torch.equal(other["model"][key], value) for key, value in one["model"].items())
     updates = [line["update"] for line in read_record(tmp_path / "broken/record.jsonl") if line["kind"] == "update"]
@@ -142,11 +156,11 @@ def test_a_stopped_synchronous_run_resumes_bit_for_bit_with_any_number_of_worker
 @pytest.mark.timeout(60)
 def test_a_target_ends_the_run_and_a_finished_one_is_returned(tmp_path):
     recipe = NAMED.replace({"budget.updates": 2000})
-    result = run(DigitsMLP(), recipe, tmp_path, target=0.6, measure_test=False)
+    result = run(Digits(), recipe, tmp_path, target=0.6, measure_test=False)
     assert result.reached
     assert result.updates < 2000
     role = Role(True, 0, ("tcp://127.0.0.1:1",), "token", 2)
-    assert serve_run(DigitsMLP(), recipe, role, out=tmp_path, resume=True).updates == result.updates
+    assert serve_run(Digits(), recipe, role, out=tmp_path, resume=True).updates == result.updates
 
 
 @pytest.mark.parametrize(
@@ -202,6 +216,6 @@ def test_json_of_the_outcome_is_what_workers_return(tmp_path):
     results = []
     with reserved_ports(1) as ports:
         facts = ((f"tcp://127.0.0.1:{ports[0]}",), "token", 1)
-        with threads(lambda: results.append(work_for(DigitsMLP(), NAMED, Role(False, 0, *facts)))):
-            results.append(serve_run(DigitsMLP(), NAMED, Role(True, 0, *facts), **QUIET))
+        with threads(lambda: results.append(work_for(Digits(), NAMED, Role(False, 0, *facts)))):
+            results.append(serve_run(Digits(), NAMED, Role(True, 0, *facts), **QUIET))
     assert len({json.dumps(json.loads(result.to_json())) for result in results}) == 1
