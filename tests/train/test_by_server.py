@@ -89,7 +89,7 @@ def test_synchronous_is_one_worker_alone(tmp_path):
 )
 def test_a_sum_and_several_servers_change_nothing(tmp_path, changes):
     base = NAMED.replace({"precision": "float64", "optimizer.weight_decay": 1e-3, "optimizer.clip_norm": None})
-    plain = fit("digits/mlp", base.replace({"comm": {"kind": "all_reduce"}}), out=tmp_path / "alone", **QUIET)
+    plain = fit(Digits(), base.replace({"comm": {"kind": "all_reduce"}}), out=tmp_path / "alone", **QUIET)
     served = run(Digits(), base.replace(changes), tmp_path / "served")
     assert served.test_loss == pytest.approx(plain.test_loss, abs=1e-10)
     one, other = saved(tmp_path / "alone"), saved(tmp_path / "served")
