@@ -179,7 +179,7 @@ CASES = [
     ("noise.preconditioned", "adam_preconditioned", "", None),
     ("noise.preconditioned", "muon_preconditioned", "", None),
     ("noise.multiplicative_noise", "noise_variance", "", None),
-    ("noise.multiplicative_noise", "loss_weights", "", None),
+    ("noise.multiplicative_noise", "noise_factors", "", None),
     ("noise.weight_distance", "distance", "", None),
     ("noise.weight_distance", "fit_log", "slope", None),
     ("noise.weight_distance", "fit_log", "intercept", None),

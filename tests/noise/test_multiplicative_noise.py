@@ -8,7 +8,7 @@ from torch import nn
 from bigbatch import Recipe, fit, plan
 from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
-from bigbatch.noise.multiplicative_noise import loss_weights, noise_variance
+from bigbatch.noise.multiplicative_noise import noise_factors, noise_variance
 from bigbatch.tasks import load_task
 from bigbatch.train.feed import feed
 from bigbatch.train.passes import Passes
@@ -22,7 +22,7 @@ RECIPE = Recipe.named("digits/mlp").replace({"batch.global_batch": 256, "batch.n
 def test_hand_worked():  # 2,048 samples as noisy as 128: (1 + sigma^2)/2048 = 1/128, so sigma^2 = 15
     assert noise_variance(2048, 128) == 15
     assert noise_variance(128, 128) == 0
-    assert loss_weights(100, 200, seed=0, start=0).tolist() == [1.0] * 100
+    assert noise_factors(100, 200, seed=0, start=0).tolist() == [1.0] * 100
 
 
 @given(batch=st.integers(1, 10_000), noise_batch=st.integers(1, 10_000))
@@ -38,7 +38,7 @@ def test_the_gradient_is_unbiased_and_its_covariance_a_small_batchs():
     estimates = []
     for i in range(draws):
         g = mean + rng.standard_normal((m, 3)) @ root.T
-        estimates.append(loss_weights(m, small, seed=1, start=i * m).numpy() @ g / m)
+        estimates.append(noise_factors(m, small, seed=1, start=i * m).numpy() @ g / m)
     expected = root @ root.T / small + (1 / small - 1 / m) * np.outer(mean, mean)
     error = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / draws)
     assert (np.abs(np.mean(estimates, 0) - mean) < 4 * np.sqrt(np.diag(expected) / draws)).all()
@@ -46,10 +46,10 @@ def test_the_gradient_is_unbiased_and_its_covariance_a_small_batchs():
 
 
 def test_updates_and_seeds_have_factors_of_their_own_and_get_them_again():
-    one = loss_weights(64, 8, seed=0, start=0)
-    assert torch.equal(one, loss_weights(64, 8, seed=0, start=0))
-    assert not torch.equal(one, loss_weights(64, 8, seed=1, start=0))
-    assert not torch.equal(one, loss_weights(64, 8, seed=0, start=64))
+    one = noise_factors(64, 8, seed=0, start=0)
+    assert torch.equal(one, noise_factors(64, 8, seed=0, start=0))
+    assert not torch.equal(one, noise_factors(64, 8, seed=1, start=0))
+    assert not torch.equal(one, noise_factors(64, 8, seed=0, start=64))
 
 
 @pytest.mark.parametrize(("workers", "micro_batch"), [(1, 256), (1, 48), (3, 256), (4, 20)])
@@ -59,7 +59,7 @@ def test_the_same_update_however_it_is_cut(workers, micro_batch):
     torch.manual_seed(0)
     model = task.model().double()
     index = sample_indices(0, len(train), clock.samples, 256)
-    z = loss_weights(256, 16, seed=0, start=512).double()
+    z = noise_factors(256, 16, seed=0, start=512).double()
     inputs, targets = (t[index] for t in train.tensors)
     (task.losses(model(inputs.double()), targets) * z).mean().backward()
     expected = [p.grad.clone() for p in model.parameters()]
@@ -84,7 +84,7 @@ def test_idle_passes_take_no_factors():
     pieces = [(torch.full((2, 1), 9.0), torch.zeros(2)), (torch.ones(1, 1), torch.zeros(1)), (torch.ones(1, 1), torch.zeros(1))]
     recipe, work, clock = RECIPE.replace({"batch.noise_batch": 1}), Work(Share(0, 2), [2, 1, 1], idle=1), Clock(512, 2)
     passes = list(Passes(recipe).of_update(iter(pieces), clock, 2, work))
-    z = loss_weights(2, 1, seed=0, start=512).tolist()
+    z = noise_factors(2, 1, seed=0, start=512).tolist()
     assert [passes[0].weight, *(float(p.weight) for p in passes[1:])] == [1.0, *z]
     passes = [passes[0], *(Pass(p.inputs, p.targets, weight) for p, weight in zip(passes[1:], torch.tensor([[3.0], [5.0]]), strict=True))]
     settings = {"divisor": 1.0, "precision": "float32", "device": torch.device("cpu"), "idle": 1}

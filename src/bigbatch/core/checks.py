@@ -72,6 +72,19 @@ def check_fraction(name: str, value: float, remedy: str = "give a value from 0 t
         raise UserError(f"{name} = {value}: must lie from 0 to 1; {remedy}")
 
 
+def check_group(name: str, samples: int) -> None:
+    """Refuse a normalisation group of one sample.
+
+    Raises:
+        UserError: If `samples` is below 2.
+    """
+    if samples < 2:
+        raise UserError(
+            f"{name} = {samples}: must be 2 or more, since a group of one sample has no variance over samples; give the batch that the "
+            "model was tuned at, say 32 to 128"
+        )
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for an unknown name: what was given, the known name nearest to it (or to its last dotted part), all known names.
 

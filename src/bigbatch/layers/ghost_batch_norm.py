@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.checks import check_group, check_positive
 from bigbatch.core.paper import Paper
 from bigbatch.layers.batch_norms import AnyBatchNorm, Module, replace_batch_norms, same_rank, settings_of
 from bigbatch.layers.normalise_groups import normalise_groups
@@ -57,20 +57,6 @@ def ghost_groups(num_samples: int, ghost_batch: int) -> list[int]:
     return sizes
 
 
-def check_ghost_batch(ghost_batch: int | None) -> int | None:
-    """The samples of a group, if they can be one.
-
-    Raises:
-        UserError: If they are below 2.
-    """
-    if ghost_batch is not None and ghost_batch < 2:
-        raise UserError(
-            f"ghost_batch = {ghost_batch}: must be 2 or more, since a group of one sample has no variance over samples; give the batch "
-            "that the model was tuned at, say 32 to 128"
-        )
-    return ghost_batch
-
-
 class GhostBatchNorm(AnyBatchNorm):
     """Batch norm over groups of `ghost_batch` consecutive samples of the input, shape (N, C) or (N, C, ...).
 
@@ -108,7 +94,9 @@ class GhostBatchNorm(AnyBatchNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.ghost_batch = check_ghost_batch(ghost_batch)
+        if ghost_batch is not None:
+            check_group("ghost_batch", ghost_batch)
+        self.ghost_batch = ghost_batch
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; the output has the input's shape and memory format."""
@@ -183,7 +171,8 @@ def convert_batch_norm(model: Module, ghost_batch: int | None) -> Module:
     Raises:
         UserError: If `ghost_batch` is below 2, or a batch norm is lazy and has not seen an input yet.
     """
-    check_ghost_batch(ghost_batch)
+    if ghost_batch is not None:
+        check_group("ghost_batch", ghost_batch)
 
     def ghost(old: AnyBatchNorm) -> AnyBatchNorm:
         if not isinstance(old, GhostBatchNorm):

@@ -1,9 +1,10 @@
 """Batch norm over groups of samples, at the price of batch norm over all.
 
 A group's samples lie together in memory, so no reshape makes K groups of C channels into the K x C channels that one call of a batch
-norm could take; a copy into that order, and one back, takes twice as long as batch norm, and so do var_mean and addcmul. What costs no
-more than batch norm over all (benchmarks/ghost_batch_norm.json) is torch's kernel over one group after the other, each writing
-into its part of one output: a group is still in the cache when it is normalised.
+norm could take; a copy into that order, and one back, takes twice as long as batch norm, and so do var_mean and addcmul. What costs
+hardly more than batch norm over all (benchmarks/ghost_batch_norm.json) is torch's kernel over one group after the other, each
+writing into its part of one output: a group is still in the cache when it is normalised. The backward kernel takes no output, so that its
+result is copied: what is left of the difference.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 from bigbatch.noise.critical_batch import fit_critical_batch, overhead
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
-from bigbatch.noise.multiplicative_noise import loss_weights
+from bigbatch.noise.multiplicative_noise import noise_factors
 from bigbatch.noise.per_example import noise_of_examples
 from bigbatch.noise.preconditioned import Preconditioned
 from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simple_noise_scale
@@ -19,7 +19,7 @@ __all__ = [
     "fit_critical_batch",
     "fit_log",
     "layers_of",
-    "loss_weights",
+    "noise_factors",
     "noise_of_examples",
     "noise_of_groups",
     "overhead",

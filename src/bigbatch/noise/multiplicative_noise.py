@@ -46,7 +46,7 @@ def noise_variance(global_batch: int, noise_batch: int) -> float:
     return max(0.0, global_batch / noise_batch - 1)
 
 
-def loss_weights(global_batch: int, noise_batch: int, *, seed: int, start: int) -> Tensor:
+def noise_factors(global_batch: int, noise_batch: int, *, seed: int, start: int) -> Tensor:
     """The factors z_n of an update's samples, to multiply their losses with before the mean is taken.
 
     A function of its arguments alone: workers and micro-batches take their slices of it, and a resumed run gets it again.
@@ -60,7 +60,7 @@ def loss_weights(global_batch: int, noise_batch: int, *, seed: int, start: int) 
     Returns:
         Shape (M,), float32.
 
-    >>> z = loss_weights(4096, 64, seed=0, start=0)
+    >>> z = noise_factors(4096, 64, seed=0, start=0)
     >>> round(z.mean().item()), round(z.var().item() / 63, 1)
     (1, 1.0)
     """

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from bigbatch.core.checks import RecipeError, unknown
+from bigbatch.core.checks import RecipeError, check_group, unknown
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
 from bigbatch.recipe.sections import (
@@ -92,12 +92,8 @@ class Recipe(Section):
                 f"batch.noise_batch = {batch.noise_batch}: must be smaller than global_batch = {batch.global_batch}, whose gradient is no "
                 "noisier than that of so many samples; leave it out"
             )
-        if batch.ghost_batch == 1:
-            raise ValueError(
-                "batch.ghost_batch = 1: must be 2 or more, since a group of one sample has no variance over samples; give the batch that "
-                "the model was tuned at"
-            )
         if isinstance(batch.ghost_batch, int):
+            check_group("batch.ghost_batch", batch.ghost_batch)
             if batch.ghost_batch > batch.global_batch:
                 raise ValueError(
                     f"batch.ghost_batch = {batch.ghost_batch}: is larger than global_batch = {batch.global_batch}; lower ghost_batch"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bigbatch.core.clock import Clock
-from bigbatch.noise.multiplicative_noise import loss_weights
+from bigbatch.noise.multiplicative_noise import noise_factors
 from bigbatch.recipe import Recipe
 from bigbatch.train.feed import MicroBatch
 from bigbatch.train.share import Work
@@ -53,7 +53,7 @@ class Passes:
         if noise_batch is None:
             return pieces
         share = work.share
-        weights = loss_weights(num_samples, noise_batch, seed=self._recipe.seed, start=clock.samples)[share.start :][: share.num_samples]
+        weights = noise_factors(num_samples, noise_batch, seed=self._recipe.seed, start=clock.samples)[share.start :][: share.num_samples]
         of_pieces = [1.0] * work.idle + list(torch.split(weights, work.sizes[work.idle :]))
         return (Pass(*piece, weight) for piece, weight in zip(pieces, of_pieces, strict=True))
 
