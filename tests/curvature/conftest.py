@@ -21,6 +21,12 @@ def flat_of(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def set_flat(model, vector):
+    with torch.no_grad():
+        for p, piece in zip(model.parameters(), torch.split(vector, [p.numel() for p in model.parameters()]), strict=True):
+            p.copy_(piece.view(p.shape))
+
+
 def by_flat(model, vector, x):
     """The model's outputs with its parameters taken from one vector."""
     pieces = torch.split(vector, [p.numel() for p in model.parameters()])
