@@ -8,28 +8,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.core.checks import UserError
 from bigbatch.curvature.checksum import checksum
+from bigbatch.curvature.evaluated import Graph, Loss, evaluated
 from bigbatch.curvature.fixed_batches import FixedBatches, Piece
 from bigbatch.curvature.flat import Flat
-from bigbatch.curvature.left_as_found import drawing_from, left_as_found
+from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.operator import as_rows
 from bigbatch.curvature.over_ranks import Share, mean_over_ranks
 from bigbatch.curvature.twice_differentiable import Times, kernels_with_second_derivatives, multiplied, refuse_once_differentiable
-
-Loss = Callable[[Any, Any], Tensor]
-"""Takes outputs and targets of n samples and gives their n losses, or the mean of them."""
-
-
-class Graph(NamedTuple):
-    """A micro-batch, evaluated."""
-
-    weights: list[Tensor]  # stand-ins of the chosen parameters
-    outputs: Any
-    loss: Tensor  # sum over the samples, scalar
 
 
 class Kept(NamedTuple):
@@ -173,6 +161,7 @@ class OverData(ABC):
                     connected = True
                     use(made)
                     graphs = [*graphs, made] if keep else []
+                del graph, made  # one micro-batch in memory at a time
             if keep:
                 for _ in self._batches:
                     pass
@@ -180,12 +169,7 @@ class OverData(ABC):
         return samples, connected
 
     def _evaluate(self, piece: Piece, weights: dict[str, Tensor]) -> Graph:
-        """Outputs and loss of a micro-batch, with random numbers that are the same at every pass."""
-        buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}  # may be written to
-        args, kwargs = _arguments(piece.inputs)
-        with drawing_from(piece.number, self.model):
-            outputs = functional_call(self.model, weights | buffers, args, kwargs)
-            return Graph([weights[name] for name in self._flat.names], outputs, _summed(self._loss(outputs, piece.targets), piece))
+        return evaluated(self.model, self._loss, piece, weights, self._flat.names)
 
     @contextmanager
     def _pass(self) -> Iterator[dict[str, Tensor]]:
@@ -234,21 +218,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The module within what wraps it for speed or for training."""
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tuple or list is the model's arguments, a dict its keyword arguments, all else its one argument."""
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-def _summed(value: Any, piece: Piece) -> Tensor:
-    """The sum over samples of their losses, or of their mean."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((), (piece.samples,)):
-        told = f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
-    total = value * piece.samples if value.dim() == 0 else value.sum()
-    if not bool(torch.isfinite(total)):
-        raise UserError(f"loss of batch {piece.batch} is {total.detach():g}: must be finite; look at the weights and the data")
-    return total
