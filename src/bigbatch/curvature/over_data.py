@@ -1,9 +1,9 @@
 """What operators over a data set share: evaluating micro-batches on stand-ins, the mean over samples, and graphs that are kept.
 
-Products are second backward passes through graphs that are kept where memory allows: of the ways that torch has this was the fastest, or
-within a tenth of it, on every model that was measured (`benchmarks/hessian_products.py`). Forward over reverse has no rule for recurrent
-layers, tracing it once (`torch.func.linearize`) takes as long as ten to forty products, and on a CPU vectors one by one are no slower than
-under `vmap`, but for small perceptrons.
+Products are second backward passes through graphs that are kept where memory allows: of the ways that torch has, the fastest or within a
+fifth of it on every model that was measured (`benchmarks/hessian_products.py`). Forward over reverse has no rule for recurrent layers;
+tracing it once (`torch.func.linearize`) takes as long as tens of products; and several vectors under `vmap` are slower on a CPU than one by
+one, but for small perceptrons.
 """
 
 from abc import ABC, abstractmethod
