@@ -121,18 +121,24 @@ class OverData(ABC):
 
     def gradient(self) -> Tensor:
         """Gradient of the mean loss towards the chosen parameters, shape (n,)."""
+        return self.loss_and_gradient()[1]
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """Mean loss and its gradient, shape (n,), by one pass."""
 
         def summed() -> tuple[Tensor, int, bool]:
-            total, samples, connected = torch.zeros(self.size, dtype=self._wide, device=self.device), 0, False
+            total, samples, connected = torch.zeros(1 + self.size, dtype=self._wide, device=self.device), 0, False
             for piece in self._pieces():
                 graph = self._evaluate(piece)
                 if graph.loss.requires_grad:
                     connected = True
-                    total += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
+                    total[1:] += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
+                total[0] += graph.loss.detach()
                 samples += piece.samples
             return total, samples, connected
 
-        return self._mean(summed).to(self.dtype)
+        mean = self._mean(summed)
+        return float(mean[0]), mean[1:].to(self.dtype)
 
     def _products(self, products: Callable[[Product], Tensor], k: int) -> tuple[Tensor, int, bool]:
         """Sum over this rank's samples, (k, n), their number, and whether any loss depends on the parameters."""
