@@ -47,7 +47,7 @@ from bigbatch.train.step import accumulate_gradients
 
 HERE, CPU = Path(__file__).parent, torch.device("cpu")
 STARTS = {"fashion_mnist/mlp": 5, "fashion_mnist/cnn": 3}
-CEILINGS = {"fashion_mnist/mlp": 300, "fashion_mnist/cnn": 50}
+CEILINGS = {"fashion_mnist/mlp": 250, "fashion_mnist/cnn": 40}
 SMALL, LARGE, MICRO, PASS = 256, 5_500, 256, 500
 PATIENCE, GAIN = 10, 0.01  # epochs; of the loss
 IMAGES, POINTS = 10_000, 25
