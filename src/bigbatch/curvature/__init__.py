@@ -1,8 +1,25 @@
 """How the loss bends: products with the Hessian without the matrix, and what they say."""
 
+from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
 from bigbatch.curvature.gauss_newton import GaussNewton
 from bigbatch.curvature.hessian import Hessian
 from bigbatch.curvature.hvp import hvp
 from bigbatch.curvature.operator import Dense, Operator
+from bigbatch.curvature.path import Path, path
+from bigbatch.curvature.sam_sharpness import SAMSharpness, sam_sharpness
+from bigbatch.curvature.sharpness import Sharpness, keskar_sharpness
 
-__all__ = ["Dense", "GaussNewton", "Hessian", "Operator", "hvp"]
+__all__ = [
+    "Dense",
+    "GaussNewton",
+    "Hessian",
+    "Operator",
+    "Path",
+    "SAMSharpness",
+    "Sharpness",
+    "adaptive_sharpness",
+    "hvp",
+    "keskar_sharpness",
+    "path",
+    "sam_sharpness",
+]
