@@ -273,6 +273,16 @@ class Augmentation(Section):
         return self
 
 
+class Curvature(Section):
+    """The top of the Hessian's spectrum is looked at on the way, and recorded; it changes no bit of the run, and costs time."""
+
+    every_updates: Count  # from one look to the next; the last update is always followed by one
+    eigenvalues: Count = 1  # from the largest
+    samples: Count = 512  # of the training set, the same each time; all of a smaller one
+    tolerance: Positive = 0.01  # of an eigenvalue's residual |Hv - lambda v| / |lambda|
+    trace: Literal[False] | Positive = False  # relative standard error to which the trace is estimated; false: not at all
+
+
 class Float16(Section):
     """Gradients are exchanged in float16, or in bfloat16 where the backend can."""
 

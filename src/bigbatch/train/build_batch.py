@@ -27,6 +27,7 @@ from bigbatch.schedules.autowu import AutoWU
 from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
 from bigbatch.train.batch_control import GROUPS, BatchControl, DecidedBatch, GainedRate, ScheduledBatch
+from bigbatch.train.curvature_probe import CurvatureProbe, CurvatureRecord
 from bigbatch.train.learned_warmup import LearnedWarmup
 from bigbatch.train.micro_batch import micro_batches
 from bigbatch.train.record import Record
@@ -207,8 +208,10 @@ def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int 
         build_scheduled_batch(recipe)
 
 
-def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str) -> BatchControl:
-    """What the recipe's [batch.rule] and [schedule] ask for.
+def build_batch_control(
+    recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str, probe: Callable[..., CurvatureProbe]
+) -> BatchControl:
+    """What the recipe's [batch.rule], [schedule] and [curvature] ask for.
 
     Args:
         recipe: Of the run.
@@ -216,6 +219,7 @@ def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record
         optimizer: Of the run.
         record: Gets what was measured.
         measure: Whether to measure noise where no rule asks for it; "layers" measures each layer too.
+        probe: A `CurvatureProbe` of the run, but for what it is to see.
 
     Raises:
         RecipeError: Where `check_batch_control` does.
@@ -235,6 +239,9 @@ def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record
         if own and isinstance(comm, AllReduce):
             comm.observe(monitor.observe)
         settings |= {"monitor": monitor, "groups": max(GROUPS, 2 * ranks.world_size) if own else GROUPS}
+    if (c := recipe.curvature) is not None:
+        seen: dict[str, Any] = {"samples": c.samples, "eigenvalues": c.eigenvalues, "tolerance": c.tolerance}
+        settings["curvature"] = CurvatureRecord(probe(**seen, trace_tolerance=c.trace or None), record, every_updates=c.every_updates)
     match rule:
         case None:
             return BatchControl(**settings)

@@ -29,6 +29,7 @@ from bigbatch.train.build import build_comm, build_model, build_optimizer, choos
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
 from bigbatch.train.by_server import by_server
 from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bigbatch.train.curvature_probe import CurvatureProbe
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.feed import MicroBatch
@@ -149,7 +150,8 @@ def fit(
             return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
-        control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise)
+        probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
+        control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
         control.load_state_dict(progress.batch)
         if resume and not asked and ranks.first:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
@@ -228,13 +230,13 @@ def fit(
                             raise Interrupted(how_to_resume(clock, out))
 
                 control.take()
-                train_s = watch.seconds
+                train_s = watch.seconds - control.curvature_s
                 comm.settle(optimizer)
                 save("last.pt")
                 if validation is None:  # resumed after the last update
                     validation = measure("validation")
                 test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
-            facts: dict[str, Any] = {"train_s": train_s, "micro_batch": micro_batch, "reached": reached}
+            facts: dict[str, Any] = {"train_s": train_s, "micro_batch": micro_batch, "reached": reached, "curvature_s": control.curvature_s}
             result = Result(task.name, clock.updates, clock.samples, best_validation_score=best_score, **facts)
             return conclude(result, record, clock, folder, test=test, validation=validation)
         except Diverged as error:

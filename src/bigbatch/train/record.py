@@ -111,6 +111,12 @@ class Record:
         if self._board is not None:
             self._board.add_scalar("train/weight_distance", distance, clock.updates)
 
+    def curvature(self, clock: Clock, facts: Mapping[str, Any]) -> None:
+        """Eigenvalues of the Hessian, largest first, and what else a look saw, after the update at `clock`."""
+        self._write({"kind": "curvature", "update": clock.updates, "samples": clock.samples, **facts})
+        if self._board is not None:
+            self._board.add_scalar("train/top_eigenvalue", facts["eigenvalues"][0], clock.updates)
+
     def batch(self, clock: Clock, before: int, after: int, reason: str) -> None:
         """A decision about the batch of the updates after `clock`."""
         line = {"kind": "batch", "update": clock.updates, "samples": clock.samples}

@@ -25,6 +25,7 @@ class Result:
     best_validation_score: float = math.nan
     train_s: float = math.nan  # seconds in updates, without evaluation and saving
     samples_per_s: float = math.nan
+    curvature_s: float = 0.0  # seconds spent looking at curvature, not in train_s
     micro_batch: int = 0
     reached: bool = False  # True where the run ended at its target
     diverged: bool = False  # True only in studies, which go on after a diverged run
