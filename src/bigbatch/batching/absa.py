@@ -40,7 +40,9 @@ class Standing(NamedTuple):
     waited: int = 0  # periods since the last increase, or since the start
 
 
-def absa(standing: Standing, eigenvalue: float, *, patience: int = 10, drop: float = 2.0, rises: bool = False, periods: int = 1) -> Standing:
+def absa(
+    standing: Standing, eigenvalue: float, *, patience: int = 10, drop: float = 2.0, rises: bool = False, periods: int = 1
+) -> Standing:
     """Where the rule stands after a measurement.
 
     Args:
