@@ -28,7 +28,7 @@ from bigbatch.train.adversarial import build_passes, make_examples, paired
 from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
 from bigbatch.train.by_server import by_server
-from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
 from bigbatch.train.curvature_probe import CurvatureProbe
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
@@ -64,6 +64,7 @@ def fit(
     compile: bool = False,
     measure_noise: bool | Literal["layers"] = False,
     measure_distance: bool = False,
+    keep_checkpoints: bool = False,
     target: float | None = None,
 ) -> Result:
     """Train a task by a recipe and measure it on the test set, once, with the final weights.
@@ -89,6 +90,7 @@ def fit(
         measure_noise: Whether to record signal and noise of every update's gradient, cut into four micro-batches at least; "layers":
             of each layer too.
         measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
+        keep_checkpoints: Whether to keep a checkpoint of every evaluation in `out`, `update-*.pt`: so much of the disk for each.
         target: End after the first evaluation whose validation score reaches it.
 
     Returns:
@@ -208,13 +210,15 @@ def fit(
                         record.weight_distance(clock, walked.now())
 
                     done = control.position(clock) >= total
-                    if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
+                    if done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
                         with watch.paused():
                             validation = measure("validation")
                             show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
                             if validation.score > best_score:
                                 best_score = validation.score
                                 save("best.pt")
+                            if keep_checkpoints:
+                                save(kept_name(clock))
                             reached = target is not None and validation.score >= target
                             control.resumed()
                     show.update(control.position(clock), loss=record.last_loss)
@@ -244,7 +248,3 @@ def fit(
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
         finally:
             record.close()
-
-
-def _crossed(before: Clock, after: Clock, every_samples: float) -> bool:
-    return after.samples // every_samples > before.samples // every_samples

@@ -1,0 +1,8 @@
+"""How the loss bends: products with the Hessian without the matrix, and what they say."""
+
+from bigbatch.curvature.gauss_newton import GaussNewton
+from bigbatch.curvature.hessian import Hessian
+from bigbatch.curvature.hvp import hvp
+from bigbatch.curvature.operator import Dense, Operator
+
+__all__ = ["Dense", "GaussNewton", "Hessian", "Operator", "hvp"]
