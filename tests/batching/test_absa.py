@@ -84,7 +84,7 @@ def test_a_rising_reference_notices_a_fall_from_a_peak():
 def test_the_share_ends_at_half_of_the_run_and_at_the_largest_batch():
     rule = ABSA(global_batch=128, largest=512)
     assert [rule.share(p) for p in (0.0, 0.49, 0.5, 1.0)] == [0.2, 0.2, 0.0, 0.0]
-    assert rule.measured(8.0) == "top eigenvalue 8, reference nan"
+    assert rule.measured(8.0) == "top eigenvalue 8, the first"
     assert rule.measured(1.0) == "top eigenvalue 1, reference 8: fallen to 1/2"
     assert (rule.global_batch, rule.share(0.0), rule.watching) == (256, 0.1, True)
     assert rule.measured(0.9, periods=12) == "top eigenvalue 0.9, reference 1: 12 periods without an increase"

@@ -166,7 +166,7 @@ class ABSA:
             What came of it, in words.
         """
         before, self.standing = self.standing, absa(self.standing, eigenvalue, periods=periods, **self._settings)
-        told = f"top eigenvalue {eigenvalue:.4g}, reference {before.reference:.4g}"
+        told = f"top eigenvalue {eigenvalue:.4g}, " + ("the first" if math.isnan(before.reference) else f"reference {before.reference:.4g}")
         if self.standing.increases == before.increases:
             return told
         if self.standing.reference < before.reference:

@@ -40,7 +40,7 @@ class CurvatureBatch(BatchControl):
         Raises:
             Diverged: If a loss before was not finite.
         """
-        over = int(clock.samples // (self._section.every_epochs * self._recipe.num_train_samples))
+        over = int(clock.samples / (self._section.every_epochs * self._recipe.num_train_samples) + 1e-9)  # rounding of the period
         since, self._periods = over - self._periods, over
         if not since or not self._rule.watching:
             return None

@@ -1,5 +1,6 @@
 """Updates in which some samples are replaced by adversarial examples of themselves, as ABSA has it."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -50,20 +51,19 @@ class Replaced(Passes):
 
     def of_update(self, stream: Iterator[MicroBatch], clock: Clock, num_samples: int, work: Work) -> Iterable[MicroBatch | Pass]:
         """The first samples over all workers are replaced: the same ones, however many there are."""
-        pieces = super().of_update(stream, clock, num_samples, work)
+        pieces = iter(super().of_update(stream, clock, num_samples, work))
         replaced = int(self._share(clock) * num_samples)
         if not replaced:
             return pieces
-        passes, left = [Pass(*piece) for piece in pieces], replaced - work.share.start
+        passes, left = [Pass(*piece) for piece in itertools.islice(pieces, work.idle)], replaced - work.share.start
         with self._statistics.whole():
-            for i in range(work.idle, len(passes)):
-                passes[i] = passes[i]._replace(inputs=self._with_first(passes[i].inputs, passes[i].targets, left, clock.updates))
-                left -= len(passes[i].targets)
-        return passes
+            while left > 0 and (piece := next(pieces, None)) is not None:
+                clean = Pass(*piece)
+                passes.append(clean._replace(inputs=self._with_first(clean.inputs, clean.targets, left, clock.updates)))
+                left -= len(clean.targets)
+        return itertools.chain(passes, pieces)
 
     def _with_first(self, inputs: Tensor, targets: Tensor, count: int, number: int) -> Tensor:
-        if count <= 0:
-            return inputs
         first = inputs[:count]
         (direction,) = self._attack.directions([(first, targets[:count])], number)
         return torch.cat([fgsm_step(first, direction, **self._step), inputs[count:]])
