@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.core.checks import Elsewhere, UserError
+from bigbatch.core.checks import Elsewhere, NotFinite, UserError
 from bigbatch.curvature.fixed_batches import Piece, checksum, pieces_of
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.left_as_found import drawing_from, left_as_found, twice_differentiable
@@ -250,7 +250,7 @@ class OverData(ABC):
         self._total_samples = samples
         mean = total / samples
         if not bool(torch.isfinite(mean).all()):
-            raise UserError(
+            raise NotFinite(
                 "a derivative of the loss is not finite, though the loss is; look for square roots, powers and logarithms at zero"
             )
         return mean
@@ -286,7 +286,7 @@ def _summed(value: Any, piece: Piece) -> Tensor:
         raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
     total = value * piece.samples if value.dim() == 0 else value.sum()
     if not bool(torch.isfinite(total)):
-        raise UserError(f"loss of batch {piece.batch} is {float(total):g}: curvature needs a finite loss; look at the weights and the data")
+        raise NotFinite(f"loss of batch {piece.batch} is {float(total):g}: curvature needs a finite loss; look at the weights and the data")
     return total
 
 
