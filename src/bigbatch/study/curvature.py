@@ -7,14 +7,15 @@ only along the path are those computed anew at each point, since what lies betwe
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import Dataset
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
@@ -46,10 +47,10 @@ TRACE_TOLERANCE = 0.02
 STAGES = ("top eigenvalues", "trace", "spectral density", "sharpness")
 
 
-class Sharpness(NamedTuple):
-    """One measure of it."""
+class Measure(NamedTuple):
+    """One of sharpness."""
 
-    measure: str
+    name: str
     value: float
     unit: str
 
@@ -72,7 +73,7 @@ class Measured:
     trace_converged: bool
     density: dict[str, list[float]]  # x, mean
     range: tuple[float, float]  # of the spectrum, as far as the density's nodes go
-    sharpness: list[Sharpness]
+    sharpness: list[Measure]
     seconds: float
 
 
@@ -150,7 +151,7 @@ class CurvatureStudy:
         rows.append(["spectrum from", *(f"{r.range[0]:.4g} to {r.range[1]:.4g}" for r in runs)])
         spectrum = [row + [""] * (len(columns) - len(row)) for row in rows]
         measures = [
-            [s[0].measure, *(f"{each.value:.4g} {each.unit}".rstrip() for each in s), *_ratio([each.value for each in s])]
+            [s[0].name, *(f"{each.value:.4g} {each.unit}".rstrip() for each in s), *_ratio([each.value for each in s])]
             for s in zip(*(r.sharpness for r in runs), strict=True)
         ]
         numbers = set(columns[1:])
@@ -215,9 +216,8 @@ def curvature(
     batches = _batches(splits.train, num_samples, seed, first.recipe.precision, place)
     held_out = _batches(splits.validation, min(num_samples, len(splits.validation)), seed, first.recipe.precision, place)  # type: ignore[arg-type]
 
-    chosen = [_last(folder, batches) for folder in folders]
-    if len(folders) == 2 and matched and ratio(*(each.loss for each in chosen)) > MATCHED:
-        chosen = list(match(*(_candidates(folder, batches) for folder in folders)))
+    candidates = [_candidates(folder, batches) for folder in folders]
+    chosen = list(match(*candidates)) if against is not None and matched else [each[-1] for each in candidates]
     total = len(folders) * len(STAGES) + 2 * (len(folders) == 2)
     with Stages("curvature", total=total, quiet=quiet) as stages:
         measured = tuple(
@@ -233,13 +233,109 @@ def curvature(
     return study
 
 
+
 def _measure(
     run: RunFolder, file: Path, batches: Sequence[MicroBatch], stages: Stages, *, eigenvalues: int, tolerance: float, seed: int
 ) -> Measured:
     """Everything about one checkpoint."""
-    model, clock = run.load(file)
+    (model, clock), losses, began = run.load(file), run.task.losses, time.perf_counter()
     hessian = Hessian(model, losses, batches)
-    say = partial(_stage, stages, run)
-    top = top_eigenvalues(hessian, min(eigenvalues, hessian.size), tolerance=tolerance, seed=seed, progress=say("top eigenvalues"))
-    traced = trace(hessian, tolerance=TRACE_TOLERANCE, seed=seed, progress=say("trace"))
-    density = spectral_density(hessian, steps=min(DENSITY_STEPS, hessian.size), seed=seed, progress=say("spectral density"))
+
+    def say(stage: str) -> Callable[[int, int | None], None]:
+        return stages.stage(f"{stage} of {run.name}")
+
+    top = top_eigenvalues(hessian, min(eigenvalues, hessian.size), tolerance=tolerance, seed=seed, progress=say(STAGES[0]))
+    traced = trace(hessian, tolerance=TRACE_TOLERANCE, seed=seed, progress=say(STAGES[1]))
+    density = spectral_density(hessian, steps=min(DENSITY_STEPS, hessian.size), seed=seed, progress=say(STAGES[2]))
+    curve = density.curve()
+    told: dict[str, Any] = {"seed": seed, "progress": say(STAGES[3])}
+    rises = [
+        Measure(f"Keskar, epsilon {epsilon:g}, {where}", keskar_sharpness(model, losses, batches, epsilon=epsilon, subspace=p, **told).value, "%")
+        for (where, p), epsilon in itertools.product((("full space", None), (f"random {SUBSPACE} dimensions", min(SUBSPACE, hessian.size))), EPSILONS)
+    ]
+    rises.append(Measure(f"SAM, rho {RHO:g}, one step", sam_sharpness(model, losses, batches, rho=RHO).value, ""))
+    return Measured(
+        run=str(run.folder),
+        name=run.name,
+        checkpoint=file.name,
+        clock=clock,
+        global_batch=run.recipe.batch.global_batch,
+        loss=hessian.loss(),
+        score=mean_of(run.task.scores, model, batches),
+        eigenvalues=top.values.tolist(),
+        residuals=top.residuals.tolist(),
+        converged=top.converged.tolist(),
+        trace=(float(traced.value), float(traced.low), float(traced.high)),
+        trace_converged=bool(traced.converged),
+        density={"x": curve.x.tolist(), "mean": curve.mean.tolist()},
+        range=(float(density.nodes.min()), float(density.nodes.max())),
+        sharpness=rises,
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def _path(
+    folders: Sequence[RunFolder],
+    chosen: Sequence[Candidate],
+    batches: Sequence[MicroBatch],
+    held_out: Sequence[MicroBatch],
+    stages: Stages,
+    points: int,
+) -> tuple[Point, ...]:
+    """Loss on training samples and score on validation samples, along the line through two checkpoints."""
+    model, other = (folder.load(each.path)[0] for folder, each in zip(folders, chosen, strict=True))
+    task, ends = folders[0].task, (state_of(model), state_of(other))
+
+    def prepare(between: nn.Module) -> None:
+        recompute_statistics(between, batches)
+
+    settings: dict[str, Any] = {"scores": task.scores, "points": points, "prepare": prepare}
+    training = path(model, *ends, task.losses, batches, progress=stages.stage("loss along the path"), **settings)
+    validation = path(model, *ends, task.losses, held_out, progress=stages.stage("score along the path"), **settings)
+    return tuple(
+        Point(float(alpha), float(loss), float(score))
+        for alpha, loss, score in zip(training.alphas, training.losses, validation.scores, strict=True)
+    )
+
+
+def _batches(dataset: Dataset[Any], num_samples: int, seed: int, precision: str, device: torch.device) -> list[MicroBatch]:
+    """A part of a data set that depends on nothing but its size and the seed."""
+    chosen = sample_indices(seed, len(dataset), 0, num_samples)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return list(feed(dataset, torch.split(chosen, PASS), device=device, dtype=DTYPES[precision]))
+
+
+def _candidates(run: RunFolder, batches: Sequence[MicroBatch]) -> list[Candidate]:
+    """All checkpoints of a run with their losses, the last at the end."""
+    return [Candidate(file, mean_of(run.task.losses, run.load(file)[0], batches)) for file in run.checkpoints]
+
+
+def _times(a: float, b: float) -> str:
+    return f" ({b / a:.3g} times)" if a > 0 and b > 0 else ""
+
+
+def _ratio(values: Sequence[float]) -> list[str]:
+    """A cell for a second run over the first."""
+    if len(values) < 2:
+        return []
+    a, b = values
+    return [f"{b / a:.3g}" if a > 0 and b > 0 else ""]
+
+
+def _band(value: float, low: float, high: float) -> str:
+    return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values, null where a number is not finite."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    plain: dict[str, Any] = finite(values)
+    return plain
