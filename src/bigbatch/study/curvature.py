@@ -21,7 +21,17 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
-from bigbatch.curvature import Hessian, keskar_sharpness, path, sam_sharpness, spectral_density, top_eigenvalues, trace
+from bigbatch.curvature import (
+    Hessian,
+    adaptive_sharpness,
+    keskar_sharpness,
+    path,
+    sam_sharpness,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from bigbatch.curvature.over_data import Loss
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import MATCHED, Candidate, RunFolder, check_comparable, match, mean_of, open_run, ratio, state_of
 from bigbatch.study.simulate import Table
@@ -39,8 +49,8 @@ EPSILONS = (1e-3, 5e-4)
 """Keskar's sizes of the box."""
 SUBSPACE = 100
 """Directions of his random subspace."""
-RHO = 0.05
-"""Radius of SAM's sharpness."""
+RHO, ADAPTIVE_RHO = 0.05, 0.5
+"""Radius of SAM's sharpness, and of the adaptive one, by the papers."""
 DENSITY_STEPS = 100
 TRACE_TOLERANCE = 0.02
 """Relative standard error."""
@@ -66,6 +76,7 @@ class Measured:
     global_batch: int
     loss: float  # mean over the samples
     score: float  # the task's, in [0, 1], over the samples
+    gradient: float  # length of the mean loss's
     eigenvalues: list[float]
     residuals: list[float]  # |Hv - lambda v| / |lambda|
     converged: list[bool]
@@ -124,7 +135,7 @@ class CurvatureStudy:
         if self.loss_ratio > MATCHED:
             yield (
                 f"the losses differ by a factor of {self.loss_ratio:.3g}: curvature goes with the loss, so what differs between these runs may "
-                "be how far they came; train with --keep-checkpoints (more of them: a shorter evaluation interval) to compare at one loss"
+                "be how far they came; train both with --keep-checkpoints to compare them where their losses are alike"
             )
         for name, run in zip(self.names, self.runs, strict=True):
             if not all(run.converged):
@@ -143,12 +154,13 @@ class CurvatureStudy:
             ["global batch", *(f"{r.global_batch:,}" for r in runs)],
             ["training loss", *(f"{r.loss:.4g}" for r in runs), *_ratio([r.loss for r in runs])],
             [f"training {self.metric}", *(f"{100 * r.score:.2f} %" for r in runs)],
+            ["length of the gradient", *(f"{r.gradient:.3g}" for r in runs), *_ratio([r.gradient for r in runs])],
         ]
         for i in range(len(runs[0].eigenvalues)):
             cells = [f"{r.eigenvalues[i]:.5g} (residual {r.residuals[i]:.1e}{'' if r.converged[i] else ', not done'})" for r in runs]
             rows.append([f"eigenvalue {i + 1}", *cells, *_ratio([r.eigenvalues[i] for r in runs])])
         rows.append(["trace [95 %]", *(_band(*r.trace) for r in runs), *_ratio([r.trace[0] for r in runs])])
-        rows.append(["spectrum from", *(f"{r.range[0]:.4g} to {r.range[1]:.4g}" for r in runs)])
+        rows.append(["spectrum, ends", *(f"{r.range[0]:.4g} to {r.range[1]:.4g}" for r in runs)])
         spectrum = [row + [""] * (len(columns) - len(row)) for row in rows]
         measures = [
             [s[0].name, *(f"{each.value:.4g} {each.unit}".rstrip() for each in s), *_ratio([each.value for each in s])]
@@ -248,12 +260,7 @@ def _measure(
     traced = trace(hessian, tolerance=TRACE_TOLERANCE, seed=seed, progress=say(STAGES[1]))
     density = spectral_density(hessian, steps=min(DENSITY_STEPS, hessian.size), seed=seed, progress=say(STAGES[2]))
     curve = density.curve()
-    told: dict[str, Any] = {"seed": seed, "progress": say(STAGES[3])}
-    rises = [
-        Measure(f"Keskar, epsilon {epsilon:g}, {where}", keskar_sharpness(model, losses, batches, epsilon=epsilon, subspace=p, **told).value, "%")
-        for (where, p), epsilon in itertools.product((("full space", None), (f"random {SUBSPACE} dimensions", min(SUBSPACE, hessian.size))), EPSILONS)
-    ]
-    rises.append(Measure(f"SAM, rho {RHO:g}, one step", sam_sharpness(model, losses, batches, rho=RHO).value, ""))
+    rises = _sharpness(model, losses, batches, say(STAGES[3]), seed)
     return Measured(
         run=str(run.folder),
         name=run.name,
@@ -262,6 +269,7 @@ def _measure(
         global_batch=run.recipe.batch.global_batch,
         loss=hessian.loss(),
         score=mean_of(run.task.scores, model, batches),
+        gradient=float(hessian.gradient().norm()),
         eigenvalues=top.values.tolist(),
         residuals=top.residuals.tolist(),
         converged=top.converged.tolist(),
@@ -272,6 +280,25 @@ def _measure(
         sharpness=rises,
         seconds=round(time.perf_counter() - began, 1),
     )
+
+
+def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], progress: Callable[[int, int | None], None], seed: int) -> list[Measure]:
+    """Keskar's in both spaces and both sizes, and those of SAM and ASAM."""
+    size, passes = sum(p.numel() for p in model.parameters() if p.requires_grad), itertools.count(1)
+
+    def one_more(_done: int, _total: int | None) -> None:
+        progress(next(passes), None)
+
+    found = []
+    for where, subspace in (("all directions", None), (f"{min(SUBSPACE, size)} random directions", min(SUBSPACE, size))):
+        for epsilon in EPSILONS:
+            box: dict[str, Any] = {"epsilon": epsilon, "subspace": subspace, "seed": seed, "progress": one_more}
+            found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", keskar_sharpness(model, losses, batches, **box).value, "%"))
+    balls = (("SAM", sam_sharpness, RHO), ("ASAM", adaptive_sharpness, ADAPTIVE_RHO))
+    for name, sharpness, rho in balls:
+        rise = sharpness(model, losses, batches, rho=rho, m=PASS, progress=one_more)
+        found.append(Measure(f"{name}, rho {rho:g}, groups of {PASS}", rise.value, ""))
+    return found
 
 
 def _path(
@@ -294,7 +321,7 @@ def _path(
     validation = path(model, *ends, task.losses, held_out, progress=stages.stage("score along the path"), **settings)
     return tuple(
         Point(float(alpha), float(loss), float(score))
-        for alpha, loss, score in zip(training.alphas, training.losses, validation.scores, strict=True)
+        for alpha, loss, score in zip(training.alphas, training.losses, validation.scores or (), strict=True)
     )
 
 
