@@ -1,9 +1,10 @@
 """The models that runs left behind: opened from their folders, and two of them chosen where their losses match.
 
 Curvature goes with the loss: near the end of training both fall. So two runs are compared where they have learnt as much, not at their ends:
-the run whose last loss is higher stays there, and of the other's checkpoints the one with the nearest loss is taken.
+of all pairs of checkpoints that they kept, at the one with the lowest losses that are alike.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,18 +108,15 @@ def check_comparable(run: RunFolder, other: RunFolder) -> None:
 
 
 def match(first: Sequence[Candidate], second: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
-    """A checkpoint of each of two runs whose losses are as near as can be, as late as can be; the last of each sequence is the run's end.
+    """A checkpoint of each of two runs: the lowest losses of those that match; the nearest ones, if none do.
 
-    >>> ends, kept = [Candidate(Path("a"), 0.5), Candidate(Path("b"), 0.3)], [Candidate(Path("c"), 0.32), Candidate(Path("d"), 0.01)]
-    >>> [c.path.name for c in match(ends, kept)]
-    ['b', 'c']
+    >>> one, other = ([Candidate(Path(f"{loss}"), loss) for loss in losses] for losses in ((0.5, 0.3), (0.52, 0.31, 0.01)))
+    >>> [c.loss for c in match(one, other)]
+    [0.3, 0.31]
     """
-    a, b = first[-1], second[-1]
-    if ratio(a.loss, b.loss) <= MATCHED:
-        return a, b
-    if a.loss > b.loss:
-        return a, min(reversed(second), key=lambda c: ratio(a.loss, c.loss))
-    return min(reversed(first), key=lambda c: ratio(b.loss, c.loss)), b
+    pairs = list(itertools.product(first, second))
+    matching = [(a, b) for a, b in pairs if ratio(a.loss, b.loss) <= MATCHED]
+    return min(matching, key=lambda pair: pair[0].loss * pair[1].loss) if matching else min(pairs, key=lambda p: ratio(p[0].loss, p[1].loss))
 
 
 def ratio(a: float, b: float) -> float:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from bigbatch.comm.protocol import Comm
+from bigbatch.core.checks import NotFinite
 from bigbatch.core.clock import Clock
 from bigbatch.curvature.hessian import Hessian
 from bigbatch.curvature.lanczos import Eigenpairs, top_eigenvalues
@@ -175,7 +176,11 @@ class CurvatureRecord:
         if not last and clock.updates % self._every:
             return False
         self._record.flush()
-        self._record.curvature(clock, self._probe.look().facts())
+        try:
+            seen = self._probe.look()
+        except NotFinite:  # the next loss, or the check of the weights before they are saved, says so for the run
+            return True
+        self._record.curvature(clock, seen.facts())
         return True
 
     def state_dict(self) -> dict[str, Any]:
