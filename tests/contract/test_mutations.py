@@ -188,6 +188,8 @@ CASES = [
     ("noise.weight_distance", "fit_log", "intercept", None),
     ("noise.per_example", "noise_of_examples", "noise", None),
     ("train.batch_control", "GainedRate.factor", "", None),
+    ("train.follow_curvature", "CurvatureBatch.factor", "", None),
+    ("train.replaced_samples", "Replaced._with_first", "", "train/test_follow_curvature.py"),
     ("train.step", "accumulate_gradients", "", None),
     ("train.evaluate", "evaluate", "score", "train/test_loop.py"),
 ]

@@ -29,6 +29,7 @@ PAPER = Paper(
     year=2018,
     arxiv="1810.01021",
     where="Section 3, Algorithm 1",
+    study="studies/absa",
 )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from bigbatch.batching.absa import ABSA
@@ -29,6 +30,7 @@ from bigbatch.schedules.autowu import AutoWU
 from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
 from bigbatch.train.batch_control import GROUPS, BatchControl, DecidedBatch, GainedRate, ScheduledBatch
+from bigbatch.train.build import DTYPES
 from bigbatch.train.curvature_probe import CurvatureProbe, CurvatureRecord
 from bigbatch.train.follow_curvature import CurvatureBatch
 from bigbatch.train.learned_warmup import LearnedWarmup
@@ -126,6 +128,10 @@ def build_absa(recipe: Recipe) -> ABSA:
     """
     rule, batch = recipe.batch.rule, recipe.batch.global_batch
     assert isinstance(rule, sections.ABSA)
+    if rule.tolerance < (least := 100 * torch.finfo(DTYPES[recipe.precision]).eps):
+        raise RecipeError(
+            f"batch.rule.tolerance = {rule.tolerance:g}: is below the rounding of {recipe.precision}; give {least:.0e} or more"
+        )
     try:
         return ABSA(
             global_batch=batch,
