@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import NotFinite, UserError
 from bigbatch.curvature.operator import Operator
 
 Array = NDArray[np.float64]
@@ -96,7 +96,7 @@ class Krylov:
         for j, product in enumerate(products, start=first):
             norm = float(torch.linalg.vector_norm(product))
             if not np.isfinite(norm):
-                raise UserError(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
+                raise NotFinite(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
             self._norm = max(self._norm, norm)
             rest, C, norm = self._orthogonal(product)
             self._C[: self.held, j] = C
