@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.core.checks import NotFinite, UserError
+from bigbatch.core.checks import NotFinite
 from bigbatch.curvature.operator import Operator
 
 Array = NDArray[np.float64]
