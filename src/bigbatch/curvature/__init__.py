@@ -3,6 +3,7 @@
 from bigbatch.curvature.gauss_newton import GaussNewton
 from bigbatch.curvature.hessian import Hessian
 from bigbatch.curvature.hvp import hvp
+from bigbatch.curvature.lanczos import Eigenpairs, top_eigenvalues
 from bigbatch.curvature.operator import Dense, Operator
 
-__all__ = ["Dense", "GaussNewton", "Hessian", "Operator", "hvp"]
+__all__ = ["Dense", "Eigenpairs", "GaussNewton", "Hessian", "Operator", "hvp", "top_eigenvalues"]
