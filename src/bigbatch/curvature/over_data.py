@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import NotFinite, UserError
 from bigbatch.curvature.fixed_batches import FixedBatches, Piece, checksum
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.left_as_found import drawing_from, left_as_found, twice_differentiable
@@ -246,7 +246,7 @@ def _summed(value: Any, piece: Piece) -> Tensor:
     """The sum over samples of their losses, or of their mean."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((), (piece.samples,)):
         told = f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
+        raise NotFinite(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
     total = value * piece.samples if value.dim() == 0 else value.sum()
     if not bool(torch.isfinite(total)):
         raise UserError(f"loss of batch {piece.batch} is {float(total):g}: curvature needs a finite one; look at the weights and the data")
