@@ -133,19 +133,29 @@ class OverData(ABC):
         Raises:
             UserError: As for products.
         """
+        return self.loss_and_gradient()[1]
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The mean loss and its gradient, shape (n,), by one pass.
+
+        Raises:
+            UserError: As for products.
+        """
 
         def work() -> Share:
-            total, samples, connected = self._zeros(self.size), 0, False
+            total, samples, connected = self._zeros(1 + self.size), 0, False
             with self._pass():
                 for piece in self._batches:
                     graph = self._evaluate(piece)
                     if graph.loss.requires_grad:
-                        total += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
+                        total[1:] += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
                         connected = True
+                    total[0] += graph.loss.detach()
                     samples += piece.samples
             return Share(total, samples, connected)
 
-        return self._mean(work).to(self.dtype)
+        mean = self._mean(work)
+        return float(mean[0]), mean[1:].to(self.dtype)
 
     def _for_each(self, use: Callable[[Times], None], weights: int) -> tuple[int, bool]:
         """Call `use` for every micro-batch; the number of samples, and whether any loss depends on the parameters.
