@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
-from bigbatch.curvature.fixed_batches import pieces_of
+from bigbatch.curvature.fixed_batches import FixedBatches
 from bigbatch.curvature.landscape import Landscape
 from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.over_data import Loss
@@ -136,7 +136,7 @@ def sam_sharpness(
 
 def _groups(whole: Landscape, batches: Iterable[tuple[Any, Any]], m: int) -> Iterable[tuple[Landscape, int]]:
     largest = 0
-    for piece in pieces_of(batches, micro_batch=m, device=whole.start.device):
+    for piece in FixedBatches(batches, micro_batch=m, device=whole.start.device):
         largest = max(largest, piece.samples)
         yield whole.over([(piece.inputs, piece.targets)]), piece.samples
     if 0 < largest < m:
