@@ -190,7 +190,7 @@ def test_checkpoints_are_kept(tmp_path):
         ({"curvature": {}}, "curvature.every_updates"),
         ({"curvature.eigenvalues": 0}, "curvature.eigenvalues = 0"),
         ({"curvature.tolerance": -1.0}, "curvature.tolerance = -1"),
-        ({"curvature.trace": 0.0}, "curvature.trace"),
+        ({"curvature.trace": -0.1}, "curvature.trace"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
