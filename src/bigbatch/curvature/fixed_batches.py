@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from bigbatch.core.checks import UserError
-
-_ODD = 0x1E3779B97F4A7C15  # multiples of it spread over all bits
+from bigbatch.curvature.checksum import checksum
 
 
 class Piece(NamedTuple):
@@ -85,23 +84,6 @@ class FixedBatches:
                 cut = slice(start, min(start + (self._micro_batch or samples), samples))
                 yield Piece(_cut(batch[0], cut, self._device), _cut(batch[1], cut, self._device), cut.stop - start, number, i)
                 number += 1
-
-
-def checksum(tensor: Tensor) -> Tensor:
-    """A number, int64, that depends on every bit and its place; equal on every machine.
-
-    >>> a = torch.tensor([1.0, 2.0])
-    >>> bool(checksum(a) == checksum(a.clone())), bool(checksum(a) == checksum(a.flip(0)))
-    (True, False)
-    """
-    t = tensor.detach().reshape(-1)
-    raw = (t if t.data_ptr() % 8 == 0 and t.is_contiguous() else t.clone(memory_format=torch.contiguous_format)).view(torch.uint8)
-    whole = len(raw) // 8 * 8
-    total = raw[whole:].to(torch.int64).mul_(torch.arange(1, len(raw) - whole + 1, device=t.device)).sum()
-    for i, words in enumerate(torch.split(raw[:whole].view(torch.int64), 2**22)):
-        places = torch.arange(1, len(words) + 1, device=t.device).mul_(_ODD).bitwise_or_(1)
-        total = total * 31 + (words ^ (words >> 32)).mul_(places).sum() + i
-    return total
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -16,7 +16,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
-from bigbatch.curvature.over_data import Graph, OverData, Times
+from bigbatch.curvature.evaluated import Graph
+from bigbatch.curvature.over_data import OverData
+from bigbatch.curvature.twice_differentiable import Times
 
 PAPER = Paper(
     method="Gauss-Newton products",
@@ -37,7 +39,7 @@ def gauss_newton_times(loss: Tensor, outputs: Tensor, weights: list[Tensor]) -> 
     >>> gauss_newton_times((z**2).sum(), z, [w])([torch.tensor([1.0, 1.0])])
     [tensor([ 8., 32.])]
     """
-    if not outputs.requires_grad:
+    if not (outputs.requires_grad and loss.requires_grad):
         return None
     u = torch.zeros_like(outputs, requires_grad=True)
     pulled = torch.autograd.grad(outputs, weights, u, create_graph=True, allow_unused=True)  # J^T u

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from bigbatch.core.paper import Paper
-from bigbatch.curvature.over_data import Graph, OverData, Times
+from bigbatch.curvature.evaluated import Graph
+from bigbatch.curvature.over_data import OverData
+from bigbatch.curvature.twice_differentiable import Times
 
 PAPER = Paper(
     method="Hessian-vector products",

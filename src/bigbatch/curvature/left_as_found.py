@@ -2,13 +2,12 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -43,21 +42,6 @@ def drawing_from(seed: int, model: nn.Module) -> Iterator[None]:
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels whose gradients have gradients: attention by matrix products, recurrent layers step by step, and no autocast."""
-    with ExitStack() as kernels:
-        kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
-        kernels.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        for device in {"cpu", *(d.type for d in _cuda_devices(model))}:
-            kernels.enter_context(torch.autocast(device, enabled=False))
-        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
-            kernels.enter_context(torch.backends.mkldnn.flags(enabled=False))
         yield
 
 

@@ -79,7 +79,7 @@ def as_rows(operator: Operator, vectors: Tensor) -> Tensor:
     """One vector (n,) or k of them (k, n) as rows (k, n), refused if they do not fit the operator.
 
     Raises:
-        UserError: If shape, dtype or device are not the operator's.
+        UserError: If shape, dtype or device are not the operator's, or a value is not finite.
 
     >>> as_rows(Dense(torch.eye(2)), torch.ones(3))
     Traceback (most recent call last):
@@ -93,4 +93,6 @@ def as_rows(operator: Operator, vectors: Tensor) -> Tensor:
             f"vectors of {vectors.dtype} on {vectors.device}: the operator's are {operator.dtype} on {operator.device}; "
             "convert them with vectors.to(operator.device, operator.dtype)"
         )
+    if not bool(torch.isfinite(vectors).all()):
+        raise UserError("vectors: hold values that are not finite; look at what made them")
     return vectors.detach().reshape(-1, n)

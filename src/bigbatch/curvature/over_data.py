@@ -1,6 +1,5 @@
 """What operators over a data set share: evaluating micro-batches on stand-ins, the mean over samples, and graphs that are kept."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,29 +8,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.core.checks import NotFinite, UserError
-from bigbatch.curvature.fixed_batches import FixedBatches, Piece, checksum
+from bigbatch.curvature.checksum import checksum
+from bigbatch.curvature.evaluated import Graph, Loss, evaluated
+from bigbatch.curvature.fixed_batches import FixedBatches, Piece
 from bigbatch.curvature.flat import Flat
-from bigbatch.curvature.left_as_found import drawing_from, left_as_found, twice_differentiable
+from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.operator import as_rows
 from bigbatch.curvature.over_ranks import Share, mean_over_ranks
-
-Loss = Callable[[Any, Any], Tensor]
-"""Takes outputs and targets of n samples and gives their n losses, or the mean of them."""
-Times = Callable[[list[Tensor]], list[Tensor | None]]
-"""Multiplies tensors of the parameters' shapes; None stands for zeros."""
-_NOT_TWICE = re.compile(r"once_differentiable|differentiate twice|double.?backward|derivative for .* not implemented", re.IGNORECASE)
-
-
-class Graph(NamedTuple):
-    """A micro-batch, evaluated."""
-
-    weights: list[Tensor]  # stand-ins of the chosen parameters
-    outputs: Any
-    loss: Tensor  # sum over the samples, scalar
+from bigbatch.curvature.twice_differentiable import Times, kernels_with_second_derivatives, multiplied, refuse_once_differentiable
 
 
 class Kept(NamedTuple):
@@ -39,7 +25,7 @@ class Kept(NamedTuple):
 
     times: list[Times]
     samples: int
-    weights: int  # checksum of what the model computed with
+    state: int  # checksum of what the model computed with
 
 
 class OverData(ABC):
@@ -90,14 +76,14 @@ class OverData(ABC):
             rows = as_rows(self, vectors)
             split = [self._flat.split(row) for row in rows]
             total = self._zeros(*rows.shape)
-            weights = self._checksum()
+            state = self._checksum()
 
             def add(times: Times) -> None:
                 for row, vector in zip(total, split, strict=True):
-                    row += self._flat.join(_differentiated(times, vector))
+                    row += self._flat.join(multiplied(times, vector))
 
-            samples, connected = self._for_each(add, weights)
-            return Share(total, samples, connected, {"vectors": int(checksum(rows)), "the models' weights": weights})
+            samples, connected = self._for_each(add, state)
+            return Share(total, samples, connected, {"vectors": int(checksum(rows)), "the models' weights": state})
 
         return self._mean(work).to(self.dtype).view(vectors.shape)
 
@@ -119,9 +105,9 @@ class OverData(ABC):
 
         def work() -> Share:
             total, samples = self._zeros(), 0
-            with torch.no_grad(), self._pass():
+            with torch.no_grad(), self._pass() as weights:
                 for piece in self._batches:
-                    total += self._evaluate(piece).loss
+                    total += self._evaluate(piece, weights).loss
                     samples += piece.samples
             return Share(total, samples)
 
@@ -133,38 +119,51 @@ class OverData(ABC):
         Raises:
             UserError: As for products.
         """
+        return self.loss_and_gradient()[1]
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The mean loss and its gradient, shape (n,), by one pass.
+
+        Raises:
+            UserError: As for products.
+        """
 
         def work() -> Share:
-            total, samples, connected = self._zeros(self.size), 0, False
-            with self._pass():
+            total, samples, connected = self._zeros(1 + self.size), 0, False
+            with self._pass() as weights:
                 for piece in self._batches:
-                    graph = self._evaluate(piece)
+                    graph = self._evaluate(piece, weights)
                     if graph.loss.requires_grad:
-                        total += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
+                        total[1:] += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
                         connected = True
+                    total[0] += graph.loss.detach()
                     samples += piece.samples
             return Share(total, samples, connected)
 
-        return self._mean(work).to(self.dtype)
+        mean = self._mean(work)
+        return float(mean[0]), mean[1:].to(self.dtype)
 
-    def _for_each(self, use: Callable[[Times], None], weights: int) -> tuple[int, bool]:
+    def _for_each(self, use: Callable[[Times], None], state: int) -> tuple[int, bool]:
         """Call `use` for every micro-batch; the number of samples, and whether any loss depends on the parameters.
 
         The first call keeps the graphs, if they fit into `memory_bytes`, and then reads the batches once more to compare; calls at the same
         weights use them. That takes out a forward and a backward pass, about half the time of a product.
         """
-        if self._kept is not None and self._kept.weights == weights:
+        if self._kept is not None and self._kept.state == state:
             for times in self._kept.times:
                 use(times)
             return self._kept.samples, bool(self._kept.times)
         self._kept = None
         keep, sample_bytes, samples, connected = self._memory_bytes > 0, 0.0, 0, False
         graphs: list[Times] = []
-        saved = _Saved(self.model)
-        with self._pass():
+        with self._pass() as weights:
+            saved = _Saved(weights)
             for piece in self._batches:
                 with saved.counted() if keep and not samples else nullcontext():
-                    made = self._times(self._evaluate(piece))
+                    graph = self._evaluate(piece, weights)
+                    made = self._times(graph)
+                if not samples:
+                    refuse_once_differentiable(graph.loss)
                 samples += piece.samples
                 sample_bytes = sample_bytes or saved.bytes / piece.samples
                 keep = keep and sample_bytes * samples <= self._memory_bytes
@@ -172,39 +171,35 @@ class OverData(ABC):
                     connected = True
                     use(made)
                     graphs = [*graphs, made] if keep else []
+                del graph, made  # one micro-batch in memory at a time
             if keep:
                 for _ in self._batches:
                     pass
-                self._kept = Kept(graphs, samples, weights)
+                self._kept = Kept(graphs, samples, state)
         return samples, connected
 
-    def _evaluate(self, piece: Piece) -> Graph:
-        """Outputs and loss of a micro-batch, with random numbers that are the same at every pass."""
-        state = {name: p.detach().contiguous() for name, p in self.model.named_parameters()}  # second derivatives are slow channels-last
-        weights = [state[name].requires_grad_(torch.is_grad_enabled()) for name in self._flat.names]
-        state |= {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
-        args, kwargs = _arguments(piece.inputs)
-        with drawing_from(piece.number, self.model), twice_differentiable(self.model):
-            outputs = functional_call(self.model, state, args, kwargs)
-            return Graph(weights, outputs, _summed(self._loss(outputs, piece.targets), piece))
+    def _evaluate(self, piece: Piece, weights: dict[str, Tensor]) -> Graph:
+        return evaluated(self.model, self._loss, piece, weights, self._flat.names)
 
     @contextmanager
-    def _pass(self) -> Iterator[None]:
-        """Evaluation mode (or training mode), and all as before afterwards."""
+    def _pass(self) -> Iterator[dict[str, Tensor]]:
+        """The model in evaluation (or training) mode, and as before afterwards; copies of its parameters, to be used instead of them."""
+        weights = {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in self.model.named_parameters()}
+        for name in self._flat.names:
+            weights[name].requires_grad_()
         with left_as_found(self.model):
             self.model.train(self._training)
-            yield
+            yield weights
 
     def _mean(self, work: Callable[[], Share]) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), kernels_with_second_derivatives(self.model):
             mean = mean_over_ranks(work, self._group, self.device)
         self._samples = mean.samples
         return mean.value
 
     def _checksum(self) -> int:
         """Of all that the model computes with."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return int(checksum(torch.cat([t.detach().to(self.device).reshape(-1).view(torch.uint8) for t in tensors])))
+        return int(checksum(*self.model.parameters(), *self.model.buffers()))
 
     def _zeros(self, *shape: int) -> Tensor:
         """Sums over samples are in float64, where the device has it."""
@@ -212,11 +207,11 @@ class OverData(ABC):
 
 
 class _Saved:
-    """Counts the bytes that graphs hold besides a model's parameters."""
+    """Counts the bytes that graphs hold besides the parameters."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, weights: dict[str, Tensor]) -> None:
         self.bytes = 0
-        self._seen = {p.data_ptr() for p in model.parameters()}
+        self._seen = {p.data_ptr() for p in weights.values()}
 
     def counted(self) -> AbstractContextManager[None]:
         """Counts graphs that are made within it."""
@@ -233,31 +228,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The module within what wraps it for speed or for training."""
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tuple or list is the model's arguments, a dict its keyword arguments, all else its one argument."""
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-def _summed(value: Any, piece: Piece) -> Tensor:
-    """The sum over samples of their losses, or of their mean."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((), (piece.samples,)):
-        told = f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
-    total = value * piece.samples if value.dim() == 0 else value.sum()
-    if not bool(torch.isfinite(total)):
-        raise NotFinite(f"loss of batch {piece.batch} is {float(total):g}: curvature needs a finite one; look at the weights and the data")
-    return total
-
-
-def _differentiated(times: Times, vector: list[Tensor]) -> list[Tensor | None]:
-    try:
-        return times(vector)
-    except RuntimeError as error:
-        if not _NOT_TWICE.search(str(error)):
-            raise
-        told = str(error).splitlines()[0][:200]
-        raise UserError(f"loss is not twice differentiable ({told}); use operations whose gradients have gradients") from error

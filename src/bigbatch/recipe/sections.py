@@ -278,7 +278,7 @@ class Curvature(Section):
     every_updates: Count  # from one look to the next; the last update is always followed by one
     eigenvalues: Count = 1  # from the largest
     samples: Count = 512  # of the training set, the same each time; all of a smaller one
-    tolerance: Positive = 0.01  # of an eigenvalue's residual |Hv - lambda v| / |lambda|
+    tolerance: Positive = 1e-3  # of an eigenvalue's residual |Hv - lambda v| / |lambda|; at 1e-2 a lower one may be taken for the top
     trace: Literal[False] | Positive = False  # relative standard error to which the trace is estimated; false: not at all
 
 

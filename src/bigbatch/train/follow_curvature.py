@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigbatch.batching.absa import ABSA
-from bigbatch.core.checks import Elsewhere, NotFinite
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import batch_rules as sections
 from bigbatch.scaling.linear import linear_lr
@@ -46,7 +45,7 @@ class CurvatureBatch(BatchControl):
             return None
         self.take()
         self._record.flush()
-        seen, before = self._ranks.together(self._look), self.global_batch
+        seen, before = self._probe.look_if_finite(), self.global_batch
         standing, reason = json.loads(self._ranks.by_first(lambda: self._judged(seen, since)))
         self._rule.load_state_dict(standing)
         self.global_batch = self._rule.global_batch
@@ -83,12 +82,6 @@ class CurvatureBatch(BatchControl):
             self._periods = state["periods"]
             self._rule.load_state_dict(state["rule"])
             self._probe.load_state_dict(state["probe"])
-
-    def _look(self) -> Look | None:
-        try:
-            return self._probe.look()
-        except (NotFinite, Elsewhere):  # the next loss says what is wrong; another worker's own mistake is told by it
-            return None
 
     def _judged(self, seen: Look | None, periods: int) -> str:
         reason = self._rule.measured(seen.top.values[0].item() if seen is not None else math.nan, periods)
