@@ -4,6 +4,7 @@ from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
 from bigbatch.curvature.gauss_newton import GaussNewton
 from bigbatch.curvature.hessian import Hessian
 from bigbatch.curvature.hvp import hvp
+from bigbatch.curvature.lanczos import Eigenpairs, top_eigenvalues
 from bigbatch.curvature.operator import Dense, Operator
 from bigbatch.curvature.path import Path, path
 from bigbatch.curvature.sam_sharpness import SAMSharpness, sam_sharpness
@@ -11,6 +12,7 @@ from bigbatch.curvature.sharpness import Sharpness, keskar_sharpness
 
 __all__ = [
     "Dense",
+    "Eigenpairs",
     "GaussNewton",
     "Hessian",
     "Operator",
@@ -22,4 +24,5 @@ __all__ = [
     "keskar_sharpness",
     "path",
     "sam_sharpness",
+    "top_eigenvalues",
 ]

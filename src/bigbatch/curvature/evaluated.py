@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import NotFinite, UserError
 from bigbatch.curvature.fixed_batches import Piece
 from bigbatch.curvature.left_as_found import drawing_from
 
@@ -66,5 +66,5 @@ def _summed(value: Any, piece: Piece) -> Tensor:
         raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
     total = value * piece.samples if value.dim() == 0 else value.sum()
     if not total.isfinite():
-        raise UserError(f"loss of batch {piece.batch} is {total.detach():g}: must be finite; look at the weights and the data")
+        raise NotFinite(f"loss of batch {piece.batch} is {total.detach():g}: must be finite; look at the weights and the data")
     return total

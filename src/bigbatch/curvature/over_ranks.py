@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigbatch.core.checks import Elsewhere, UserError
+from bigbatch.core.checks import Elsewhere, NotFinite, UserError
 from bigbatch.curvature.operator import all_finite
 
 
@@ -77,5 +77,5 @@ def _mean(total: Tensor, samples: int, connected: bool) -> Mean:
         raise UserError("loss: has no graph to the chosen parameters; compute it from the outputs, not detached nor under no_grad")
     mean = total.div_(samples)
     if not all_finite(mean):
-        raise UserError("a derivative of the loss is not finite, though the loss is: look for roots, powers and logarithms at zero")
+        raise NotFinite("a derivative of the loss is not finite, though the loss is: look for roots, powers and logarithms at zero")
     return Mean(mean, samples)
