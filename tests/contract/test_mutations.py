@@ -128,6 +128,8 @@ CASES = [
     ("adversarial.concurrent", "loss_weights", "clean", None),
     ("adversarial.concurrent", "loss_weights", "adversarial", None),
     ("adversarial.concurrent", "share_at", "", None),
+    ("curvature.hessian", "Hessian.__call__", "", None),
+    ("curvature.gauss_newton", "GaussNewton.__call__", "", None),
     ("core.norms", "sq_norm", "", None),
     ("core.norms", "ratio_or_one", "", None),
     ("core.average", "RunningMean.update", "biased", None),

@@ -21,6 +21,12 @@ def flat_of(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def set_flat(model, vector):
+    with torch.no_grad():
+        for p, piece in zip(model.parameters(), torch.split(vector, [p.numel() for p in model.parameters()]), strict=True):
+            p.copy_(piece.view(p.shape))
+
+
 def by_flat(model, vector, x):
     """The model's outputs with its parameters taken from one vector."""
     pieces = torch.split(vector, [p.numel() for p in model.parameters()])
@@ -44,7 +50,12 @@ def dense_gauss_newton(model, loss, x, y):
 
 @pytest.fixture(scope="session")
 def case():
-    """model, loss, x, y, batches of unequal sizes; hessian, gauss_newton (1229, 1229); do not change any."""
+    """See `make_case`; do not change it."""
+    return make_case()
+
+
+def make_case(dense=True):
+    """model, loss, x, y, batches of unequal sizes; hessian, gauss_newton (1229, 1229)."""
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 18), nn.Tanh(), nn.Linear(18, 29), nn.Tanh(), nn.Linear(29, 10)).double()
     with torch.no_grad():
@@ -59,6 +70,6 @@ def case():
         x=x,
         y=y,
         batches=unequal(x, y, [25, 7, 28]),
-        hessian=dense_hessian(model, per_sample, x, y),
-        gauss_newton=dense_gauss_newton(model, per_sample, x, y),
+        hessian=dense_hessian(model, per_sample, x, y) if dense else None,
+        gauss_newton=dense_gauss_newton(model, per_sample, x, y) if dense else None,
     )

@@ -14,7 +14,7 @@ class Flat:
 
     Args:
         model: Any module.
-        parameters: Which of its parameters; those that require gradients, if left out.
+        parameters: Which of its parameters, frozen ones too; those that require gradients, if left out.
 
     Attributes:
         names: As in `model.named_parameters()`.
@@ -33,32 +33,21 @@ class Flat:
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[Tensor] | None = None) -> None:
-        own = dict(model.named_parameters())
-        if parameters is None:
-            chosen = {name: p for name, p in own.items() if p.requires_grad}
-        else:
-            wanted = {id(p) for p in _tensors(parameters)}
-            chosen = {name: p for name, p in own.items() if id(p) in wanted}
-            if len(chosen) < len(wanted):
-                raise UserError(
-                    f"parameters: {len(wanted) - len(chosen)} of {len(wanted)} are not the model's; give some of model.parameters()"
-                )
+        chosen = _chosen(model, parameters)
         if not sum(p.numel() for p in chosen.values()):
-            raise UserError(
-                f"{type(model).__name__} has no parameters that require gradients: there is no curvature; name some by parameters="
-            )
+            raise UserError(f"{type(model).__name__} has no parameters that require gradients: choose some by parameters=")
         for name, p in chosen.items():
             _check(name, p)
-        devices = {p.device for p in chosen.values()}
+        devices = sorted({str(p.device) for p in chosen.values()})
         if len(devices) > 1:
-            raise UserError(f"parameters on {', '.join(sorted(map(str, devices)))}: must be on one device; choose by parameters=")
+            raise UserError(f"parameters on {', '.join(devices)}: must be on one device; choose those of one by parameters=")
         self.names = list(chosen)
         self._shapes = [p.shape for p in chosen.values()]
         self._dtypes = [p.dtype for p in chosen.values()]
         self._numels = [p.numel() for p in chosen.values()]
         self.size = sum(self._numels)
         self.dtype = torch.float64 if torch.float64 in self._dtypes else torch.float32
-        self.device = devices.pop()
+        self.device = next(iter(chosen.values())).device
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A vector (n,) as tensors of the parameters' shapes and dtypes."""
@@ -67,23 +56,27 @@ class Flat:
 
     def join(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Tensors of the parameters' shapes as a vector (n,); None stands for zeros."""
-        joined = [
-            torch.zeros(n, dtype=self.dtype, device=self.device) if t is None else t.detach().reshape(-1).to(self.dtype)
-            for t, n in zip(tensors, self._numels, strict=True)
-        ]
-        return torch.cat(joined)
+        zeros = torch.zeros((), dtype=self.dtype, device=self.device)
+        return torch.cat(
+            [zeros.expand(n) if t is None else t.detach().reshape(-1).to(self.dtype) for t, n in zip(tensors, self._numels, strict=True)]
+        )
 
 
-def _tensors(parameters: Iterable[Tensor]) -> list[Tensor]:
+def _chosen(model: nn.Module, parameters: Iterable[Tensor] | None) -> dict[str, Tensor]:
+    own = dict(model.named_parameters())
+    if parameters is None:
+        return {name: p for name, p in own.items() if p.requires_grad}
     if isinstance(parameters, Tensor):
         raise UserError("parameters: one tensor; give a list of them")
-    return list(parameters)
+    wanted = {id(p) for p in parameters}
+    strangers = len(wanted - {id(p) for p in own.values()})
+    if strangers:
+        raise UserError(f"parameters: {strangers} of {len(wanted)} are not the model's; give some of model.parameters()")
+    return {name: p for name, p in own.items() if id(p) in wanted}
 
 
 def _check(name: str, p: Tensor) -> None:
     if isinstance(p, DTensor):
         raise UserError(f"parameter {name!r} is sharded: products need whole parameters; gather them into a plain model first")
     if p.dtype not in (torch.float32, torch.float64):
-        raise UserError(
-            f"parameter {name!r} of {p.dtype}: too coarse for second derivatives; convert a copy with copy.deepcopy(model).float()"
-        )
+        raise UserError(f"parameter {name!r} of {p.dtype}: too coarse for second derivatives; give copy.deepcopy(model).float()")

@@ -6,8 +6,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.over_data import Loss
 
 
 def hvp(

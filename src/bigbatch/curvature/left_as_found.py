@@ -1,22 +1,25 @@
-"""A model, its random numbers and torch's, left as they were found, whatever a pass does and however it ends."""
+"""A model and all random states left as they were found, whatever a pass does and however it ends."""
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Attributes of every module (its mode among them) and all random states are as before afterwards.
+    """What every module holds (its mode, and what its `forward` notes down) and all random states are as before afterwards.
 
-    Parameters and buffers are not copied: a pass is to be made on stand-ins (`torch.func.functional_call`).
+    The values of parameters and buffers are not copied: passes are made on stand-ins (`torch.func.functional_call`).
     """
-    found = [(vars(m), dict(vars(m))) for m in model.modules()]
+    modes = [(m, m.training) for m in model.modules()]
+    held = [(vars(m), dict(vars(m))) for m in model.modules()]
+    inner = [value for _, before in held for value in before.values() if type(value) in (dict, list)]  # such as the weights of an RNN
+    held += [(value, value.copy()) for value in inner]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)):
@@ -24,32 +27,31 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for now, before in found:
-            for name in now.keys() - before.keys():
-                del now[name]
-            now.update(before)
+        for now, before in held:
+            _restore(now, before)
+        for m, mode in modes:
+            m.training = mode
 
 
 @contextmanager
 def drawing_from(seed: int, model: nn.Module) -> Iterator[None]:
     """Torch's random numbers start from a seed inside, and go on afterwards as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(seed)
+    devices = _cuda_devices(model)
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
-@contextmanager
-def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Only kernels whose gradients have gradients: attention by matrix products, recurrent layers step by step."""
-    with ExitStack() as kernels:
-        kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
-        fast = torch.backends.mha.get_fastpath_enabled()
-        kernels.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
-        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
-            kernels.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        yield
+def _restore(now: Any, before: Any) -> None:
+    if isinstance(now, list):
+        now[:] = before
+        return
+    for name in now.keys() - before.keys():
+        del now[name]
+    now.update(before)
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

@@ -1,50 +1,46 @@
-"""What operators over a data set share: passes over the data, the exact mean over samples and workers, and graphs that are kept.
+"""What operators over a data set share: evaluating micro-batches on stand-ins, the mean over samples, and graphs that are kept.
 
-A pass leaves the model, its buffers, `.grad`, `requires_grad` and all random states as found. It is made on stand-ins for the parameters,
-in evaluation mode unless `training` is asked for, with random numbers that are the same at every pass.
+Products are second backward passes through graphs that are kept where memory allows: of the ways that torch has, the fastest or within a
+fifth of it on every model that was measured (`benchmarks/hessian_products.py`). Forward over reverse has no rule for recurrent layers;
+tracing it once (`torch.func.linearize`) takes as long as tens of products; and several vectors under `vmap` are slower on a CPU than one by
+one, but for small perceptrons.
 """
 
-import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.core.checks import Elsewhere, UserError
-from bigbatch.curvature.fixed_batches import Piece, checksum, pieces_of
+from bigbatch.curvature.checksum import checksum
+from bigbatch.curvature.evaluated import Graph, Loss, evaluated, refuse_sums
+from bigbatch.curvature.fixed_batches import FixedBatches, Piece
 from bigbatch.curvature.flat import Flat
-from bigbatch.curvature.left_as_found import drawing_from, left_as_found, twice_differentiable
+from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.operator import as_rows
-
-Loss = Callable[[Any, Any], Tensor]
-"""Takes outputs and targets of n samples and gives their n losses, or the mean of them."""
-Product = Callable[[list[Tensor]], list[Tensor | None]]
-"""A map from tensors of the parameters' shapes to such tensors; None stands for zeros."""
-_NOT_TWICE = re.compile(r"once_differentiable|differentiate twice|double.?backward|derivative for .* not implemented", re.IGNORECASE)
+from bigbatch.curvature.over_ranks import Share, mean_over_ranks
+from bigbatch.curvature.twice_differentiable import Times, errors_told, kernels_with_second_derivatives, refuse_once_differentiable
 
 
-class Graph(NamedTuple):
-    """A micro-batch, evaluated."""
+class Kept(NamedTuple):
+    """Graphs of all of this worker's samples."""
 
-    weights: list[Tensor]  # stand-ins of the chosen parameters
-    outputs: Any
-    loss: Tensor  # sum over the samples, scalar
+    times: list[Times]
+    samples: int
+    state: int  # checksum of what the model computed with
 
 
 class OverData(ABC):
-    """An operator that is a mean over samples. See `Hessian` for the arguments.
+    """An operator that is a mean over samples; `Hessian` says what its arguments are.
 
     Attributes:
         size: Number of chosen parameters, n.
-        dtype: Of vectors and products: the parameters'.
-        device: Of vectors and products: the parameters'.
+        dtype: Of vectors and products, the parameters'.
+        device: Of vectors and products, the parameters'.
     """
 
     def __init__(
@@ -59,247 +55,175 @@ class OverData(ABC):
         training: bool = False,
         memory_bytes: int = 2**30,
     ) -> None:
-        if isinstance(batches, Iterator):
-            raise UserError(
-                f"batches: a {type(batches).__name__} can be read only once; give a list or a DataLoader, which can be read anew"
-            )
-        if micro_batch is not None and micro_batch < 1:
-            raise UserError(f"micro_batch = {micro_batch}: must be at least one sample; leave it out for whole batches")
-        self.model = _plain(model)
-        self._loss, self._batches, self._micro_batch, self._group = loss, batches, micro_batch, group
-        self._training, self._memory_bytes = training, memory_bytes
+        refuse_sums(loss)
+        self.model = _unwrapped(model)
+        self._loss, self._group, self._training, self._memory_bytes = loss, group, training, memory_bytes
         self._flat = Flat(self.model, parameters)
         self.size, self.dtype, self.device = self._flat.size, self._flat.dtype, self._flat.device
-        self._wide = torch.float32 if self.device.type == "mps" else torch.float64
-        self._checksums: list[list[int]] | None = None  # of the batches
-        self._num_passes = 0
-        self._kept: list[Product] | None = None
-        self._kept_at: int | None = None  # checksum of the weights
-        self._samples: int | None = None  # of this rank, once kept
-        self._total_samples: int | None = None
+        self._batches = FixedBatches(batches, micro_batch=micro_batch, device=self.device)
+        self._kept: Kept | None = None
+        self._samples: int | None = None
 
     @abstractmethod
-    def _product(self, graph: Graph) -> Product:
-        """The map of one micro-batch: the sum over its samples."""
+    def _times(self, graph: Graph) -> Times | None:
+        """The sum of the operator over a micro-batch; None if the loss does not depend on the parameters."""
 
     def __call__(self, vectors: Tensor, /) -> Tensor:
-        """Products with one vector (n,), or with k rows (k, n), of the same shape. All ranks of the group call it, with equal vectors.
+        """Products with one vector (n,), or with k rows (k, n), of the same shape.
+
+        With a group, every worker calls it with the same vectors and gets the same products.
 
         Raises:
-            UserError: If the vectors do not fit or differ between ranks, the batches are empty or change between passes, the loss is
-                not finite, or it can't be differentiated twice.
-            Elsewhere: On the other ranks, if one of them raised.
+            UserError: If the vectors do not fit; the batches are empty, ill-formed or change between passes; the loss is not finite or
+                can't be differentiated twice; or the workers' vectors or weights differ.
+            Elsewhere: If that is so on another worker.
         """
-        rows = as_rows(self, vectors)
-        split = [self._flat.split(row) for row in rows]
 
-        def products(map: Product) -> Tensor:
-            return torch.stack([self._flat.join(_differentiated(map, row)) for row in split])
+        def work() -> Share:
+            rows = as_rows(self, vectors)
+            split = [self._flat.split(row) for row in rows]
+            total = self._zeros(*rows.shape)
+            state = self._checksum()
 
-        return self._mean(lambda: self._products(products, len(rows)), checksum(rows)).to(self.dtype).view(vectors.shape)
+            def add(times: Times) -> None:
+                for row, vector in zip(total, split, strict=True):
+                    row += self._flat.join(times(vector))
+
+            with errors_told():
+                samples, connected = self._for_each(add, state)
+            alike = {"vectors": int(checksum(rows)), "the models' weights": state} if self._group else {}
+            return Share(total, samples, connected, alike)
+
+        return self._mean(work).to(self.dtype).view(vectors.shape)
 
     @property
     def samples(self) -> int:
-        """Samples that the mean is over, those of all ranks."""
-        if self._total_samples is None:
-            self._mean(lambda: (torch.zeros((), dtype=self._wide, device=self.device), sum(p.samples for p in self._pieces()), True))
-        assert self._total_samples is not None
-        return self._total_samples
+        """Number of samples that the mean is over, of all workers together."""
+        if self._samples is None:
+            with self._pass():
+                self._mean(lambda: Share(self._zeros(), sum(piece.samples for piece in self._batches)))
+        assert self._samples is not None
+        return self._samples
 
     def loss(self) -> float:
-        """Mean loss over all samples."""
+        """The mean loss over all samples.
 
-        def summed() -> tuple[Tensor, int, bool]:
-            total, samples = torch.zeros((), dtype=self._wide, device=self.device), 0
-            with torch.no_grad():
-                for piece in self._pieces():
-                    total += self._evaluate(piece).loss
+        Raises:
+            UserError: As for products.
+        """
+
+        def work() -> Share:
+            total, samples = self._zeros(), 0
+            with torch.no_grad(), self._pass() as weights:
+                for piece in self._batches:
+                    total += self._evaluate(piece, weights).loss
                     samples += piece.samples
-            return total, samples, True
+            return Share(total, samples)
 
-        return float(self._mean(summed))
+        return float(self._mean(work))
 
     def gradient(self) -> Tensor:
-        """Gradient of the mean loss towards the chosen parameters, shape (n,)."""
+        """The gradient of the mean loss towards the chosen parameters, shape (n,).
 
-        def summed() -> tuple[Tensor, int, bool]:
-            total, samples, connected = torch.zeros(self.size, dtype=self._wide, device=self.device), 0, False
-            for piece in self._pieces():
-                graph = self._evaluate(piece)
-                if graph.loss.requires_grad:
-                    connected = True
-                    total += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
-                samples += piece.samples
-            return total, samples, connected
+        Raises:
+            UserError: As for products.
+        """
 
-        return self._mean(summed).to(self.dtype)
+        def work() -> Share:
+            total, samples, connected = self._zeros(self.size), 0, False
+            with self._pass() as weights:
+                for piece in self._batches:
+                    graph = self._evaluate(piece, weights)
+                    if graph.loss.requires_grad:
+                        total += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
+                        connected = True
+                    samples += piece.samples
+            return Share(total, samples, connected)
 
-    def _products(self, products: Callable[[Product], Tensor], k: int) -> tuple[Tensor, int, bool]:
-        """Sum over this rank's samples, (k, n), their number, and whether any loss depends on the parameters."""
-        total = torch.zeros(k, self.size, dtype=self._wide, device=self.device)
-        here = self._state()
-        if self._kept is not None and self._kept_at == here:
-            assert self._samples is not None
-            for map in self._kept:
-                total += products(map)
-            return total, self._samples, bool(self._kept)
+        return self._mean(work).to(self.dtype)
+
+    def _for_each(self, use: Callable[[Times], None], state: int) -> tuple[int, bool]:
+        """Call `use` for every micro-batch; the number of samples, and whether any loss depends on the parameters.
+
+        The first call keeps the graphs, if they fit into `memory_bytes`, and then reads the batches once more to compare; calls at the same
+        weights use them. That takes out a forward and a backward pass, about half the time of a product.
+        """
+        if self._kept is not None and self._kept.state == state:
+            for times in self._kept.times:
+                use(times)
+            return self._kept.samples, bool(self._kept.times)
         self._kept = None
-        keep: list[Product] | None = [] if self._memory_bytes else None
-        samples, connected, each = 0, False, 0.0
-        for piece in self._pieces():
-            saved = _Saved() if keep is not None and not each else None
-            if saved is not None:
-                with saved:
-                    graph = self._evaluate(piece)
-                    map = self._product(graph) if graph.loss.requires_grad else None
-                each = max(saved.bytes, 1) / piece.samples
-            else:
-                graph = self._evaluate(piece)
-                map = self._product(graph) if graph.loss.requires_grad else None
-            samples += piece.samples
-            if map is not None:
-                connected = True
-                total += products(map)
-            if keep is not None:
-                keep = None if each * samples > self._memory_bytes else keep + [map] * (map is not None)
-        if keep is not None:
-            for _ in self._pieces():  # they are never read again: are they the same at least twice?
-                pass
-            self._kept, self._kept_at, self._samples = keep, here, samples
-        return total, samples, connected
+        keep, sample_bytes, samples, connected = self._memory_bytes > 0, 0.0, 0, False
+        graphs: list[Times] = []
+        with self._pass() as weights:
+            saved = _Saved(weights)
+            for piece in self._batches:
+                with saved.counted() if keep and not samples else nullcontext():
+                    graph = self._evaluate(piece, weights)
+                    made = self._times(graph)
+                if not samples:
+                    refuse_once_differentiable(graph.loss)
+                samples += piece.samples
+                sample_bytes = sample_bytes or saved.bytes / piece.samples
+                keep = keep and sample_bytes * samples <= self._memory_bytes
+                if made is not None:
+                    connected = True
+                    use(made)
+                    graphs = [*graphs, made] if keep else []
+                del graph, made  # one micro-batch in memory at a time
+            if keep:
+                for _ in self._batches:
+                    pass
+                self._kept = Kept(graphs, samples, state)
+        return samples, connected
 
-    def _pieces(self) -> Iterator[Piece]:
-        """One pass over this rank's micro-batches, compared with the pass before."""
-        self._num_passes += 1
-        sums: list[Tensor] = []
+    def _evaluate(self, piece: Piece, weights: dict[str, Tensor]) -> Graph:
+        return evaluated(self.model, self._loss, piece, weights, self._flat.names)
+
+    @contextmanager
+    def _pass(self) -> Iterator[dict[str, Tensor]]:
+        """The model in evaluation (or training) mode, and as before afterwards; copies of its parameters, to be used instead of them."""
+        weights = {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in self.model.named_parameters()}
+        for name in self._flat.names:
+            weights[name].requires_grad_()
         with left_as_found(self.model):
-            torch.manual_seed(self._num_passes)  # what draws from it to choose samples is found out
-            random.seed(self._num_passes)
-            np.random.seed(self._num_passes)
             self.model.train(self._training)
-            yield from pieces_of(
-                self._batches, micro_batch=self._micro_batch, device=self.device, seen=lambda s: sums.append(torch.stack(s).cpu())
-            )
-        found = [s.tolist() for s in sums]
-        if self._checksums is not None and found != self._checksums:
-            first = next(
-                (i for i, (a, b) in enumerate(zip(self._checksums, found, strict=False)) if a != b), min(len(found), len(self._checksums))
-            )
-            raise UserError(
-                f"batches: batch {first} is not the same as at the pass before ({len(found)} batches now, {len(self._checksums)} then); "
-                "turn off shuffling and augmentation, or give a list of batches"
-            )
-        self._checksums = found
+            yield weights
 
-    def _evaluate(self, piece: Piece) -> Graph:
-        """Outputs and loss of a micro-batch."""
-        state = {name: p.detach() for name, p in self.model.named_parameters()}
-        if torch.is_grad_enabled():
-            for name in self._flat.names:
-                state[name].requires_grad_()
-        weights = [state[name] for name in self._flat.names]
-        state |= {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        args = tuple(piece.inputs) if isinstance(piece.inputs, tuple | list) else () if isinstance(piece.inputs, dict) else (piece.inputs,)
-        kwargs = piece.inputs if isinstance(piece.inputs, dict) else {}
-        with drawing_from(piece.number, self.model), twice_differentiable(self.model):
-            outputs = functional_call(self.model, state, args, kwargs)
-            value = self._loss(outputs, piece.targets)
-        return Graph(weights, outputs, _summed(value, piece))
+    def _mean(self, work: Callable[[], Share]) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad(), kernels_with_second_derivatives(self.model):
+            mean = mean_over_ranks(work, self._group, self.device)
+        self._samples = mean.samples
+        return mean.value
 
-    def _state(self) -> int:
-        """Checksum of what the model computes with."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return hash(tuple(torch.stack([checksum(t).to(self.device) for t in tensors]).tolist()))
+    def _checksum(self) -> int:
+        """Of all that the model computes with."""
+        return int(checksum(*self.model.parameters(), *self.model.buffers()))
 
-    def _mean(self, work: Callable[[], tuple[Tensor, int, bool]], same: Tensor | None = None) -> Tensor:
-        """Sums over samples, joined over ranks, by the number of samples; an error of one rank is an error of all."""
-        raised: Exception | None = None
-        total, samples, connected = None, 0, False
-        try:
-            with torch.enable_grad():
-                total, samples, connected = work()
-        except Exception as error:
-            if self._group is None:
-                raise
-            raised = error
-        if self._group is not None:
-            rank, world = dist.get_rank(self._group), dist.get_world_size(self._group)
-            told = torch.zeros(world, 5, dtype=torch.int64, device=self.device)
-            vectors = int(same) if same is not None else 0
-            told[rank] = torch.tensor([samples, raised is not None, connected, vectors, self._state()])
-            dist.all_reduce(told, group=self._group)
-            of_all = told.tolist()
-            if raised is not None:
-                raise raised
-            failed = [i for i, row in enumerate(of_all) if row[1]]
-            if failed:
-                raise Elsewhere(f"rank {failed[0]} of the group could not do its share: its own message says why")
-            for column, what in ((3, "vectors differ"), (4, "the models' weights differ")):
-                if len({row[column] for row in of_all}) > 1:
-                    raise UserError(f"{what} between the ranks of the group: they must be equal everywhere; seed or broadcast them")
-            samples, connected = sum(row[0] for row in of_all), any(row[2] for row in of_all)
-        assert total is not None
-        if not samples:
-            raise UserError("batches: no samples; give at least one batch of one")
-        if not connected:
-            raise UserError(
-                "loss: does not depend on the chosen parameters by any graph; return a tensor computed from the outputs, not detached"
-            )
-        if self._group is not None:
-            dist.all_reduce(total, group=self._group)
-        self._total_samples = samples
-        mean = total / samples
-        if not bool(torch.isfinite(mean).all()):
-            raise UserError(
-                "a derivative of the loss is not finite, though the loss is; look for square roots, powers and logarithms at zero"
-            )
-        return mean
+    def _zeros(self, *shape: int) -> Tensor:
+        """Sums over samples are in float64, where the device has it."""
+        return torch.zeros(shape, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
 
 
-class _Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that graphs made within it hold."""
+class _Saved:
+    """Counts the bytes that graphs hold besides the parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: dict[str, Tensor]) -> None:
         self.bytes = 0
-        seen: set[int] = set()
+        self._seen = {p.data_ptr() for p in weights.values()}
 
-        def pack(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                self.bytes += storage.nbytes()
-            return t
+    def counted(self) -> AbstractContextManager[None]:
+        """Counts graphs that are made within it."""
+        return torch.autograd.graph.saved_tensors_hooks(self._count, lambda t: t)
 
-        super().__init__(pack, lambda t: t)
+    def _count(self, t: Tensor) -> Tensor:
+        if t.data_ptr() not in self._seen:
+            self._seen.add(t.data_ptr())
+            self.bytes += t.nbytes
+        return t
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """The module within what wraps it for training."""
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module within what wraps it for speed or for training."""
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _summed(value: Any, piece: Piece) -> Tensor:
-    """The sum over samples of losses, one each or their mean."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((), (piece.samples,)):
-        told = f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
-    total = value * piece.samples if value.dim() == 0 else value.sum()
-    if not bool(torch.isfinite(total)):
-        raise UserError(f"loss of batch {piece.batch} is {float(total):g}: curvature needs a finite loss; look at the weights and the data")
-    return total
-
-
-def _differentiated(map: Product, vector: list[Tensor]) -> list[Tensor | None]:
-    try:
-        return map(vector)
-    except RuntimeError as error:
-        if _NOT_TWICE.search(str(error)):
-            raise _not_twice(error) from error
-        raise
-
-
-def _not_twice(error: RuntimeError) -> UserError:
-    return UserError(
-        f"loss is not twice differentiable ({str(error).splitlines()[0][:200]}); use operations whose gradients have gradients"
-    )
