@@ -47,8 +47,9 @@ def ascent_step(d: Tensor, gradient: Tensor, rho: float) -> Tensor:
     size = torch.linalg.vector_norm(gradient)
     if not size:
         return d
-    farther: Tensor = d + rho * gradient / size
-    return farther * (rho / torch.linalg.vector_norm(farther)).clamp(max=1)
+    farther = d + rho * gradient / size
+    back: Tensor = (rho / torch.linalg.vector_norm(farther)).clamp(max=1)
+    return farther * back
 
 
 def highest_in_ball(at: Landscape, *, rho: float, steps: int = 1, scale: Tensor | None = None) -> tuple[float, float]:
