@@ -296,8 +296,8 @@ def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], pr
             found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", keskar_sharpness(model, losses, batches, **box).value, "%"))
     balls = (("SAM", sam_sharpness, RHO), ("ASAM", adaptive_sharpness, ADAPTIVE_RHO))
     for name, sharpness, rho in balls:
-        rise = sharpness(model, losses, batches, rho=rho, m=PASS, progress=one_more)
-        found.append(Measure(f"{name}, rho {rho:g}, groups of {PASS}", rise.value, ""))
+        m = min(PASS, len(batches[0][1]))
+        found.append(Measure(f"{name}, rho {rho:g}, groups of {m}", sharpness(model, losses, batches, rho=rho, m=m, progress=one_more).value, ""))
     return found
 
 
