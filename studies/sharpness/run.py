@@ -129,9 +129,8 @@ class Study:
             line = {"key": key, "seed": seed, **make(), **self.facts, "cpu_s": round(time.process_time() - began, 1)}
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            told = {
-                name: line[name] for name in ("epochs", "stopped", "train_score", "test_score", "loss") if "arm" in key and name in line
-            }
+            names = ("epochs", "stopped", "train_score", "test_score", "loss") if "arm" in key else ()
+            told = {name: line[name] for name in names if name in line}
             told |= {name: round(found["value"], 2) for name, found in line.get("sharpness", {}).items()}
             print({name: value for name, value in key.items() if name != "task"}, seed, told, line["cpu_s"], flush=True)
             self.done[identity(key, seed)] = line

@@ -1,6 +1,9 @@
 """Losses whose highest points are known: half of h w^2, the mean over samples with an h of their own each."""
 
+from types import SimpleNamespace
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -78,3 +81,18 @@ class RunsOut:
 def samples(n=10, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return [(torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator)) for _ in range(2)]
+
+
+def smooth_network():
+    """model, x, y and the same in batches of unequal sizes; float64."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 5)).double()
+    x, y = torch.randn(60, 8, generator=generator, dtype=torch.float64), torch.randint(5, (60,), generator=generator)
+    return SimpleNamespace(
+        model=model, loss=per_sample, x=x, y=y, batches=list(zip(x.split([25, 7, 28]), y.split([25, 7, 28]), strict=True))
+    )
+
+
+def per_sample(outputs, targets):
+    return F.cross_entropy(outputs, targets, reduction="none")

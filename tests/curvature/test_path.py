@@ -160,7 +160,7 @@ def test_a_frozen_model_has_paths_too_and_progress_is_told():
         ({"points": -3}, "points = -3"),
         ({"points": [0.0, math.nan]}, "all of them finite"),
         ({"bend": "bow"}, "bend = 'bow': must be \"arc\" or None"),
-        ({"batches": []}, "batches: no samples"),
+        ({"batches": []}, "batches: none; give at least one"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):

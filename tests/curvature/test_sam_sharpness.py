@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.curvature.bowls import Bowl, Everything, RunsOut, batches_of, network, output, samples
+from tests.curvature.bowls import Bowl, Everything, RunsOut, batches_of, network, output, samples, smooth_network
 from torch import nn
 
 from bigbatch.core.checks import UserError
@@ -43,7 +43,8 @@ def test_groups_weigh_by_their_samples():  # each group of mean x rises by rho |
     assert sam_sharpness(Distance(), output, batches, m=2).num_groups == 3
 
 
-def test_smaller_groups_are_sharper(case):
+def test_smaller_groups_are_sharper():
+    case = smooth_network()
     values = [sam_sharpness(case.model, case.loss, [(case.x, case.y)], m=m).value for m in (60, 20, 5, 1)]
     assert values == sorted(values)
     assert values[0] == pytest.approx(sam_sharpness(case.model, F.cross_entropy, case.batches, micro_batch=4).value, rel=1e-9)
@@ -99,8 +100,8 @@ def test_progress_is_told_by_group():
         ({"steps": 0}, "steps = 0: must be at least 1"),
         ({"scale": torch.zeros(1)}, "scale of shape .1,.: must be .2,. and above zero"),
         ({"scale": torch.tensor([1.0, 0.0])}, "above zero everywhere"),
-        ({"batches": [], "m": 1}, "batches: no samples"),
-        ({"batches": []}, "batches: no samples"),
+        ({"batches": [], "m": 1}, "batches: none; give at least one"),
+        ({"batches": []}, "batches: none; give at least one"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message):

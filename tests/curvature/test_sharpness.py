@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.curvature.bowls import Bowl, Everything, RunsOut, batches_of, network, output, samples
+from tests.curvature.bowls import Bowl, Everything, RunsOut, batches_of, network, output, samples, smooth_network
 
 from bigbatch.core.checks import UserError
 from bigbatch.curvature import keskar_sharpness
@@ -68,29 +68,24 @@ def test_the_corner_away_from_zero_is_found_wherever_a_bowl_stands(h, data, epsi
     assert found.highest >= corner * (1 - 0.02)  # where x_i is near 0 both its sides are nearly alike
 
 
-def test_a_network_is_searched_to_the_end(case):
+def test_a_network_is_searched_to_the_end():
     """Ten iterations come as far as steps to the corner that the gradient points at, repeated until they stop."""
+    case = smooth_network()
     x, y = case.x, case.y
     found = keskar_sharpness(case.model, case.loss, case.batches, epsilon=0.02)
     weights = list(case.model.parameters())
-    with torch.no_grad():
-        start, saved = [w.clone() for w in weights], case.model.state_dict()
-        saved = {key: value.clone() for key, value in saved.items()}
-    best = 0.0
-    try:
-        for _ in range(30):
-            value = case.loss(case.model(x), y).mean()
-            best = max(best, value.item())
-            for w, at, slope in zip(weights, start, torch.autograd.grad(value, weights), strict=True):
-                w.data = at + 0.02 * (at.abs() + 1) * slope.sign()
-    finally:
-        case.model.load_state_dict(saved)
+    start, best = [w.detach().clone() for w in weights], 0.0
+    for _ in range(30):
+        value = case.loss(case.model(x), y).mean()
+        best = max(best, value.item())
+        for w, at, slope in zip(weights, start, torch.autograd.grad(value, weights), strict=True):
+            w.data = at + 0.02 * (at.abs() + 1) * slope.sign()
     assert found.highest >= 0.99 * best
     assert found.evaluations <= 30
 
 
-def test_cuts_and_kinds_of_loss_do_not_matter(case):
-    settings = {"iterations": 3, "subspace": 5}
+def test_cuts_and_kinds_of_loss_do_not_matter():
+    case, settings = smooth_network(), {"iterations": 3, "subspace": 5}
     whole = keskar_sharpness(case.model, case.loss, [(case.x, case.y)], **settings)
     cut = keskar_sharpness(case.model, F.cross_entropy, case.batches, micro_batch=4, **settings)
     assert cut.value == pytest.approx(whole.value, rel=1e-8)
@@ -133,7 +128,7 @@ def test_progress_is_told():
         ({"iterations": 0}, "iterations = 0: must be at least 1"),
         ({"subspace": 3}, "subspace = 3: must be from 1 to the 2 parameters; leave it out"),
         ({"subspace": 0}, "subspace = 0"),
-        ({"batches": []}, "batches: no samples; give at least one"),
+        ({"batches": []}, "batches: none; give at least one"),
         ({"batches": batches_of(float("nan"), 1.0)}, "loss of batch 0 is nan"),
         ({"loss": lambda outputs, _: outputs[:, None]}, "must be one a sample"),
     ],
@@ -147,7 +142,7 @@ def test_what_makes_no_sense_is_refused(settings, message):
 def test_a_loader_that_shuffles_is_found_out():
     x = torch.randn(8, 2, dtype=torch.float64)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(8)), 4, shuffle=True)
-    with pytest.raises(UserError, match="is not the same as at the pass before"):
+    with pytest.raises(UserError, match="is not what it was at the first pass"):
         keskar_sharpness(Bowl(1.0, 1.0), output, loader)
 
 

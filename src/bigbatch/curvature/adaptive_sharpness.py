@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.landscape import Landscape
-from bigbatch.curvature.over_data import Loss
 from bigbatch.curvature.sam_sharpness import SAMSharpness, sam_sharpness
 
 PAPER = Paper(

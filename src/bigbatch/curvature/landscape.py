@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.over_data import Loss
 
 
 class Landscape:

@@ -122,7 +122,7 @@ class OverData(ABC):
         return self.loss_and_gradient()[1]
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """The mean loss and its gradient, shape (n,), by one pass.
+        """The mean loss, and its gradient, (n,), by one pass over the data.
 
         Raises:
             UserError: As for products.
@@ -133,10 +133,10 @@ class OverData(ABC):
             with self._pass() as weights:
                 for piece in self._batches:
                     graph = self._evaluate(piece, weights)
+                    total[0] += graph.loss.detach()
                     if graph.loss.requires_grad:
                         total[1:] += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
                         connected = True
-                    total[0] += graph.loss.detach()
                     samples += piece.samples
             return Share(total, samples, connected)
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.hessian import Hessian
 from bigbatch.curvature.left_as_found import left_as_found
-from bigbatch.curvature.over_data import Loss
 
 PAPER = Paper(
     method="Parametric plots",

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.fixed_batches import FixedBatches
 from bigbatch.curvature.landscape import Landscape
 from bigbatch.curvature.left_as_found import left_as_found
-from bigbatch.curvature.over_data import Loss
 
 PAPER = Paper(
     method="m-sharpness",
@@ -44,10 +44,10 @@ def ascent_step(d: Tensor, gradient: Tensor, rho: float) -> Tensor:
     >>> ascent_step(torch.zeros(2), torch.tensor([3.0, 4.0]), 5.0)
     tensor([3., 4.])
     """
-    size = torch.linalg.vector_norm(gradient)
+    size: Tensor = torch.linalg.vector_norm(gradient)
     if not size:
         return d
-    farther = d + rho * gradient / size
+    farther: Tensor = d + rho * gradient / size
     back: Tensor = (rho / torch.linalg.vector_norm(farther)).clamp(max=1)
     return farther * back
 
@@ -130,7 +130,7 @@ def sam_sharpness(
             if progress is not None:
                 progress(num_groups, None)
     if not samples:
-        raise UserError("batches: no samples; give at least one batch of one")
+        raise UserError("batches: none; give at least one batch of at least one sample")
     here, highest = (total / samples for total in sums)
     return SAMSharpness(highest - here, here, highest, num_groups, evaluations)
 

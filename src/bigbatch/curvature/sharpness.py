@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.landscape import Landscape
-from bigbatch.curvature.over_data import Loss
 
 PAPER = Paper(
     method="Sharpness",
