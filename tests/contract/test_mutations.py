@@ -128,6 +128,8 @@ CASES = [
     ("adversarial.concurrent", "loss_weights", "clean", None),
     ("adversarial.concurrent", "loss_weights", "adversarial", None),
     ("adversarial.concurrent", "share_at", "", None),
+    ("curvature.hessian", "Hessian.__call__", "", None),
+    ("curvature.gauss_newton", "GaussNewton.__call__", "", None),
     ("curvature.sharpness", "phi", "", None),
     ("curvature.sharpness", "half_width", "", None),
     ("curvature.sharpness", "highest_in_box", "value", None),

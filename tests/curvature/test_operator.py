@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bigbatch.core.checks import UserError
-from bigbatch.curvature.operator import Dense
+from bigbatch.curvature.operator import Dense, all_finite
 
 
 def test_rows_and_vectors():
@@ -24,3 +24,10 @@ def test_not_symmetric():
         Dense(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     with pytest.raises(UserError, match="differs from its transpose by nan"):
         Dense(torch.full((2, 2), float("nan")))
+
+
+def test_finite_values_whose_sum_is_not():
+    large = torch.full((3,), 3e38)
+    assert all_finite(large)
+    assert not all_finite(torch.tensor([float("inf"), -float("inf")]))
+    assert not all_finite(torch.tensor([0.0, float("nan")]))

@@ -1,6 +1,7 @@
 r"""Products with the Gauss-Newton matrix of a mean loss, exact, without the matrix.
 
-Paper:   Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent, Neural Computation 14(7), Section 3.
+Paper:   Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent,
+         https://doi.org/10.1162/08997660260028683, Section 3.
 Formula: G v = 1/N sum_i J_i^T H_i J_i v,    J_i = d z_i / d w,  H_i = d^2 l(z_i, y_i) / d z_i^2,    z_i the outputs for sample i
 Units:   as the Hessian's.
 Differs: J v is the gradient of u^T J v towards u (two backward passes) instead of a forward pass of R{.}, so that no rules beyond those of

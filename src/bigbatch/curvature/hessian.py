@@ -1,6 +1,6 @@
 r"""Products with the Hessian of a mean loss, exact, without the matrix.
 
-Paper:   Pearlmutter 1994, Fast Exact Multiplication by the Hessian, Neural Computation 6(1), Section 3.
+Paper:   Pearlmutter 1994, Fast Exact Multiplication by the Hessian, https://doi.org/10.1162/neco.1994.6.1.147, Section 3.
 Formula: H v = d/dr grad L(w + r v) at r = 0 = grad (grad L(w) . v),    L(w) = 1/N sum_i l(f(x_i; w), y_i)
 Units:   of the loss, by those of the parameters squared.
 Differs: the gradient's own graph is differentiated towards w (the transposed product, the same for a symmetric matrix) instead of a forward

@@ -83,7 +83,8 @@ class OverData(ABC):
                     row += self._flat.join(multiplied(times, vector))
 
             samples, connected = self._for_each(add, state)
-            return Share(total, samples, connected, {"vectors": int(checksum(rows)), "the models' weights": state})
+            alike = {"vectors": int(checksum(rows)), "the models' weights": state} if self._group else {}
+            return Share(total, samples, connected, alike)
 
         return self._mean(work).to(self.dtype).view(vectors.shape)
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigbatch.core.checks import Elsewhere, NotFinite, UserError
+from bigbatch.curvature.operator import all_finite
 
 
 class Share(NamedTuple):
@@ -75,6 +76,6 @@ def _mean(total: Tensor, samples: int, connected: bool) -> Mean:
     if not connected:
         raise UserError("loss: has no graph to the chosen parameters; compute it from the outputs, not detached nor under no_grad")
     mean = total / samples
-    if not bool(torch.isfinite(mean).all()):
+    if not all_finite(mean):
         raise NotFinite("a derivative of the loss is not finite, though the loss is: look for roots, powers and logarithms at zero")
     return Mean(mean, samples)

@@ -31,7 +31,7 @@ from bigbatch.curvature import (
     top_eigenvalues,
     trace,
 )
-from bigbatch.curvature.over_data import Loss
+from bigbatch.curvature.evaluated import Loss
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import MATCHED, Candidate, RunFolder, check_comparable, match, mean_of, open_run, ratio, state_of
 from bigbatch.study.simulate import Table
