@@ -61,9 +61,14 @@ class Krylov:
         return self._rows[: self.held]
 
     @property
+    def coefficients(self) -> Array:
+        """C = Q H Q^T with the multiplied rows on the right, shape (h, m)."""
+        return self._C[: self.held, : self.multiplied]
+
+    @property
     def projected(self) -> Array:
         """Q H Q^T of the multiplied rows, shape (m, m), symmetric."""
-        C = self._C[: self.multiplied, : self.multiplied]
+        C = self.coefficients[: self.multiplied]
         return (C + C.T) / 2
 
     @property
@@ -84,6 +89,20 @@ class Krylov:
         drawn = torch.randn(k, self.operator.size, generator=self._generator, dtype=self.operator.dtype)
         return drawn.to(self.operator.device)
 
+    def products_of(self, vectors: Tensor) -> Tensor:
+        """H times vectors (k, n), counted, and none of them taken into the basis.
+
+        Raises:
+            UserError: If a product is not finite.
+        """
+        products = self.operator(vectors)
+        self.products += len(vectors)
+        norm = float(torch.linalg.vector_norm(products, dim=1).max())
+        if not np.isfinite(norm):
+            raise UserError(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
+        self._norm = max(self._norm, norm / float(torch.linalg.vector_norm(vectors, dim=1).max()))
+        return products
+
     def multiply(self, k: int = 1) -> None:
         """Multiply the next rows, k of them or as many as there are; what is new in the products is appended.
 
@@ -91,13 +110,7 @@ class Krylov:
             UserError: If a product is not finite.
         """
         first, k = self.multiplied, min(k, self.held - self.multiplied)
-        products = self.operator(self._rows[first : first + k])
-        self.products += k
-        for j, product in enumerate(products, start=first):
-            norm = float(torch.linalg.vector_norm(product))
-            if not np.isfinite(norm):
-                raise UserError(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
-            self._norm = max(self._norm, norm)
+        for j, product in enumerate(self.products_of(self._rows[first : first + k]), start=first):
             rest, C, norm = self._orthogonal(product)
             self._C[: self.held, j] = C
             self.multiplied += 1
