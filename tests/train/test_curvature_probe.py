@@ -17,6 +17,7 @@ from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.train.checkpoint import checkpoints_of
 from bigbatch.train.curvature_probe import refreshed
 from bigbatch.train.record import read_record
+from bigbatch.train.sampler import sample_indices
 
 SCRIPT = Path(bigbatch.__file__).parents[2] / "tests" / "distributed" / "train.py"
 LOOKS = {"curvature": {"every_updates": 10, "samples": 130, "eigenvalues": 2, "trace": 0.1}}
@@ -101,8 +102,6 @@ def test_it_is_the_top_of_the_dense_hessian_of_those_samples(tmp_path):
     task, (look,) = DigitsMLP(), looks(tmp_path)
     model = task.model(hidden=4).double()
     names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
-    from bigbatch.train.sampler import sample_indices
-
     chosen = sample_indices(recipe.seed, recipe.num_train_samples, 0, 130)
     inputs, targets = (t[chosen] for t in task.splits().train.tensors)
     flat = torch.cat([state(tmp_path)["model"][name].flatten() for name in names])
@@ -112,7 +111,7 @@ def test_it_is_the_top_of_the_dense_hessian_of_those_samples(tmp_path):
         of = {name: piece.view(s) for name, piece, s in zip(names, pieces, shapes, strict=True)}
         return F.cross_entropy(torch.func.functional_call(model, of, (inputs.double(),)), targets)
 
-    dense = torch.func.hessian(loss)(flat)
+    dense = torch.autograd.functional.hessian(loss, flat)
     assert look["eigenvalues"] == pytest.approx(torch.linalg.eigvalsh(dense).flip(0)[:2].tolist(), rel=1e-6)
     assert look["trace"]["value"] == pytest.approx(dense.trace().item(), rel=0.4)
 
@@ -132,27 +131,25 @@ def test_a_run_that_was_killed_sees_the_same_from_there_on(tmp_path, update):
 
 
 def test_two_workers_see_what_one_sees_and_are_not_disturbed(tmp_path):
-    shared = {**LOOKS, "curvature.tolerance": 1e-6, "precision": "float64"}
+    shared = {"curvature": {"every_updates": 20, "samples": 65, "tolerance": 1e-6}, "precision": "float64"}
     ring = {"comm": {"kind": "gossip", "method": "d_psgd", "topology": "ring"}}
+    plain = PLAIN.replace({**shared, "curvature.trace": 0.1, "budget.updates": 1})
     recipes = {"two": NOISY.replace(shared), "ring": NOISY.replace({**shared, **ring})}
     recipes |= {f"{name}-without": recipe.replace({"curvature": None}) for name, recipe in recipes.items()}
     jobs = [{"task": OWN, "recipe": recipe.to_toml(), "out": str(tmp_path / name)} for name, recipe in recipes.items()]
-    cut = {**jobs[0], "out": str(tmp_path / "cut")}
-    jobs += [{**cut, "options": {"stop_after": 15}}, {**cut, "options": {"resume": True}}]
+    jobs += [{**jobs[0], "out": str(tmp_path / "cut"), "options": options} for options in ({"stop_after": 22}, {"resume": True})]
+    jobs += [{"task": "digits/mlp", "recipe": plain.to_toml(), "out": str(tmp_path / "both")}]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     run_ranks(SCRIPT, 2, tmp_path, str(tmp_path / "jobs.json"))
     for name in ("two", "ring"):
         assert_same_run(tmp_path / name, tmp_path / f"{name}-without")
-    assert looks(tmp_path / "cut") == looks(tmp_path / "two")
-    alone = PLAIN.replace({**shared, "budget.updates": 1, "curvature.every_updates": 1})
-    run(alone, tmp_path / "alone", "digits/mlp")
-    jobs = [{"task": "digits/mlp", "recipe": alone.to_toml(), "out": str(tmp_path / "both")}]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    (tmp_path / "store").unlink(missing_ok=True)
-    run_ranks(SCRIPT, 2, tmp_path, str(tmp_path / "jobs.json"))
-    (one,), (both,) = looks(tmp_path / "alone"), looks(tmp_path / "both")
-    assert both["eigenvalues"] == pytest.approx(one["eigenvalues"], rel=1e-8)
-    assert both["trace"]["value"] == pytest.approx(one["trace"]["value"], rel=1e-8)
+    run(plain, tmp_path / "alone", "digits/mlp")
+    for one, other in (("alone", "both"), ("two", "cut")):  # saving adds up running statistics of two workers, which rounds
+        for mine, theirs in zip(looks(tmp_path / one), looks(tmp_path / other), strict=True):
+            assert theirs["update"] == mine["update"]
+            assert theirs["eigenvalues"] == pytest.approx(mine["eigenvalues"], rel=1e-9)
+            if one == "alone":
+                assert theirs["trace"]["value"] == pytest.approx(mine["trace"]["value"], rel=1e-9)
 
 
 def test_what_has_overtaken_the_last_eigenvector_is_seen():

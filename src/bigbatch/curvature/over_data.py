@@ -146,7 +146,6 @@ class OverData(ABC):
                     if graph.loss.requires_grad:
                         total[1:] += self._flat.join(torch.autograd.grad(graph.loss, graph.weights, allow_unused=True))
                         connected = True
-                    total[0] += graph.loss.detach()
                     samples += piece.samples
             return Share(total, samples, connected)
 

@@ -65,7 +65,7 @@ def cost_of_looks(record: Record) -> str:
 
 
 def draw_density(study: Mapping[str, Any]) -> str:
-    """Densities of the runs' spectra, with the largest eigenvalues marked.
+    """Densities of the runs' spectra with their 95 % bands, and the largest eigenvalues.
 
     Args:
         study: As `CurvatureStudy.to_dict` gives it.
@@ -77,8 +77,9 @@ def draw_density(study: Mapping[str, Any]) -> str:
     top = max(max(run["density"]["mean"]) for run in study["runs"])
     bottom = top / 10**DECADES
     for colour, name, run in zip(COLOURS, study["names"], study["runs"], strict=False):
-        x, mean = (np.asarray(run["density"][part]) for part in ("x", "mean"))
+        x, mean, low, high = (np.asarray(run["density"][part], dtype=float) for part in ("x", "mean", "low", "high"))
         axes.plot(x, np.maximum(mean, bottom / 10), color=colour, lw=1.4, label=name)
+        axes.fill_between(x, np.maximum(low, bottom / 10), np.maximum(high, bottom / 10), color=colour, alpha=0.15, lw=0)
         axes.plot(run["eigenvalues"], [2 * bottom] * len(run["eigenvalues"]), color=colour, ls="", marker="v", ms=5)
     axes.set_yscale("log")
     axes.set_ylim(bottom, 3 * top)

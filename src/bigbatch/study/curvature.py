@@ -21,17 +21,15 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
-from bigbatch.curvature import (
-    Hessian,
-    adaptive_sharpness,
-    keskar_sharpness,
-    path,
-    sam_sharpness,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-)
-from bigbatch.curvature.over_data import Loss
+from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
+from bigbatch.curvature.evaluated import Loss
+from bigbatch.curvature.hessian import Hessian
+from bigbatch.curvature.lanczos import top_eigenvalues
+from bigbatch.curvature.path import path
+from bigbatch.curvature.sam_sharpness import sam_sharpness
+from bigbatch.curvature.sharpness import keskar_sharpness
+from bigbatch.curvature.spectral_density import spectral_density
+from bigbatch.curvature.trace import trace
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import MATCHED, Candidate, RunFolder, check_comparable, match, mean_of, open_run, ratio, state_of
 from bigbatch.study.simulate import Table
@@ -51,7 +49,8 @@ SUBSPACE = 100
 """Directions of his random subspace."""
 RHO, ADAPTIVE_RHO = 0.05, 0.5
 """Radius of SAM's sharpness, and of the adaptive one, by the papers."""
-DENSITY_STEPS = 100
+DENSITY_STEPS, DENSITY_STARTS = 50, 3
+CURVE_POINTS = 500
 TRACE_TOLERANCE = 0.02
 """Relative standard error."""
 STAGES = ("top eigenvalues", "trace", "spectral density", "sharpness")
@@ -82,7 +81,7 @@ class Measured:
     converged: list[bool]
     trace: tuple[float, float, float]  # value, and its 95 % band
     trace_converged: bool
-    density: dict[str, list[float]]  # x, mean
+    density: dict[str, list[float]]  # x, mean, and the ends of its 95 % band: low, high
     range: tuple[float, float]  # of the spectrum, as far as the density's nodes go
     sharpness: list[Measure]
     seconds: float
@@ -258,8 +257,8 @@ def _measure(
 
     top = top_eigenvalues(hessian, min(eigenvalues, hessian.size), tolerance=tolerance, seed=seed, progress=say(STAGES[0]))
     traced = trace(hessian, tolerance=TRACE_TOLERANCE, seed=seed, progress=say(STAGES[1]))
-    density = spectral_density(hessian, steps=min(DENSITY_STEPS, hessian.size), seed=seed, progress=say(STAGES[2]))
-    curve = density.curve()
+    density = spectral_density(hessian, steps=DENSITY_STEPS, starts=DENSITY_STARTS, seed=seed, progress=say(STAGES[2]))
+    curve = density.curve(num_points=CURVE_POINTS)
     rises = _sharpness(model, losses, batches, say(STAGES[3]), seed)
     return Measured(
         run=str(run.folder),
@@ -275,7 +274,7 @@ def _measure(
         converged=top.converged.tolist(),
         trace=(float(traced.value), float(traced.low), float(traced.high)),
         trace_converged=bool(traced.converged),
-        density={"x": curve.x.tolist(), "mean": curve.mean.tolist()},
+        density={name: getattr(curve, name).tolist() for name in ("x", "mean", "low", "high")},
         range=(float(density.nodes.min()), float(density.nodes.max())),
         sharpness=rises,
         seconds=round(time.perf_counter() - began, 1),
@@ -296,8 +295,8 @@ def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], pr
             found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", keskar_sharpness(model, losses, batches, **box).value, "%"))
     balls = (("SAM", sam_sharpness, RHO), ("ASAM", adaptive_sharpness, ADAPTIVE_RHO))
     for name, sharpness, rho in balls:
-        rise = sharpness(model, losses, batches, rho=rho, m=PASS, progress=one_more)
-        found.append(Measure(f"{name}, rho {rho:g}, groups of {PASS}", rise.value, ""))
+        m = min(PASS, len(batches[0][1]))
+        found.append(Measure(f"{name}, rho {rho:g}, groups of {m}", sharpness(model, losses, batches, rho=rho, m=m, progress=one_more).value, ""))
     return found
 
 
