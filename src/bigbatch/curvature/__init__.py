@@ -5,5 +5,19 @@ from bigbatch.curvature.hessian import Hessian
 from bigbatch.curvature.hvp import hvp
 from bigbatch.curvature.lanczos import Eigenpairs, top_eigenvalues
 from bigbatch.curvature.operator import Dense, Operator
+from bigbatch.curvature.spectral_density import SpectralDensity, spectral_density
+from bigbatch.curvature.trace import TraceEstimate, trace
 
-__all__ = ["Dense", "Eigenpairs", "GaussNewton", "Hessian", "Operator", "hvp", "top_eigenvalues"]
+__all__ = [
+    "Dense",
+    "Eigenpairs",
+    "GaussNewton",
+    "Hessian",
+    "Operator",
+    "SpectralDensity",
+    "TraceEstimate",
+    "hvp",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]
