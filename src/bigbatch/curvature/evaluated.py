@@ -43,6 +43,16 @@ def evaluated(model: nn.Module, loss: Loss, piece: Piece, weights: dict[str, Ten
     return Graph([weights[name] for name in chosen], outputs, _summed(value, piece))
 
 
+def refuse_sums(loss: Loss) -> None:
+    """Refuse a loss of torch's that sums over samples: a scalar is taken for their mean.
+
+    Raises:
+        UserError: If its `reduction` is "sum".
+    """
+    if "sum" in (getattr(loss, "reduction", None), getattr(loss, "keywords", {}).get("reduction")):
+        raise UserError('loss: reduction = "sum": a scalar is taken for the mean over samples; use "none" or "mean"')
+
+
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, dict):
         return (), inputs

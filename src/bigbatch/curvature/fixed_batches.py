@@ -1,8 +1,7 @@
 """Batches that must be the same at every pass: cut into micro-batches, and told apart by checksums."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,41 +48,45 @@ class FixedBatches:
         if micro_batch is not None and micro_batch < 1:
             raise UserError(f"micro_batch = {micro_batch}: must be at least one sample; leave it out for whole batches")
         self._batches, self._micro_batch, self._device = batches, micro_batch, device
-        self._checksums: list[tuple[int, ...]] | None = None
+        self._checksums: list[list[int]] | None = None
         self._num_passes = 0
 
     def __iter__(self) -> Iterator[Piece]:
-        """One pass. Changes the random states, and raises UserError at its end if it was not like the first."""
+        """One pass. Changes the random states, and raises UserError where it is not like the first."""
         self._num_passes += 1
         for seed in (torch.default_generator.manual_seed, random.seed, np.random.seed):
             seed(self._num_passes)
-        seen: list[Tensor] = []
-        yield from self._pieces(seen.append)
-        found = [tuple(sums.tolist()) for sums in seen]
-        if self._checksums is None:
-            self._checksums = found
-        for i, (before, now) in enumerate(zip_longest(self._checksums, found)):
-            if before != now:
-                raise UserError(
-                    f"batches: batch {i} is not what it was at the first pass ({len(self._checksums)} batches then, {len(found)} now); "
-                    "turn off shuffling and augmentation, or give a list of batches"
-                )
-
-    def _pieces(self, seen: Callable[[Tensor], object]) -> Iterator[Piece]:
+        seen: list[list[int]] = []
         number = 0
         for i, batch in enumerate(self._batches):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise UserError(f"batch {i} is a {type(batch).__name__}: must be a pair; give a list of pairs (inputs, targets)")
-            tensors = list(_tensors(batch))
-            counts = {len(t) if t.dim() else 0 for t in tensors}
-            if len(counts) != 1 or 0 in counts:
-                raise UserError(f"batch {i}: tensors of {sorted(counts)} samples; inputs and targets must have equally many, one at least")
-            seen(torch.stack([checksum(t).cpu() for t in tensors]))
-            samples = counts.pop()
+            tensors, samples = _checked(batch, i)
+            seen.append(torch.stack([checksum(t).cpu() for t in tensors]).tolist())
+            if self._checksums is not None and seen[i:] != self._checksums[i : i + 1]:
+                raise _changed(i)
             for start in range(0, samples, self._micro_batch or samples):
                 cut = slice(start, min(start + (self._micro_batch or samples), samples))
                 yield Piece(_cut(batch[0], cut, self._device), _cut(batch[1], cut, self._device), cut.stop - start, number, i)
                 number += 1
+        if self._checksums is not None and len(seen) < len(self._checksums):
+            raise _changed(len(seen))
+        self._checksums = seen
+
+
+def _checked(batch: Any, i: int) -> tuple[list[Tensor], int]:
+    """All tensors of a batch, and how many samples each has."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise UserError(f"batch {i} is a {type(batch).__name__}: must be a pair; give a list of pairs (inputs, targets)")
+    tensors = list(_tensors(batch))
+    counts = {len(t) if t.dim() else 0 for t in tensors}
+    if len(counts) != 1 or 0 in counts:
+        raise UserError(f"batch {i}: tensors of {sorted(counts)} samples; inputs and targets must have equally many, one at least")
+    return tensors, counts.pop()
+
+
+def _changed(i: int) -> UserError:
+    return UserError(
+        f"batches: batch {i} is not what it was at the first pass; turn off shuffling and augmentation, or give a list of batches"
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,4 +1,10 @@
-"""What operators over a data set share: evaluating micro-batches on stand-ins, the mean over samples, and graphs that are kept."""
+"""What operators over a data set share: evaluating micro-batches on stand-ins, the mean over samples, and graphs that are kept.
+
+Products are second backward passes through graphs that are kept where memory allows: of the ways that torch has, the fastest or within a
+fifth of it on every model that was measured (`benchmarks/hessian_products.py`). Forward over reverse has no rule for recurrent layers;
+tracing it once (`torch.func.linearize`) takes as long as tens of products; and several vectors under `vmap` are slower on a CPU than one by
+one, but for small perceptrons.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -11,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.curvature.checksum import checksum
-from bigbatch.curvature.evaluated import Graph, Loss, evaluated
+from bigbatch.curvature.evaluated import Graph, Loss, evaluated, refuse_sums
 from bigbatch.curvature.fixed_batches import FixedBatches, Piece
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.operator import as_rows
 from bigbatch.curvature.over_ranks import Share, mean_over_ranks
-from bigbatch.curvature.twice_differentiable import Times, kernels_with_second_derivatives, multiplied, refuse_once_differentiable
+from bigbatch.curvature.twice_differentiable import Times, errors_told, kernels_with_second_derivatives, refuse_once_differentiable
 
 
 class Kept(NamedTuple):
@@ -49,6 +55,7 @@ class OverData(ABC):
         training: bool = False,
         memory_bytes: int = 2**30,
     ) -> None:
+        refuse_sums(loss)
         self.model = _unwrapped(model)
         self._loss, self._group, self._training, self._memory_bytes = loss, group, training, memory_bytes
         self._flat = Flat(self.model, parameters)
@@ -80,9 +87,10 @@ class OverData(ABC):
 
             def add(times: Times) -> None:
                 for row, vector in zip(total, split, strict=True):
-                    row += self._flat.join(multiplied(times, vector))
+                    row += self._flat.join(times(vector))
 
-            samples, connected = self._for_each(add, state)
+            with errors_told():
+                samples, connected = self._for_each(add, state)
             alike = {"vectors": int(checksum(rows)), "the models' weights": state} if self._group else {}
             return Share(total, samples, connected, alike)
 

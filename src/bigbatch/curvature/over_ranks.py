@@ -14,7 +14,7 @@ from bigbatch.curvature.operator import all_finite
 class Share(NamedTuple):
     """What one worker found in its own samples."""
 
-    total: Tensor  # a sum over them, the same shape on every worker
+    total: Tensor  # a sum over them, the same shape on every worker; used up
     samples: int
     connected: bool = True  # whether their loss depends on the parameters at all
     alike: Mapping[str, int] = {}
@@ -75,7 +75,7 @@ def _mean(total: Tensor, samples: int, connected: bool) -> Mean:
         raise UserError("batches: none; give at least one batch of at least one sample")
     if not connected:
         raise UserError("loss: has no graph to the chosen parameters; compute it from the outputs, not detached nor under no_grad")
-    mean = total / samples
+    mean = total.div_(samples)
     if not all_finite(mean):
         raise NotFinite("a derivative of the loss is not finite, though the loss is: look for roots, powers and logarithms at zero")
     return Mean(mean, samples)

@@ -50,14 +50,15 @@ def refuse_once_differentiable(loss: Tensor) -> None:
         todo += following
 
 
-def multiplied(times: Times, vector: list[Tensor]) -> list[Tensor | None]:
-    """`times(vector)`, with a clear error where torch has no second derivative.
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """A clear error where torch has no second derivative.
 
     Raises:
         UserError: With torch's own words.
     """
     try:
-        return times(vector)
+        yield
     except RuntimeError as error:
         if _NO_RULE.search(str(error)):
             raise not_twice(str(error).splitlines()[0][:200]) from error
