@@ -213,14 +213,14 @@ def concurrent_adversarial():
 
 
 def sharpness():
-    for path in sorted((HERE / "sharpness").glob("*.jsonl")):
-        lines = read_record(path)
-        task = lines[0]["key"]["task"]
+    every = [line for path in sorted((HERE / "sharpness").glob("*.jsonl")) for line in read_record(path)]
+    for task, ceiling in dict.fromkeys((line["key"]["task"], line["key"]["ceiling"]) for line in every):
+        lines = [line for line in every if (line["key"]["task"], line["key"]["ceiling"]) == (task, ceiling)]
         arms = {}
         for line in lines:
             if "arm" in line["key"]:
                 arms.setdefault(line["key"]["arm"], []).append(line)
-        print(f"\n**{task}**, {len(arms['SB'])} starts; mean ± standard deviation over them\n")
+        print(f"\n**{task}**, {len(arms['SB'])} starts, at most {ceiling} epochs; mean ± standard deviation over the starts\n")
         head(
             "arm",
             "batch",

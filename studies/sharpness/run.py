@@ -47,7 +47,7 @@ from bigbatch.train.step import accumulate_gradients
 
 HERE, CPU = Path(__file__).parent, torch.device("cpu")
 STARTS = {"fashion_mnist/mlp": 5, "fashion_mnist/cnn": 3}
-CEILINGS = {"fashion_mnist/mlp": 300, "fashion_mnist/cnn": 50}
+CEILINGS = {"fashion_mnist/mlp": 250, "fashion_mnist/cnn": 40}
 SMALL, LARGE, MICRO, PASS = 256, 5_500, 256, 500
 PATIENCE, GAIN = 10, 0.01  # epochs; of the loss
 IMAGES, POINTS = 10_000, 25
@@ -209,7 +209,7 @@ def file_of(task, out):
     return out / f"{task.replace('/', '-')}.jsonl"
 
 
-def plot(task, out):
+def plot(task, out, ceiling):
     """Rows: from SB to LB, and to auto. Columns: straight and arc. A thin line a start; a thick one for their mean."""
     import matplotlib as mpl
 
@@ -217,6 +217,7 @@ def plot(task, out):
     import matplotlib.pyplot as plt
 
     ways = [line for line in read_record(file_of(task, out)) if "pair" in line["key"] and not line["diverged"]]
+    ways = [line for line in ways if line["key"]["ceiling"] == ceiling]
     if not ways:
         return
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, constrained_layout=True)
@@ -238,8 +239,8 @@ def plot(task, out):
             axis.set_ylabel("training loss", color="tab:blue")
             other.set_ylabel("accuracy: training -, test --", color="tab:red")
             other.set_ylim(0, 1.02)
-    figure.suptitle(f"{task}, {len({line['seed'] for line in ways})} starts")
-    figure.savefig(out / f"{task.replace('/', '-')}.png", dpi=80)
+    figure.suptitle(f"{task}, {len({line['seed'] for line in ways})} starts, at most {ceiling} epochs")
+    figure.savefig(out / f"{task.replace('/', '-')}{'' if ceiling == CEILINGS[task] else f'-{ceiling}'}.png", dpi=80)
     plt.close(figure)
 
 
@@ -248,7 +249,7 @@ def main():
     parser.add_argument("--half", type=int, choices=(0, 1))
     parser.add_argument("--tasks", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--ceiling", type=int, help="epochs; fewer than the study's, to try the script out")
+    parser.add_argument("--ceiling", type=int, help="epochs, for the study's; its lines stand beside those of others")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--plot", action="store_true", help="draw what is there; run nothing")
@@ -261,7 +262,7 @@ def main():
             mine = range(STARTS[task]) if arguments.half is None else HALVES[task][arguments.half]
             for seed in mine if arguments.seeds is None else arguments.seeds:
                 study.start(seed)
-        plot(task, arguments.out)
+        plot(task, arguments.out, arguments.ceiling or CEILINGS[task])
 
 
 if __name__ == "__main__":

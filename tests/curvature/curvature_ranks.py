@@ -11,7 +11,7 @@ from tests.distributed.ranks import leave
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.core.checks import Elsewhere, UserError
-from bigbatch.curvature import GaussNewton, Hessian, hvp
+from bigbatch.curvature import GaussNewton, Hessian, hvp, keskar_sharpness
 
 SHARES = {2: [23, 37], 4: [1, 30, 0, 29]}
 
@@ -46,6 +46,9 @@ def main():
         torch.testing.assert_close(together.gradient(), alone.gradient(), rtol=1e-11, atol=1e-13)
     wrapped = DistributedDataParallel(copy.deepcopy(case.model))
     torch.testing.assert_close(hvp(wrapped, case.loss, share, v[0], group=everyone), alone_product(case, v[0]), rtol=1e-11, atol=1e-13)
+    alike = {"iterations": 3, "subspace": 4}
+    rise = keskar_sharpness(wrapped, case.loss, share, group=everyone, **alike).value
+    assert rise == pytest.approx(keskar_sharpness(case.model, case.loss, case.batches, **alike).value, rel=1e-9)
 
     def broken(z, y):
         return case.loss(z, y) / 0 if rank == 1 else case.loss(z, y)
