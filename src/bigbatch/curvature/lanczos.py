@@ -1,6 +1,7 @@
 r"""The outermost eigenvalues of an operator, with residuals that say how far they can be trusted.
 
-Paper:   Wu, Simon 2000, Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems, SIAM J. Matrix Anal. Appl. 22(2), Section 2.
+Paper:   Wu, Simon 2000, Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems, Section 2,
+         https://doi.org/10.1137/S0895479898334605.
 Formula: H Q_m = Q_m T_m + beta q_{m+1} e_m^T,    T_m s = theta s,    v = Q_m s
          |H v - theta v| = beta |s_m|;    an eigenvalue of H lies within it of theta
          restart: Q_m <- [v_1 ... v_p, q_{m+1}], with the pairs nearest to the wanted ends, when the basis has as many rows as it may.
