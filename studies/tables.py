@@ -254,6 +254,31 @@ def mean_of(values, digits):
     return f"{statistics.fmean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
+def absa():
+    cells = by_key(HERE / "absa" / "runs.jsonl", "arm")
+    reference = cells["fixed, small",]
+    print()
+    head("arm", "validation, %", f"test accuracy, % ({len(reference)} seeds)", "updates", "times fewer", "eigenvalues cost, % of training")
+    for (arm,), lines in cells.items():
+        done = whole(lines)
+        validation = plain([{**line, "test_score": line["validation_score"]} for line in lines])
+        fewer = (
+            statistics.fmean(line["updates"] for line in whole(reference)) / statistics.fmean(line["updates"] for line in done)
+            if done
+            else 0
+        )
+        cost = spread(100 * line["curvature_s"] / line["train_s"] for line in done if line["looks"])
+        row(arm, validation, score_of(lines, reference), updates_of(lines), f"{fewer:.2f}" if done else "-", cost)
+    print("\nThe batch, from each epoch on (* the eigenvalue had fallen), and how often it was looked at:\n")
+    head("arm", "seed", "batches", "eigenvalues", "products with the Hessian, each")
+    for (arm,), lines in cells.items():
+        for line in whole(lines):
+            fallen = {look["global_batch"] for look in line["looks"] if "fallen" in look["decides"]}
+            told = ", ".join(f"{batch:,} from {epoch:.1f}{' *' * (batch in fallen)}" for epoch, batch in line["batches"])
+            products = f"{statistics.fmean(look['products'] for look in line['looks']):.1f}" if line["looks"] else "-"
+            row(arm, line["seed"], told or "-", len(line["looks"]) or "-", products)
+
+
 def plain(lines):
     """Mean and spread, without a verdict: no arm here is the reference of another."""
     return score_of(lines, lines)

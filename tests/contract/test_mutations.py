@@ -109,6 +109,9 @@ CASES = [
     ("batching.goodput", "efficiency", "", None),
     ("batching.goodput", "goodput", "", None),
     ("batching.goodput", "best_batch", "", None),
+    ("batching.absa", "absa", "reference", None),
+    ("batching.absa", "grown_batch", "", None),
+    ("batching.absa", "share_left", "", None),
     ("batching.adascale", "gain", "", None),
     ("batching.adascale", "smoothing", "", None),
     ("layers.ghost_batch_norm", "GhostBatchNorm._normalise", "", None),
@@ -204,6 +207,8 @@ CASES = [
     ("noise.weight_distance", "fit_log", "intercept", None),
     ("noise.per_example", "noise_of_examples", "noise", None),
     ("train.batch_control", "GainedRate.factor", "", None),
+    ("train.follow_curvature", "CurvatureBatch.factor", "", None),
+    ("train.replaced_samples", "Replaced._with_first", "", "train/test_follow_curvature.py"),
     ("train.step", "accumulate_gradients", "", None),
     ("train.evaluate", "evaluate", "score", "train/test_loop.py"),
 ]

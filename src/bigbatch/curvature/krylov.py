@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import NotFinite
 from bigbatch.curvature.operator import Operator
 
 Array = NDArray[np.float64]
@@ -106,7 +106,7 @@ class Krylov:
         self.products += len(vectors)
         norm = float(torch.linalg.vector_norm(products, dim=1).max())
         if not np.isfinite(norm):
-            raise UserError(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
+            raise NotFinite(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
         self.norm = max(self.norm, norm / float(torch.linalg.vector_norm(vectors, dim=1).max()))
         return products
 

@@ -137,6 +137,11 @@ class Recipe(Section):
                     f'comm.topology = "{comm.topology}": is directed, and DecentLaM needs symmetric weights; choose "ring", "torus" or '
                     '"symmetric_exponential"'
                 )
+        if self.batch.rule is not None and self.batch.rule.kind == "absa" and not isinstance(comm, AllReduce):
+            raise ValueError(
+                f'batch.rule.kind = "absa" with comm.kind = "{comm.kind}": the curvature is that of one set of weights, whole on every '
+                'worker; set comm.kind = "all_reduce"'
+            )
         if comm.label_skew and self.batch.rule is not None:
             raise ValueError(
                 f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "

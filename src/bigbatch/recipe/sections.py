@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section
+from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section, check_inputs
 from bigbatch.recipe.batch_rules import BATCH_RULES, AnyBatchRule
 
 Betas = tuple[Momentum, Momentum]
@@ -255,8 +255,7 @@ class Adversarial(Section):
                 f'makers = "{self.makers}" with tau = 0: examples from the newest weights are waited for, whoever makes them; set tau = 1, '
                 'or makers = "self"'
             )
-        if (self.low is None) != (self.high is None) or (self.low is not None and self.high is not None and self.low >= self.high):
-            raise ValueError(f"low = {self.low}, high = {self.high}: must be given together, the lower first; or leave out both")
+        check_inputs(self.low, self.high)
         return self
 
 

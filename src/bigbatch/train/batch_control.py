@@ -98,6 +98,10 @@ class BatchControl:
         """Of the peak rate, in the next update."""
         return self._schedule(clock)
 
+    def adversarial_share(self, clock: Clock) -> float:  # noqa: ARG002
+        """Of the samples of the next update, those that are to be adversarial."""
+        return 0.0
+
     def position(self, clock: Clock) -> int:
         """Samples on the clock of the schedule and the budget."""
         return clock.samples

@@ -154,6 +154,7 @@ def fit(
         probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
         control.load_state_dict(progress.batch)
+        passes.follow(control.adversarial_share, statistics)
         if resume and not asked and ranks.first:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
         start, quiet = control.position(clock), quiet or not ranks.first

@@ -217,5 +217,5 @@ def environment() -> dict[str, Any]:
 def _comes_after(line: dict[str, Any], clock: Clock) -> bool:
     """Whether a run that is resumed at the clock writes the line again: what came later, and what belongs to a run's end."""
     samples = line.get("samples", 0)
-    decided_next = line["kind"] == "batch" and samples == clock.samples
+    decided_next = (line["kind"] == "batch" or "decides" in line) and samples == clock.samples
     return samples > clock.samples or decided_next or line["kind"] in ("end", "diverged") or line.get("split") == "test"
