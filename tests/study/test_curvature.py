@@ -124,7 +124,7 @@ def test_pairs_of_checkpoints():
 
     assert [c.loss for c in match(of(2.0, 1.0, 0.5), of(2.0, 1.05, 0.7))] == [1.0, 1.05], "the lowest pair within a tenth"
     assert [c.loss for c in match(of(2.0, 0.1), of(1.0, 0.02))] == [2.0, 1.0], "the nearest where there is none"
-    assert [c.loss for c in match(of(0.0), of(1.0, 0.5))][0] == 0.0, "a loss of zero is like no other"
+    assert match(of(0.0), of(1.0, 0.5))[0].loss == 0.0, "a loss of zero is like no other"
 
 
 def test_bad_input(runs, tmp_path):

@@ -1,7 +1,7 @@
 """`bigbatch curvature`: how the training loss bends where a run ended, and where another had learnt as much."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,14 @@ def curvature(
     from bigbatch.study.curvature import RESULT
     from bigbatch.study.curvature import curvature as measure
 
-    chosen = {"samples": samples, "eigenvalues": eigenvalues, "tolerance": tolerance, "points": points, "matched": match, "seed": seed}
+    chosen: dict[str, Any] = {
+        "samples": samples,
+        "eigenvalues": eigenvalues,
+        "tolerance": tolerance,
+        "points": points,
+        "matched": match,
+        "seed": seed,
+    }
     study = measure(run, against=against, task=task, data=data, quiet=quiet, **chosen)
     report = write_report(run)
 

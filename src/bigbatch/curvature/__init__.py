@@ -9,6 +9,8 @@ from bigbatch.curvature.operator import Dense, Operator
 from bigbatch.curvature.path import Path, path
 from bigbatch.curvature.sam_sharpness import SAMSharpness, sam_sharpness
 from bigbatch.curvature.sharpness import Sharpness, keskar_sharpness
+from bigbatch.curvature.spectral_density import SpectralDensity, spectral_density
+from bigbatch.curvature.trace import TraceEstimate, trace
 
 __all__ = [
     "Dense",
@@ -19,10 +21,14 @@ __all__ = [
     "Path",
     "SAMSharpness",
     "Sharpness",
+    "SpectralDensity",
+    "TraceEstimate",
     "adaptive_sharpness",
     "hvp",
     "keskar_sharpness",
     "path",
     "sam_sharpness",
+    "spectral_density",
     "top_eigenvalues",
+    "trace",
 ]

@@ -9,6 +9,7 @@ One start gives Lanczos's three-term recurrence, several its block form; rows ar
 that is needed, which is Arnoldi's process: C's lack of symmetry is rounding, or shows an operator that is not symmetric.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class Krylov:
         held: h, rows in all.
         multiplied: m, of which the products are known.
         products: Made so far, also those of rows that have been given up.
+        norm: |H| from below, by the longest product of a unit vector so far.
     """
 
     def __init__(self, operator: Operator, *, seed: int) -> None:
@@ -53,7 +55,7 @@ class Krylov:
         self._rows = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
         self._C = np.zeros((0, 0))
         self._dropped = np.zeros(0)  # norms of remainders that were rounding
-        self._norm = 0.0
+        self.norm = 0.0
 
     @property
     def rows(self) -> Tensor:
@@ -73,8 +75,13 @@ class Krylov:
 
     @property
     def rounding(self) -> float:
-        """What can't be told from zero in a product: 10 eps |H|, |H| from below by the longest product seen."""
-        return 10 * self._eps * self._norm
+        """What can't be told from zero in a product: 10 eps |H|."""
+        return 10 * self._eps * self.norm
+
+    @property
+    def weak(self) -> float:
+        """Where the rest of every product is shorter than this, sqrt(eps) |H|, what it points to is mostly rounding."""
+        return math.sqrt(self._eps) * self.norm
 
     def add(self, vectors: Tensor) -> None:
         """Take vectors (k, n) into the basis, to be multiplied; what depends on rows that are there is left out."""
@@ -100,7 +107,7 @@ class Krylov:
         norm = float(torch.linalg.vector_norm(products, dim=1).max())
         if not np.isfinite(norm):
             raise NotFinite(f"product {self.products} is not finite: curvature needs finite ones; look at the loss, weights and data")
-        self._norm = max(self._norm, norm / float(torch.linalg.vector_norm(vectors, dim=1).max()))
+        self.norm = max(self.norm, norm / float(torch.linalg.vector_norm(vectors, dim=1).max()))
         return products
 
     def multiply(self, k: int = 1) -> None:

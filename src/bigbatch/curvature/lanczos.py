@@ -1,6 +1,7 @@
 r"""The outermost eigenvalues of an operator, with residuals that say how far they can be trusted.
 
-Paper:   Wu, Simon 2000, Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems, SIAM J. Matrix Anal. Appl. 22(2), Section 2.
+Paper:   Wu, Simon 2000, Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems, Section 2,
+         https://doi.org/10.1137/S0895479898334605.
 Formula: H Q_m = Q_m T_m + beta q_{m+1} e_m^T,    T_m s = theta s,    v = Q_m s
          |H v - theta v| = beta |s_m|;    an eigenvalue of H lies within it of theta
          restart: Q_m <- [v_1 ... v_p, q_{m+1}], with the pairs nearest to the wanted ends, when the basis has as many rows as it may.
@@ -97,6 +98,7 @@ def top_eigenvalues(
         raise UserError(f"end = {end!r}: must be 'largest', 'smallest' or 'both'")
     if not k >= 1 or wanted > n:
         raise UserError(f"k = {k}{' at both ends' if end == 'both' else ''}: must be from 1 to the number of eigenvalues, {n}")
+    check_positive("block", block)
     check_positive("tolerance", tolerance)
     least = 10 * torch.finfo(operator.dtype).eps
     if tolerance < least:
@@ -134,20 +136,21 @@ def _grow(
     n, wanted = basis.operator.size, 2 * k if end == "both" else k
     check_at, confirm_at, before = wanted, 0, None  # the first two in products; values of the last invariant space
     while True:
-        invariant = basis.held == basis.multiplied
+        whole = basis.held == basis.multiplied  # every product lies within the space
         last = basis.products >= most or basis.multiplied == n
-        if basis.multiplied >= wanted and (invariant or last or basis.products >= check_at):
+        if basis.multiplied >= wanted and (whole or last or basis.products >= check_at):
             ritz, chosen = basis.ritz(), _outermost(basis.multiplied, k, end)
+            whole |= ritz.residuals.max() <= basis.weak
             done = _converged(basis, ritz, tolerance)[chosen].all()
             nothing_new = before is not None and np.allclose(ritz.values[chosen], before, rtol=tolerance, atol=basis.rounding)
-            if last or (done and (nothing_new if invariant else basis.products >= confirm_at)):
+            if last or (done and (nothing_new if whole else basis.products >= confirm_at)):
                 return ritz, chosen
-            before = ritz.values[chosen] if invariant else before
+            before = ritz.values[chosen] if whole else before
             check_at = basis.products + max(1, basis.multiplied // 20)
-        if invariant:
+        if whole:
             basis.add(basis.random(block))
-            confirm_at = basis.products + CONFIRMING
-        elif limit < n and basis.held + block > limit:
+            check_at = confirm_at = basis.products + CONFIRMING
+        if limit < n and basis.held + block > limit:
             spare = (limit - 2 * block - wanted) // 2
             ritz = basis.ritz()
             basis.restart(ritz.coordinates[:, _outermost(basis.multiplied, k + (spare // 2 if end == "both" else spare), end)])

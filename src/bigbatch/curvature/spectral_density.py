@@ -135,7 +135,7 @@ def spectral_density(
     grow(steps)
     ritz = basis.ritz()
     start = np.square(ritz.coordinates[0])
-    found = _found(ritz.values, ritz.residuals, start, n)
+    found = _found(ritz.values, ritz.residuals, start, n, whole=basis.held == basis.multiplied)
     p, share = int(found.sum()), 1 - found.sum() / n
     rest = np.where(found, 0, start)
     weights = np.where(found, 1 / n, share * rest / max(rest.sum(), TINY))
@@ -152,14 +152,14 @@ def spectral_density(
     return SpectralDensity(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), p, basis.products)
 
 
-def _found(values: Array, residuals: Array, weights: Array, n: int) -> NDArray[np.bool_]:
+def _found(values: Array, residuals: Array, weights: Array, n: int, *, whole: bool) -> NDArray[np.bool_]:
     """Which nodes of a random start are eigenvalues that occur once; none, if their weights tell that many occur several times."""
     m = len(values)
     if m == n:
         return np.full(n, True)
     found = (residuals <= FOUND * np.abs(values)) & (n * weights < SEVERAL)
-    order = np.argsort(np.where(found, -np.abs(values), 0.0))  # the outermost first
-    found[order[m * 9 // 10 :]] = False  # something must be left to sample the rest by
+    outermost = np.argsort(np.where(found, -np.abs(values), 0.0))
+    found[outermost[m if whole else m * 9 // 10 :]] = False  # something must be left to sample the rest by
     p, share = found.sum(), weights[found].sum()
     return found if n * share <= 1.5 * p + 10 and 1 - share >= (1 - p / n) / 2 else np.full(m, False)
 

@@ -101,10 +101,10 @@ def trace(
         needed = math.ceil((s / max(tolerance * abs(value), TINY)) ** 2)
         if needed - len(samples) >= n - basis.multiplied and n - basis.multiplied <= min(most - basis.products, rows_that_fit(operator)):
             return _exact(basis, tell)
-        more = min(needed - len(samples), most - basis.products)
-        if more <= 0:
-            break
+        more = max(min(needed - len(samples), most - basis.products), 0)
         tell(basis.products, basis.products + more)
+        if not more:
+            break
         rows = basis.random(min(more, PILOT))
         samples = np.append(samples, complement_samples(basis, rows, basis.products_of(rows)))
     half = float(stats.t.ppf(0.975, PILOT - 1)) * error

@@ -170,8 +170,8 @@ class Recipe(Section):
         kind = self.comm.kind
         if self.curvature is not None and kind in ("parameter_server", "fully_shard"):
             raise ValueError(
-                f'[curvature] with comm.kind = "{kind}": needs whole weights on every worker while it looks; set comm.kind = "all_reduce", or '
-                "look at the run's checkpoints by `bigbatch curvature`"
+                f'[curvature] with comm.kind = "{kind}": needs whole weights on every worker; set comm.kind = "all_reduce", or look at the '
+                "run's checkpoints by `bigbatch curvature`"
             )
         return self
 

@@ -15,7 +15,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, to_svg
 from bigbatch.study.curvature import RESULT
 
-DECADES = 6
+DECADES = 7
 """Of a density, from its highest point down, that are drawn."""
 SIZE = (5.2, 3.2)
 

@@ -1,7 +1,7 @@
 """The models that runs left behind: opened from their folders, and two of them chosen where their losses match.
 
-Curvature goes with the loss: near the end of training both fall. So two runs are compared where they have learnt as much, not at their ends:
-of all pairs of checkpoints that they kept, at the one with the lowest losses that are alike.
+Curvature goes with the loss: near the end of training both fall. So two runs are compared where they have learnt as much, not at their
+ends: of all pairs of checkpoints that they kept, at the one with the lowest losses that are alike.
 """
 
 import itertools
@@ -57,7 +57,8 @@ class RunFolder:
             model.load_state_dict(state["model"])
         except RuntimeError as error:
             raise CheckpointError(
-                f"checkpoint {path}: does not fit the model of task {self.task.name} ({_first_line(error)}); is the task the one it was trained on?"
+                f"checkpoint {path}: does not fit the model of task {self.task.name} ({_first_line(error)}); give the task that it was "
+                "trained on"
             ) from None
         return model, Clock(*state["progress"][0])
 
@@ -116,7 +117,9 @@ def match(first: Sequence[Candidate], second: Sequence[Candidate]) -> tuple[Cand
     """
     pairs = list(itertools.product(first, second))
     matching = [(a, b) for a, b in pairs if ratio(a.loss, b.loss) <= MATCHED]
-    return min(matching, key=lambda pair: pair[0].loss * pair[1].loss) if matching else min(pairs, key=lambda p: ratio(p[0].loss, p[1].loss))
+    if matching:
+        return min(matching, key=lambda pair: pair[0].loss * pair[1].loss)
+    return min(pairs, key=lambda pair: ratio(pair[0].loss, pair[1].loss))
 
 
 def ratio(a: float, b: float) -> float:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from bigbatch.curvature import Eigenpairs, TraceEstimate
 
 FRESH = 3.0
-"""Length of the random part of a start, against that of the last look's eigenvectors. A start of those alone ends after two or three products
-and never sees an eigenvalue that has overtaken them; this one costs hardly more, and still saves one product in five of a random start."""
+"""Length of the random part of a start, against that of the last look's eigenvectors. A start of those alone ends after two or three
+products and never sees an eigenvalue that has overtaken them; this one costs hardly more, and still saves one product in five."""
 
 
 class Look(NamedTuple):
@@ -222,4 +222,5 @@ def refreshed(vectors: Tensor, *, seed: int) -> Tensor:
     (torch.Size([4]), True)
     """
     fresh = torch.randn(vectors.shape[1], generator=torch.Generator().manual_seed(seed)).to(vectors)
-    return vectors.sum(0) + FRESH * math.sqrt(len(vectors)) * fresh / fresh.norm()
+    start: Tensor = vectors.sum(0) + FRESH * math.sqrt(len(vectors)) * fresh / fresh.norm()
+    return start

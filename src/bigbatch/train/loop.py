@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from bigbatch.comm.ranks import joined
 from bigbatch.core.checks import Diverged, Interrupted
-from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance, is_due
