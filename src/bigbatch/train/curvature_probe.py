@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from bigbatch.comm.protocol import Comm
 from bigbatch.core.checks import Elsewhere, NotFinite
 from bigbatch.core.clock import Clock
+from bigbatch.curvature import Eigenpairs, Hessian, TraceEstimate, top_eigenvalues, trace
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import DTYPES
@@ -30,9 +31,6 @@ from bigbatch.train.running_statistics import RunningStatistics
 from bigbatch.train.sampler import index_batches
 from bigbatch.train.share import share_of
 
-if TYPE_CHECKING:
-    from bigbatch.curvature import Eigenpairs, TraceEstimate
-
 FRESH = 3.0
 """Length of the random part of a start, against that of the last look's eigenvectors. A start of those alone ends after two or three
 products and never sees an eigenvalue that has overtaken them; this one costs hardly more, and still saves one product in five."""
@@ -41,8 +39,8 @@ products and never sees an eigenvalue that has overtaken them; this one costs ha
 class Look(NamedTuple):
     """What one look saw."""
 
-    top: "Eigenpairs"  # largest first
-    trace: "TraceEstimate | None"
+    top: Eigenpairs  # largest first
+    trace: TraceEstimate | None
     seconds: float  # that it took
 
     def facts(self) -> dict[str, Any]:
@@ -104,8 +102,6 @@ class CurvatureProbe:
         Raises:
             UserError: If the loss is not finite, or can't be differentiated twice.
         """
-        from bigbatch.curvature import Hessian, top_eigenvalues, trace  # scipy, which takes a second: for runs that look
-
         began, ranks = time.perf_counter(), self._comm.ranks
         if self._batches is None:
             self._batches = self._load()
