@@ -212,6 +212,73 @@ def concurrent_adversarial():
             row(arm, *(f"{found['median_s'][f'{arm}, {workers}']:.2f}" for workers in (1, 2)))
 
 
+def sharpness():
+    every = [line for path in sorted((HERE / "sharpness").glob("*.jsonl")) for line in read_record(path)]
+    for task, ceiling in dict.fromkeys((line["key"]["task"], line["key"]["ceiling"]) for line in every):
+        lines = [line for line in every if (line["key"]["task"], line["key"]["ceiling"]) == (task, ceiling)]
+        arms = {}
+        for line in lines:
+            if "arm" in line["key"]:
+                arms.setdefault(line["key"]["arm"], []).append(line)
+        print(f"\n**{task}**, {len(arms['SB'])} starts, at most {ceiling} epochs; mean ± standard deviation over the starts\n")
+        head(
+            "arm",
+            "batch",
+            "epochs",
+            "ceiling reached",
+            "training loss",
+            "training accuracy, %",
+            "test accuracy, %",
+            "distance from the start",
+        )
+        for arm, runs in arms.items():
+            good = whole(runs)
+            batch, ended = Recipe.from_dict(runs[0]["recipe"]).batch.global_batch, [run["stopped"] for run in good]
+            ceiling = f"{ended.count(False)} of {len(ended)}" if arm != "auto" else "as LB"
+            scores = [mean_of([100 * run[name] for run in good], 2) for name in ("train_score", "test_score")]
+            epochs, loss = spread(run["epochs"] for run in good), mean_of([run["train_loss"] for run in good], 4)
+            row(arm, f"{batch:,}", epochs, ceiling, loss, *scores, mean_of([run["distance"] for run in good], 1))
+        spaces = [f"{space}, {epsilon}" for epsilon in ("0.001", "0.0005") for space in ("full", "100")]
+        print(f"\nSharpness in % on {lines[0]['key']['images']:,} training images: space, eps; SAM's and adaptive: rise of the loss\n")
+        head("arm", *(f"{where.replace('100', 'random 100')}" for where in spaces), "SAM, rho 0.05", "adaptive, rho 0.5")
+        for arm, runs in arms.items():
+            good = whole(runs)
+            found = [mean_of([run["sharpness"][where]["value"] for run in good], 2) for where in spaces]
+            row(arm, *found, *(mean_of([run[name] for run in good], 4) for name in ("sam", "adaptive")))
+
+
+def mean_of(values, digits):
+    """Mean and standard deviation."""
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def absa():
+    cells = by_key(HERE / "absa" / "runs.jsonl", "arm")
+    reference = cells["fixed, small",]
+    print()
+    head("arm", "validation, %", f"test accuracy, % ({len(reference)} seeds)", "updates", "times fewer", "eigenvalues cost, % of training")
+    for (arm,), lines in cells.items():
+        done = whole(lines)
+        validation = plain([{**line, "test_score": line["validation_score"]} for line in lines])
+        fewer = (
+            statistics.fmean(line["updates"] for line in whole(reference)) / statistics.fmean(line["updates"] for line in done)
+            if done
+            else 0
+        )
+        cost = spread(100 * line["curvature_s"] / line["train_s"] for line in done if line["looks"])
+        row(arm, validation, score_of(lines, reference), updates_of(lines), f"{fewer:.2f}" if done else "-", cost)
+    print("\nThe batch, from each epoch on (* the eigenvalue had fallen), and how often it was looked at:\n")
+    head("arm", "seed", "batches", "eigenvalues", "products with the Hessian, each")
+    for (arm,), lines in cells.items():
+        for line in whole(lines):
+            fallen = {look["global_batch"] for look in line["looks"] if "fallen" in look["decides"]}
+            told = ", ".join(f"{batch:,} from {epoch:.1f}{' *' * (batch in fallen)}" for epoch, batch in line["batches"])
+            products = f"{statistics.fmean(look['products'] for look in line['looks']):.1f}" if line["looks"] else "-"
+            row(arm, line["seed"], told or "-", len(line["looks"]) or "-", products)
+
+
 def plain(lines):
     """Mean and spread, without a verdict: no arm here is the reference of another."""
     return score_of(lines, lines)

@@ -1,5 +1,6 @@
 """What sets the next global batch: a paper a file, each a rule that can be used alone. Nothing here imports torch."""
 
+from bigbatch.batching.absa import ABSA
 from bigbatch.batching.adabatch import AdaBatch
 from bigbatch.batching.adascale import AdaScale
 from bigbatch.batching.cabs import CABS
@@ -13,6 +14,7 @@ from bigbatch.batching.norm_test import NormTest
 from bigbatch.batching.simigrad import SimiGrad
 
 __all__ = [
+    "ABSA",
     "CABS",
     "AdaBatch",
     "AdaScale",

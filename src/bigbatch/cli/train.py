@@ -23,6 +23,7 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the record and checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
+    keep: Annotated[bool, typer.Option("--keep-checkpoints", help="One of every evaluation, for `bigbatch curvature`.")] = False,
     workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
     comm: CommKind = None,
     topology: TopologyName = None,
@@ -52,14 +53,14 @@ def train(
     from bigbatch.train import fit
 
     loaded = load_task(task, data=data)
-    result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, quiet=quiet, compile=compiled)
+    result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, keep_checkpoints=keep, quiet=quiet, compile=compiled)
     if not speaks:
         return
     mean = result.samples / result.updates
     size = f"{chosen.batch.global_batch:,}" if chosen.batch.rule is None else f"{mean:,.0f} on the mean"
     console().print(
         f"{task}: test {loaded.metric} {100 * result.test_score:.2f} %, validation {100 * result.validation_score:.2f} %, "
-        f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s",
+        f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_looking()}",
         highlight=False,
     )
 

@@ -20,6 +20,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class NotFinite(UserError):
+    """A loss, or a derivative of it, is not finite at the weights and samples that were given."""
+
+
 class OutputError(UserError):
     """An output file or folder can't be written."""
 

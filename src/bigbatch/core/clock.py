@@ -14,6 +14,14 @@ class Clock(NamedTuple):
     samples: int = 0  # training samples consumed so far, over all workers
     updates: int = 0  # optimizer updates made so far
 
+    def crossed(self, before: "Clock", every_samples: float) -> bool:
+        """Whether a multiple of so many samples lies between an earlier clock and this one.
+
+        >>> Clock(100, 2).crossed(Clock(50, 1), every_samples=75)
+        True
+        """
+        return self.samples // every_samples > before.samples // every_samples
+
     def after(self, num_samples: int) -> "Clock":
         """The clock after one more update of `num_samples` samples.
 

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-FAMILIES = ("scaling", "schedules", "batching", "noise", "layers", "optim", "adversarial", "comm", "simulate")
+FAMILIES = ("scaling", "schedules", "batching", "noise", "curvature", "layers", "optim", "adversarial", "comm", "simulate")
 """Packages whose modules may hold a method."""
 
 

@@ -15,3 +15,9 @@ class Section(BaseModel):
     """Frozen, and closed to unknown fields and to NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_inputs(low: float | None, high: float | None) -> None:
+    """Refuse bounds of an input's values that are not given together, the lower first."""
+    if (low is None) != (high is None) or (low is not None and high is not None and low >= high):
+        raise ValueError(f"low = {low}, high = {high}: must be given together, the lower first; or leave out both")

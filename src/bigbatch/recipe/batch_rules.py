@@ -1,10 +1,10 @@
 """[batch.rule]: what sets the batch of the next update, and how the rate goes with it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bigbatch.recipe.base import Count, Fraction, Positive, Section
+from bigbatch.recipe.base import Count, Fraction, Positive, Section, check_inputs
 
 CoScaling = Literal["none", "linear", "sqrt", "gain"]
 """What the rate is multiplied by when the batch is k times the recipe's: 1, k, the root of k, AdaScale's gain."""
@@ -99,6 +99,39 @@ class Goodput(Measured):
     lr: CoScaling = "gain"
 
 
+class ABSA(Section):
+    """Batch and rate double when the Hessian's top eigenvalue has halved, or after a while without; some samples are adversarial.
+
+    Defaults are the paper's, but for the number of samples that the eigenvalue is of (it takes 128).
+    """
+
+    kind: Literal["absa"] = "absa"
+    largest: Count | None = None  # samples; 128 times the recipe's batch if left out, at most the training set
+    every_epochs: Positive = 1.0  # between two looks at the eigenvalue
+    patience_epochs: Positive = 10.0  # after which the batch is increased in any case; rounded up to whole looks
+    drop: Annotated[float, Field(gt=1)] = 2.0  # of the eigenvalue since the reference
+    factor: Annotated[float, Field(gt=1)] = 2.0  # that the batch is multiplied by, and the adversarial share divided
+    rises: bool = False  # ours: the reference follows the eigenvalue upwards
+    lr: Literal["none", "linear", "sqrt"] = "linear"
+    samples: Count = 512  # of the training set that the eigenvalue is of
+    tolerance: Positive = 0.05  # of the eigenvalue's residual
+    share: Fraction = 0.2  # of a batch's samples that adversarial examples replace at first; 0: none
+    off_at: Fraction = 0.5  # part of the run from which on there are none
+    eps: Positive = 0.005  # size of the step, as a part of the data's range
+    low: float | None = None  # least and
+    high: float | None = None  # largest value of an input; if left out, those of the training set, of each channel of images
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.patience_epochs < self.every_epochs:
+            raise ValueError(
+                f"patience_epochs = {self.patience_epochs:g}: is over before the first look, after every_epochs = {self.every_epochs:g}; "
+                "look more often, or wait longer"
+            )
+        check_inputs(self.low, self.high)
+        return self
+
+
 class AdaScale(Section):
     """The batch is fixed; the rate is the schedule's at `base_batch` times a gain, and the schedule and the budget count by it."""
 
@@ -107,7 +140,7 @@ class AdaScale(Section):
 
 
 AnyBatchRule = Annotated[
-    IncreaseBatch | AdaBatch | NoiseScaleRule | NormTest | InnerProductTest | CABS | SimiGrad | DiveBatch | Goodput | AdaScale,
+    IncreaseBatch | AdaBatch | NoiseScaleRule | NormTest | InnerProductTest | CABS | SimiGrad | DiveBatch | Goodput | ABSA | AdaScale,
     Field(discriminator="kind"),
 ]
 BATCH_RULES: dict[str, type[Section]] = {
@@ -120,5 +153,6 @@ BATCH_RULES: dict[str, type[Section]] = {
     "simigrad": SimiGrad,
     "divebatch": DiveBatch,
     "goodput": Goodput,
+    "absa": ABSA,
     "adascale": AdaScale,
 }

@@ -4,6 +4,7 @@
     [schedule]   warm-up times decay               [model]   options of the task's own model
     [budget]     when the run ends                 [comm]    how several workers go together
     [adversarial], [augmentation]: what else is trained on; neither, if left out
+    [curvature]  what is measured on the way; nothing, if left out
     seed, precision
 
 Lengths are in epochs of `num_train_samples`, so they survive a change of batch; rates are peak rates.
@@ -35,6 +36,7 @@ from bigbatch.recipe.sections import (
     AutoWU,
     Batch,
     Budget,
+    Curvature,
     Float16,
     Gossip,
     ParameterServer,
@@ -67,6 +69,7 @@ class Recipe(Section):
     comm: AnyComm = AllReduce()
     adversarial: Adversarial | None = None
     augmentation: Augmentation | None = None
+    curvature: Curvature | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -130,6 +133,11 @@ class Recipe(Section):
                     f'comm.topology = "{comm.topology}": is directed, and DecentLaM needs symmetric weights; choose "ring", "torus" or '
                     '"symmetric_exponential"'
                 )
+        if self.batch.rule is not None and self.batch.rule.kind == "absa" and not isinstance(comm, AllReduce):
+            raise ValueError(
+                f'batch.rule.kind = "absa" with comm.kind = "{comm.kind}": the curvature is that of one set of weights, whole on every '
+                'worker; set comm.kind = "all_reduce"'
+            )
         if comm.label_skew and self.batch.rule is not None:
             raise ValueError(
                 f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "
@@ -154,6 +162,16 @@ class Recipe(Section):
             raise ValueError(
                 f'schedule.warmup.return_to_minimum with comm.kind = "{comm.kind}": takes back what all workers share, and here each has '
                 'state of its own; set comm.kind = "all_reduce" without a compression that makes up for errors, or leave it out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _curvature_fits(self) -> Self:
+        kind = self.comm.kind
+        if self.curvature is not None and kind in ("parameter_server", "fully_shard"):
+            raise ValueError(
+                f'[curvature] with comm.kind = "{kind}": needs whole weights on every worker; set comm.kind = "all_reduce", or look at the '
+                "run's checkpoints by `bigbatch curvature`"
             )
         return self
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section
+from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section, check_inputs
 from bigbatch.recipe.batch_rules import BATCH_RULES, AnyBatchRule
 
 Betas = tuple[Momentum, Momentum]
@@ -255,8 +255,7 @@ class Adversarial(Section):
                 f'makers = "{self.makers}" with tau = 0: examples from the newest weights are waited for, whoever makes them; set tau = 1, '
                 'or makers = "self"'
             )
-        if (self.low is None) != (self.high is None) or (self.low is not None and self.high is not None and self.low >= self.high):
-            raise ValueError(f"low = {self.low}, high = {self.high}: must be given together, the lower first; or leave out both")
+        check_inputs(self.low, self.high)
         return self
 
 
@@ -271,6 +270,16 @@ class Augmentation(Section):
         if not self.padding and not self.flip:
             raise ValueError("padding = 0 and flip = false: changes nothing; set one of them, or leave the section out")
         return self
+
+
+class Curvature(Section):
+    """The top of the Hessian's spectrum is looked at on the way, and recorded; it changes no bit of the run, and costs time."""
+
+    every_updates: Count  # from one look to the next; the last update is always followed by one
+    eigenvalues: Count = 1  # from the largest
+    samples: Count = 512  # of the training set, the same each time; all of a smaller one
+    tolerance: Positive = 1e-3  # of an eigenvalue's residual |Hv - lambda v| / |lambda|; at 1e-2 a lower one may be taken for the top
+    trace: Literal[False] | Positive = False  # relative standard error to which the trace is estimated; false: not at all
 
 
 class Float16(Section):

@@ -11,6 +11,7 @@ import matplotlib
 from bigbatch import __version__
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
+from bigbatch.report.curvature import cost_of_looks, curvature_section, top_eigenvalue, trace_of
 from bigbatch.report.plots import SVG_STYLE, Record, batch_size_changes, draw, global_batch, learning_rate, training_loss, validation_score
 from bigbatch.report.workers import distances, draw_staleness, worker_facts
 from bigbatch.scaling import readable
@@ -66,6 +67,8 @@ def _comparison(folder: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "recipe": None,
         "decisions": [],
         "workers": [],
+        "looks": "",
+        "curvature": None,
     }
 
 
@@ -82,6 +85,8 @@ def _single_run(folder: Path) -> dict[str, Any]:
         "recipe": (folder / "recipe.toml").read_text(),
         "decisions": [line for line in record if line["kind"] == "batch" and line["before"] != line["after"]],
         "workers": worker_facts(record),
+        "looks": cost_of_looks(record),
+        "curvature": curvature_section(folder),
     }
 
 
@@ -107,6 +112,9 @@ def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str
             yield draw(records, global_batch, against="samples", ylabel="global batch, samples", title="Global batch by samples")
         if any(distances(record, "samples")[0] for runs in records.values() for record in runs):
             yield draw(records, distances, against="samples", ylabel="% of the mean's length", title="Distance of workers from their mean")
+        for points, name in ((top_eigenvalue, "Top eigenvalue"), (trace_of, "Trace")):
+            if any(points(record, "update")[0] for runs in records.values() for record in runs):
+                yield draw(records, points, against="update", ylabel="of the Hessian", title=f"{name} by updates")
 
 
 def _environment(records: Sequence[Record]) -> dict[str, Any]:

@@ -23,14 +23,15 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import Elsewhere, RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.layers.split_batch_norm import adversarial_stream
-from bigbatch.recipe import Recipe
+from bigbatch.recipe import Recipe, batch_rules
 from bigbatch.recipe.sections import Adversarial
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import DTYPES, build_model, seed_everything
-from bigbatch.train.data_range import data_range
+from bigbatch.train.data_range import Range, data_range
 from bigbatch.train.feed import MicroBatch
 from bigbatch.train.interrupt import interruptible
 from bigbatch.train.passes import Passes
+from bigbatch.train.replaced_samples import Replaced
 from bigbatch.train.result import Result
 from bigbatch.train.share import Work
 from bigbatch.train.step import Pass, autocast
@@ -186,7 +187,7 @@ def make_examples(task: Task, recipe: Recipe, ranks: Ranks, pair: Pair) -> Resul
 
 
 def build_passes(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair: Pair | None, quiet: bool = True) -> Passes:
-    """The passes of updates, as the recipe's [adversarial] asks for them.
+    """The passes of updates, as the recipe's [adversarial] asks for them, or its [batch.rule].
 
     Args:
         task: Its losses are attacked.
@@ -200,9 +201,14 @@ def build_passes(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair: Pa
         RecipeError: If inputs can't be perturbed, or their range is not known or does not fit, or examples can't be made as asked.
     """
     section, device = recipe.adversarial, comm.ranks.device
+    if isinstance(rule := recipe.batch.rule, batch_rules.ABSA) and rule.share:
+        try:
+            return Replaced(task, recipe, comm, eps=rule.eps, within=_range(rule, train, "batch.rule"))
+        except UserError as error:
+            raise RecipeError(f"batch.rule: {error}") from None
     if section is None:
         return Passes(recipe)
-    attack, (low, high) = _attack(task, recipe, comm.ranks, comm.model), _range(section, train)
+    attack, (low, high) = _attack(task, recipe, comm.ranks, comm.model), _range(section, train, "adversarial")
     alone = False
     try:
         if pair is not None and pair.remote is not None:
@@ -225,14 +231,14 @@ def build_passes(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair: Pa
     return Adversary(section, recipe, conadv, idle_batch(recipe, train, device))
 
 
-def _range(section: Adversarial, train: Any) -> tuple[Tensor, Tensor]:
+def _range(section: Adversarial | batch_rules.ABSA, train: Any, name: str) -> Range:
     if section.low is not None and section.high is not None:
-        return torch.tensor(section.low), torch.tensor(section.high)
+        return Range(torch.tensor(section.low), torch.tensor(section.high))
     if not isinstance(train, TensorDataset):
-        raise RecipeError("adversarial.low and high: are not given, and the training set is not in memory to look at; give both")
+        raise RecipeError(f"{name}.low and high: are not given, and the training set is not in memory to look at; give both")
     if not train.tensors[0].is_floating_point():
         raise RecipeError(
-            f"[adversarial] with inputs of {train.tensors[0].dtype}: have no direction to step in; it is for images and other measures"
+            f"[{name}] with inputs of {train.tensors[0].dtype}: have no direction to step in; it is for images and other measures"
         )
     return data_range(train.tensors[0])
 

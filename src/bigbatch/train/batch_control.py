@@ -25,6 +25,7 @@ from bigbatch.scaling.linear import linear_lr
 from bigbatch.scaling.sqrt import sqrt_lr
 from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.train.curvature_probe import CurvatureRecord
 from bigbatch.train.learned_warmup import LearnedWarmup
 from bigbatch.train.record import Record
 from bigbatch.train.share import Work, work_of
@@ -53,6 +54,7 @@ class BatchControl:
         groups: Micro-batches that an update is then cut into at least, over all workers.
         schedule: From the clock to a factor of the peak rate; the recipe's if left out.
         warmup: Sees losses for a schedule that learns from them.
+        curvature: Looks at the loss's curvature now and then.
 
     Attributes:
         global_batch: Samples of the next update, but for the end of the run.
@@ -68,9 +70,11 @@ class BatchControl:
         groups: int = GROUPS,
         schedule: Schedule | None = None,
         warmup: LearnedWarmup | None = None,
+        curvature: CurvatureRecord | None = None,
     ) -> None:
         self._recipe, self._ranks, self._monitor, self._record, self._groups = recipe, ranks, monitor, record, groups
         self._schedule, self._total, self._warmup = schedule or schedule_of(recipe), recipe.total_samples, warmup
+        self._curvature = curvature
         self._untold: list[tuple[Clock, Seen, Tensor]] = []
         self._began = time.monotonic()
         self.global_batch = recipe.batch.global_batch
@@ -93,6 +97,10 @@ class BatchControl:
     def factor(self, clock: Clock) -> float:
         """Of the peak rate, in the next update."""
         return self._schedule(clock)
+
+    def adversarial_share(self, clock: Clock) -> float:  # noqa: ARG002
+        """Of the samples of the next update, those that are to be adversarial."""
+        return 0.0
 
     def position(self, clock: Clock) -> int:
         """Samples on the clock of the schedule and the budget."""
@@ -139,6 +147,13 @@ class BatchControl:
             now = time.monotonic()
             self._untold.append((clock, Seen(num_samples, lr=lr, seconds=now - self._began), sum_loss))
             self._began = now
+        if self._curvature is not None and self._curvature.after_update(clock, last=self.position(clock) >= self._total):
+            self.resumed()
+
+    @property
+    def curvature_s(self) -> float:
+        """Seconds spent looking at curvature so far."""
+        return self._curvature.seconds if self._curvature is not None else 0.0
 
     def take(self) -> None:
         """Read what was measured since the last call, into the record and the rule. Called by every worker after the same updates."""
@@ -168,7 +183,8 @@ class BatchControl:
         """What a resumed run needs; `take` was called before."""
         monitor = {"monitor": self._monitor.state_dict()} if self._monitor is not None else {}
         warmup = {"warmup": self._warmup.state_dict()} if self._warmup is not None else {}
-        return {"global_batch": self.global_batch, **monitor, **warmup}
+        curvature = {"curvature": self._curvature.state_dict()} if self._curvature is not None else {}
+        return {"global_batch": self.global_batch, **monitor, **warmup, **curvature}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a run's beginning."""
@@ -177,6 +193,8 @@ class BatchControl:
             self._monitor.load_state_dict(state["monitor"])
         if self._warmup is not None:
             self._warmup.load_state_dict(state.get("warmup", {}))
+        if self._curvature is not None:
+            self._curvature.load_state_dict(state.get("curvature", {}))
 
     def _see(self, seen: Seen) -> None:
         """What a rule wants to know of each update."""
@@ -321,8 +339,8 @@ class GainedRate(BatchControl):
 
     def after_update(self, clock: Clock, num_samples: int, lr: float, sum_loss: Tensor) -> None:
         """Time goes on by the gain of the update."""
-        super().after_update(clock, num_samples, lr, sum_loss)
         self._rule.advance(self.global_batch)
+        super().after_update(clock, num_samples, lr, sum_loss)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's."""

@@ -1,10 +1,13 @@
 """From [batch.rule] of a recipe to what sets the batch, and what such a rule needs of the rest of the recipe."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
+from bigbatch.batching.absa import ABSA
 from bigbatch.batching.adabatch import AdaBatch
 from bigbatch.batching.adascale import AdaScale
 from bigbatch.batching.cabs import CABS
@@ -27,6 +30,9 @@ from bigbatch.schedules.autowu import AutoWU
 from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
 from bigbatch.train.batch_control import GROUPS, BatchControl, DecidedBatch, GainedRate, ScheduledBatch
+from bigbatch.train.build import DTYPES
+from bigbatch.train.curvature_probe import CurvatureProbe, CurvatureRecord
+from bigbatch.train.follow_curvature import CurvatureBatch
 from bigbatch.train.learned_warmup import LearnedWarmup
 from bigbatch.train.micro_batch import micro_batches
 from bigbatch.train.record import Record
@@ -34,6 +40,8 @@ from bigbatch.train.share import Share, share_of
 
 LOSSY = ("powersgd", "top_k")
 """Ways of compression that leave something out of an exchange, and make up for it in later ones."""
+PAPERS_RATIO = 128
+"""Largest batch of ABSA over its first one."""
 UNIT = 16
 """Samples of which a batch is a multiple, where neither normalisation groups nor a micro-batch say otherwise."""
 
@@ -108,6 +116,34 @@ def build_batch_rule(recipe: Recipe) -> BatchRule:
                 )
             case _:
                 raise AssertionError(rule)
+    except UserError as error:
+        raise RecipeError(f"batch.rule: {error}") from None
+
+
+def build_absa(recipe: Recipe) -> ABSA:
+    """The rule that follows the curvature.
+
+    Raises:
+        RecipeError: If its settings are impossible, or do not fit the recipe.
+    """
+    rule, batch = recipe.batch.rule, recipe.batch.global_batch
+    assert isinstance(rule, sections.ABSA)
+    if rule.tolerance < (least := 100 * torch.finfo(DTYPES[recipe.precision]).eps):
+        raise RecipeError(
+            f"batch.rule.tolerance = {rule.tolerance:g}: is below the rounding of {recipe.precision}; give {least:.0e} or more"
+        )
+    try:
+        return ABSA(
+            global_batch=batch,
+            largest=min(rule.largest or PAPERS_RATIO * batch, recipe.num_train_samples),
+            multiple_of=unit_of(recipe),
+            patience=math.ceil(rule.patience_epochs / rule.every_epochs - 1e-9),
+            drop=rule.drop,
+            factor=rule.factor,
+            share=rule.share,
+            off_at=rule.off_at,
+            rises=rule.rises,
+        )
     except UserError as error:
         raise RecipeError(f"batch.rule: {error}") from None
 
@@ -205,10 +241,14 @@ def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int 
         build_batch_rule(recipe)
     elif isinstance(recipe.batch.rule, sections.Scheduled):
         build_scheduled_batch(recipe)
+    elif isinstance(recipe.batch.rule, sections.ABSA):
+        build_absa(recipe)
 
 
-def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str) -> BatchControl:
-    """What the recipe's [batch.rule] and [schedule] ask for.
+def build_batch_control(
+    recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str, probe: Callable[..., CurvatureProbe]
+) -> BatchControl:
+    """What the recipe's [batch.rule], [schedule] and [curvature] ask for.
 
     Args:
         recipe: Of the run.
@@ -216,6 +256,7 @@ def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record
         optimizer: Of the run.
         record: Gets what was measured.
         measure: Whether to measure noise where no rule asks for it; "layers" measures each layer too.
+        probe: A `CurvatureProbe` of the run, but for what it is to see.
 
     Raises:
         RecipeError: Where `check_batch_control` does.
@@ -235,6 +276,9 @@ def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record
         if own and isinstance(comm, AllReduce):
             comm.observe(monitor.observe)
         settings |= {"monitor": monitor, "groups": max(GROUPS, 2 * ranks.world_size) if own else GROUPS}
+    if (c := recipe.curvature) is not None:
+        seen: dict[str, Any] = {"samples": c.samples, "eigenvalues": c.eigenvalues, "tolerance": c.tolerance}
+        settings["curvature"] = CurvatureRecord(probe(**seen, trace_tolerance=c.trace or None), record, every_updates=c.every_updates)
     match rule:
         case None:
             return BatchControl(**settings)
@@ -242,5 +286,8 @@ def build_batch_control(recipe: Recipe, comm: Comm, optimizer: Optimizer, record
             return ScheduledBatch(build_scheduled_batch(recipe, schedule), **settings)
         case sections.AdaScale():
             return GainedRate(AdaScale(base_batch=rule.base_batch), **settings)
+        case sections.ABSA():
+            looking = probe(samples=rule.samples, eigenvalues=1, tolerance=rule.tolerance)
+            return CurvatureBatch(build_absa(recipe), rule, looking, **settings)
         case _:
             return DecidedBatch(build_batch_rule(recipe), bounds_of(recipe), rule, **settings)

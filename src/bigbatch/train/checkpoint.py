@@ -18,6 +18,8 @@ from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 
 FORMAT = 2
+KEPT = "update-{:09}.pt"
+"""Name of a checkpoint that is kept, by its updates."""
 
 
 class Progress(NamedTuple):
@@ -73,6 +75,17 @@ def save_checkpoint(
         "num_threads": torch.get_num_threads(),
     }
     ranks.together(lambda: write_atomically(path, _to_bytes(state)) if path is not None else None)
+
+
+def kept_name(clock: Clock) -> str:
+    """Name of a checkpoint that stays where it is while the run goes on."""
+    return KEPT.format(clock.updates)
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder: those that were kept, in order, then the best by validation, then the last."""
+    kept = sorted(folder.glob(KEPT.format(0).replace("0" * 9, "*")))
+    return [*kept, *(path for name in ("best.pt", "last.pt") if (path := folder / name).exists())]
 
 
 def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, held: Holds | None = None) -> Progress:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from bigbatch.comm.ranks import joined
 from bigbatch.core.checks import Diverged, Interrupted
-from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance, is_due
@@ -28,7 +27,8 @@ from bigbatch.train.adversarial import build_passes, make_examples, paired
 from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
 from bigbatch.train.by_server import by_server
-from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
+from bigbatch.train.curvature_probe import CurvatureProbe
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.feed import MicroBatch
@@ -63,6 +63,7 @@ def fit(
     compile: bool = False,
     measure_noise: bool | Literal["layers"] = False,
     measure_distance: bool = False,
+    keep_checkpoints: bool = False,
     target: float | None = None,
 ) -> Result:
     """Train a task by a recipe and measure it on the test set, once, with the final weights.
@@ -88,6 +89,7 @@ def fit(
         measure_noise: Whether to record signal and noise of every update's gradient, cut into four micro-batches at least; "layers":
             of each layer too.
         measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
+        keep_checkpoints: Whether to keep a checkpoint of every evaluation in `out`, `update-*.pt`: so much of the disk for each.
         target: End after the first evaluation whose validation score reaches it.
 
     Returns:
@@ -149,8 +151,10 @@ def fit(
             return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
-        control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise)
+        probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
+        control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
         control.load_state_dict(progress.batch)
+        passes.follow(control.adversarial_share, statistics)
         if resume and not asked and ranks.first:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
         start, quiet = control.position(clock), quiet or not ranks.first
@@ -205,13 +209,15 @@ def fit(
                         record.weight_distance(clock, walked.now())
 
                     done = control.position(clock) >= total
-                    if done or _crossed(before, clock, evaluate_every * recipe.num_train_samples):
+                    if done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
                         with watch.paused():
                             validation = measure("validation")
                             show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
                             if validation.score > best_score:
                                 best_score = validation.score
                                 save("best.pt")
+                            if keep_checkpoints:
+                                save(kept_name(clock))
                             reached = target is not None and validation.score >= target
                             control.resumed()
                     show.update(control.position(clock), loss=record.last_loss)
@@ -228,20 +234,16 @@ def fit(
                             raise Interrupted(how_to_resume(clock, out))
 
                 control.take()
-                train_s = watch.seconds
+                train_s = watch.seconds - control.curvature_s
                 comm.settle(optimizer)
                 save("last.pt")
                 if validation is None:  # resumed after the last update
                     validation = measure("validation")
                 test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
-            facts: dict[str, Any] = {"train_s": train_s, "micro_batch": micro_batch, "reached": reached}
+            facts: dict[str, Any] = {"train_s": train_s, "micro_batch": micro_batch, "reached": reached, "curvature_s": control.curvature_s}
             result = Result(task.name, clock.updates, clock.samples, best_validation_score=best_score, **facts)
             return conclude(result, record, clock, folder, test=test, validation=validation)
         except Diverged as error:
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
         finally:
             record.close()
-
-
-def _crossed(before: Clock, after: Clock, every_samples: float) -> bool:
-    return after.samples // every_samples > before.samples // every_samples

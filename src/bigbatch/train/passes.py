@@ -10,12 +10,13 @@ from bigbatch.core.clock import Clock
 from bigbatch.noise.multiplicative_noise import noise_factors
 from bigbatch.recipe import Recipe
 from bigbatch.train.feed import MicroBatch
+from bigbatch.train.running_statistics import RunningStatistics
 from bigbatch.train.share import Work
 from bigbatch.train.step import Pass
 
 
 class Passes:
-    """Of one run, on one worker; `bigbatch.train.adversarial` has another kind.
+    """Of one run, on one worker; `bigbatch.train.adversarial` and `replaced_samples` have other kinds.
 
     Args:
         recipe: Of the run.
@@ -35,6 +36,14 @@ class Passes:
             Where its stream is to begin: behind what is held.
         """
         return clock
+
+    def follow(self, share: Callable[[Clock], float], statistics: RunningStatistics) -> None:
+        """What sets the batch may set the part of it that is adversarial too.
+
+        Args:
+            share: Of an update's samples, by the clock before it.
+            statistics: Of batch norm.
+        """
 
     def share(self, clock: Clock) -> float:  # noqa: ARG002
         """Of the adversarial loss in the next update."""

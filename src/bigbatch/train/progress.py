@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
@@ -82,3 +83,62 @@ class Display(AbstractContextManager["Display"]):
         else:
             print(f"{self.title}  {text}  {(self.total - samples) / rate:.0f} s left", file=sys.stderr, flush=True)
             self._next = now + LINE_EVERY_S
+
+
+class Stages(AbstractContextManager["Stages"]):
+    """Progress of a measurement that takes minutes, in stages that are gone through one after the other.
+
+    Args:
+        title: What is measured.
+        total: Number of stages.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, title: str, *, total: int, quiet: bool) -> None:
+        self.title, self.total, self.number = title, total, 0
+        self._console, self._quiet = Console(stderr=True), quiet
+        self._bar: Progress | None = None
+        if not quiet and self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def stage(self, name: str) -> Callable[[int, int | None], None]:
+        """The next stage begins.
+
+        Args:
+            name: What it measures.
+
+        Returns:
+            Takes what is done of it, and of how much, where that is known.
+        """
+        self.number += 1
+        began = time.monotonic()
+        text = f"{self.title}  {self.number}/{self.total}  {name}"
+        if self._bar is not None:
+            for done in self._bar.task_ids:
+                self._bar.remove_task(done)
+            bar, shown = self._bar, self._bar.add_task(text, total=None, text="")
+            return lambda done, total: bar.update(shown, completed=done, total=total, text=f"{done}/{total}" if total else f"{done}")
+        if self._quiet:
+            return lambda done, total: None  # noqa: ARG005
+        print(text, file=sys.stderr, flush=True)
+        last = began
+
+        def line(done: int, total: int | None) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if done and now - last >= LINE_EVERY_S:
+                last = now
+                left = f" of {total}, {(total - done) * (now - began) / done:.0f} s left" if total else ""
+                print(f"{text}  {done}{left}", file=sys.stderr, flush=True)
+
+        return line

@@ -111,6 +111,12 @@ class Record:
         if self._board is not None:
             self._board.add_scalar("train/weight_distance", distance, clock.updates)
 
+    def curvature(self, clock: Clock, facts: Mapping[str, Any]) -> None:
+        """Eigenvalues of the Hessian, largest first, and what else a look saw, after the update at `clock`."""
+        self._write({"kind": "curvature", "update": clock.updates, "samples": clock.samples, **facts})
+        if self._board is not None:
+            self._board.add_scalar("train/top_eigenvalue", facts["eigenvalues"][0], clock.updates)
+
     def batch(self, clock: Clock, before: int, after: int, reason: str) -> None:
         """A decision about the batch of the updates after `clock`."""
         line = {"kind": "batch", "update": clock.updates, "samples": clock.samples}
@@ -211,5 +217,5 @@ def environment() -> dict[str, Any]:
 def _comes_after(line: dict[str, Any], clock: Clock) -> bool:
     """Whether a run that is resumed at the clock writes the line again: what came later, and what belongs to a run's end."""
     samples = line.get("samples", 0)
-    decided_next = line["kind"] == "batch" and samples == clock.samples
+    decided_next = (line["kind"] == "batch" or "decides" in line) and samples == clock.samples
     return samples > clock.samples or decided_next or line["kind"] in ("end", "diverged") or line.get("split") == "test"

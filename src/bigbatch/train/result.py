@@ -25,9 +25,19 @@ class Result:
     best_validation_score: float = math.nan
     train_s: float = math.nan  # seconds in updates, without evaluation and saving
     samples_per_s: float = math.nan
+    curvature_s: float = 0.0  # seconds spent looking at curvature, not in train_s
     micro_batch: int = 0
     reached: bool = False  # True where the run ended at its target
     diverged: bool = False  # True only in studies, which go on after a diverged run
+
+    def cost_of_looking(self) -> str:
+        """What curvature cost on the way, in words with a comma before; empty for nothing.
+
+        >>> Result("t", updates=1, samples=1, train_s=20.0, curvature_s=1.0).cost_of_looking()
+        ', curvature another 1.0 s (5.0 %)'
+        """
+        share = 100 * self.curvature_s / self.train_s if self.train_s else math.nan
+        return f", curvature another {self.curvature_s:.1f} s ({share:.1f} %)" if self.curvature_s else ""
 
     def to_json(self) -> str:
         """JSON text; NaN as null."""

@@ -26,7 +26,7 @@ from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import build_model, build_optimizer, choose_micro_batch, seed_everything
-from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.folder import load_data, open_together
@@ -57,6 +57,7 @@ def serve_run(
     tensorboard: bool = True,
     device: str | torch.device | None = None,
     title: str | None = None,
+    keep_checkpoints: bool = False,
     target: float | None = None,
 ) -> Result:
     """The server's part of `fit`, with the same arguments.
@@ -138,14 +139,15 @@ def serve_run(
                         clock = clock.after(update.num_samples)
                         sum_loss = torch.tensor(update.sum_loss, dtype=torch.float64)
                         record.update(clock, sum_loss, lr=lr, num_samples=update.num_samples)
-                    every = evaluate_every * recipe.num_train_samples
-                    if ledger.done or clock.samples // every > before.samples // every:
+                    if ledger.done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
                         with watch.paused():
                             validation = measure("validation")
                             show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
                             if validation.score > best_score:
                                 best_score = validation.score
                                 save("best.pt")
+                            if keep_checkpoints:
+                                save(kept_name(clock))
                             reached = target is not None and validation.score >= target
                     if clock.samples > before.samples:
                         show.update(clock.samples, loss=record.last_loss)

@@ -1,0 +1,45 @@
+"""`bigbatch curvature`: how the training loss bends where a run ended, and where another had learnt as much."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bigbatch.cli.settings import Data, Quiet
+
+
+def curvature(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of `bigbatch train`, or a seed's of `bigbatch scale`.")],
+    against: Annotated[Path | None, typer.Option("--against", metavar="RUN", help="Another run, to compare at the same loss.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Training samples over which the loss is the mean.")] = 512,
+    eigenvalues: Annotated[int, typer.Option("--eigenvalues", metavar="K", help="How many, from the largest.")] = 3,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Of their residuals |Hv - lambda v| / |lambda|.")] = 1e-3,
+    points: Annotated[int, typer.Option("--points", help="Of the path between two runs.")] = 25,
+    match: Annotated[bool, typer.Option(help="Compare where losses are nearest, not where the runs ended.")] = True,
+    seed: Annotated[int, typer.Option("--seed", help="Of the samples and of random vectors.")] = 0,
+    task: Annotated[str | None, typer.Option("--task", help="Your own as module:Class, if the runs are of one.")] = None,
+    data: Data = None,
+    quiet: Quiet = False,
+) -> None:
+    """Eigenvalues, trace, density and sharpness of a run's training loss; of two runs side by side, with the path between them."""
+    from bigbatch.cli.tables import console, show
+    from bigbatch.report import write_report
+    from bigbatch.study.curvature import RESULT
+    from bigbatch.study.curvature import curvature as measure
+
+    chosen: dict[str, Any] = {
+        "samples": samples,
+        "eigenvalues": eigenvalues,
+        "tolerance": tolerance,
+        "points": points,
+        "matched": match,
+        "seed": seed,
+    }
+    study = measure(run, against=against, task=task, data=data, quiet=quiet, **chosen)
+    report = write_report(run)
+
+    for table in study.tables():
+        show(table.title, table.columns, table.rows, numbers=table.numbers)
+    for text in (study.sentence(), *(f"not known: {doubt}" for doubt in study.doubts())):
+        console().print(text, highlight=False)
+    console().print(f"report: {report}, numbers: {run / RESULT}", highlight=False)

@@ -1,0 +1,214 @@
+"""Why did it hold, or not: the curvature of the training loss where a run ended, and beside it where another run had learnt as much.
+
+Everything is of the mean loss over one fixed part of the training set, in evaluation mode with the statistics of batch norm that were
+saved; only along the path are those computed anew at each point, since what lies between two runs has none.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from bigbatch.core.checks import check_positive
+from bigbatch.core.files import write_atomically
+from bigbatch.core.version import __version__
+from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
+from bigbatch.curvature.evaluated import Loss
+from bigbatch.curvature.hessian import Hessian
+from bigbatch.curvature.lanczos import top_eigenvalues
+from bigbatch.curvature.path import path
+from bigbatch.curvature.sam_sharpness import sam_sharpness
+from bigbatch.curvature.sharpness import keskar_sharpness
+from bigbatch.curvature.spectral_density import spectral_density
+from bigbatch.curvature.trace import trace
+from bigbatch.layers.precise_statistics import recompute_statistics
+from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
+from bigbatch.study.curvature_table import TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
+from bigbatch.tasks.task import Task
+from bigbatch.train.build import DTYPES
+from bigbatch.train.feed import MicroBatch, feed
+from bigbatch.train.progress import Stages
+from bigbatch.train.record import environment
+from bigbatch.train.sampler import sample_indices
+
+RESULT = "curvature.json"
+PASS = 128
+"""Samples in one pass."""
+EPSILONS = (1e-3, 5e-4)
+"""Keskar's sizes of the box."""
+SUBSPACE = 100
+"""Directions of his random subspace."""
+RHO, ADAPTIVE_RHO = 0.05, 0.5
+"""Radius of SAM's sharpness, and of the adaptive one, by the papers."""
+DENSITY_STEPS, DENSITY_STARTS = 50, 3
+CURVE_POINTS = 500
+STAGES = ("top eigenvalues", "trace", "spectral density", "sharpness")
+Progress = Callable[[int, int | None], None]
+
+
+def curvature(
+    run: str | Path,
+    *,
+    against: str | Path | None = None,
+    task: Task | str | None = None,
+    data: str | Path | None = None,
+    samples: int = 512,
+    eigenvalues: int = 3,
+    tolerance: float = 1e-3,
+    points: int = 25,
+    matched: bool = True,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    quiet: bool = False,
+) -> CurvatureStudy:
+    """Measure the curvature of the training loss at a run's checkpoint, or at those of two runs where their losses match.
+
+    Takes minutes. `curvature.json` is written into the folder of `run`.
+
+    Args:
+        run: Folder of a run.
+        against: Folder of another run of the same task and model.
+        task: A task or its name, where the run's is one of your own.
+        data: Folder of the data set.
+        samples: Of the training set, over which the loss is the mean; all, if it has fewer.
+        eigenvalues: How many, from the largest.
+        tolerance: Of their residuals.
+        points: Of the path between two runs, from alpha = -1 to 2.
+        matched: Whether to compare where losses are nearest, among the checkpoints that the runs kept; else at their ends.
+        seed: Chooses the samples and the random vectors.
+        device: A GPU if there is one, else the CPU.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: If a folder holds no checkpoint, two runs can't be compared, or a setting is impossible.
+    """
+    for name, value in (("samples", samples), ("eigenvalues", eigenvalues), ("tolerance", tolerance), ("points", points)):
+        check_positive(name, value)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folders = [open_run(folder, task=task, data=data, device=place) for folder in (run, against) if folder is not None]
+    if against is not None:
+        check_comparable(*folders)
+    first = folders[0]
+    splits = first.task.splits()
+    num_samples = min(samples, first.recipe.num_train_samples)
+    batches = _batches(splits.train, num_samples, seed, first.recipe.precision, place)
+    held_out = _batches(splits.validation, min(num_samples, len(splits.validation)), seed, first.recipe.precision, place)  # type: ignore[arg-type]
+
+    candidates = [_candidates(folder, batches) for folder in folders]
+    chosen = list(match(*candidates)) if against is not None and matched else [each[-1] for each in candidates]
+    total = len(folders) * len(STAGES) + 2 * (len(folders) == 2)
+    with Stages("curvature", total=total, quiet=quiet) as stages:
+        measured = tuple(
+            _measure(folder, candidate.path, batches, stages, eigenvalues=eigenvalues, tolerance=tolerance, seed=seed)
+            for folder, candidate in zip(folders, chosen, strict=True)
+        )
+        line = _path(folders, chosen, batches, held_out, stages, points) if len(folders) == 2 else ()
+    model, _ = first.load(chosen[0].path)
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    study = CurvatureStudy(first.task.name, first.task.metric, num_samples, size, measured, line)
+    facts = {
+        "settings": {"eigenvalues": eigenvalues, "tolerance": tolerance, "seed": seed},
+        "version": __version__,
+        "environment": environment(),
+    }
+    write_atomically(first.folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=1)}\n".encode())
+    return study
+
+
+def _measure(
+    run: RunFolder, file: Path, batches: Sequence[MicroBatch], stages: Stages, *, eigenvalues: int, tolerance: float, seed: int
+) -> Measured:
+    """Everything about one checkpoint."""
+    (model, clock), losses, began = run.load(file), run.task.losses, time.perf_counter()
+    hessian = Hessian(model, losses, batches)
+
+    def say(stage: str) -> Progress:
+        return stages.stage(f"{stage} of {run.name}")
+
+    top = top_eigenvalues(hessian, min(eigenvalues, hessian.size), tolerance=tolerance, seed=seed, progress=say(STAGES[0]))
+    traced = trace(hessian, tolerance=TRACE_TOLERANCE, seed=seed, progress=say(STAGES[1]))
+    density = spectral_density(hessian, steps=DENSITY_STEPS, starts=DENSITY_STARTS, seed=seed, progress=say(STAGES[2]))
+    curve = density.curve(num_points=CURVE_POINTS)
+    rises = _sharpness(model, losses, batches, say(STAGES[3]), seed)
+    return Measured(
+        run=str(run.folder),
+        name=run.name,
+        checkpoint=file.name,
+        clock=clock,
+        global_batch=run.recipe.batch.global_batch,
+        loss=hessian.loss(),
+        score=mean_of(run.task.scores, model, batches),
+        gradient=float(hessian.gradient().norm()),
+        eigenvalues=top.values.tolist(),
+        residuals=top.residuals.tolist(),
+        converged=top.converged.tolist(),
+        trace=(float(traced.value), float(traced.low), float(traced.high)),
+        trace_converged=bool(traced.converged),
+        density={name: getattr(curve, name).tolist() for name in ("x", "mean", "low", "high")},
+        range=(float(density.nodes.min()), float(density.nodes.max())),
+        sharpness=rises,
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], progress: Progress, seed: int) -> list[Measure]:
+    """Keskar's in both spaces and both sizes, and those of SAM and ASAM."""
+    size, passes = sum(p.numel() for p in model.parameters() if p.requires_grad), itertools.count(1)
+
+    def one_more(_done: int, _total: int | None) -> None:
+        progress(next(passes), None)
+
+    found = []
+    for where, subspace in (("all directions", None), (f"{min(SUBSPACE, size)} random directions", min(SUBSPACE, size))):
+        for epsilon in EPSILONS:
+            box: dict[str, Any] = {"epsilon": epsilon, "subspace": subspace, "seed": seed, "progress": one_more}
+            rise = keskar_sharpness(model, losses, batches, **box).value
+            found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", rise, "%"))
+    m = min(PASS, len(batches[0][1]))
+    for name, sharpness, rho in (("SAM", sam_sharpness, RHO), ("ASAM", adaptive_sharpness, ADAPTIVE_RHO)):
+        rise = sharpness(model, losses, batches, rho=rho, m=m, progress=one_more).value
+        found.append(Measure(f"{name}, rho {rho:g}, groups of {m}", rise, ""))
+    return found
+
+
+def _path(
+    folders: Sequence[RunFolder],
+    chosen: Sequence[Candidate],
+    batches: Sequence[MicroBatch],
+    held_out: Sequence[MicroBatch],
+    stages: Stages,
+    points: int,
+) -> tuple[Point, ...]:
+    """Loss on training samples and score on validation samples, along the line through two checkpoints."""
+    model, other = (folder.load(each.path)[0] for folder, each in zip(folders, chosen, strict=True))
+    task, ends = folders[0].task, (state_of(model), state_of(other))
+
+    def prepare(between: nn.Module) -> None:
+        recompute_statistics(between, batches)
+
+    settings: dict[str, Any] = {"scores": task.scores, "points": points, "prepare": prepare}
+    training = path(model, *ends, task.losses, batches, progress=stages.stage("loss along the path"), **settings)
+    validation = path(model, *ends, task.losses, held_out, progress=stages.stage("score along the path"), **settings)
+    return tuple(
+        Point(float(alpha), float(loss), float(score))
+        for alpha, loss, score in zip(training.alphas, training.losses, validation.scores or (), strict=True)
+    )
+
+
+def _batches(dataset: Dataset[Any], num_samples: int, seed: int, precision: str, device: torch.device) -> list[MicroBatch]:
+    """A part of a data set that depends on nothing but its size and the seed."""
+    chosen = sample_indices(seed, len(dataset), 0, num_samples)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return list(feed(dataset, torch.split(chosen, PASS), device=device, dtype=DTYPES[precision]))
+
+
+def _candidates(run: RunFolder, batches: Sequence[MicroBatch]) -> list[Candidate]:
+    """All checkpoints of a run with their losses, the last at the end."""
+    return [Candidate(file, mean_of(run.task.losses, run.load(file)[0], batches)) for file in run.checkpoints]
