@@ -13,7 +13,7 @@ A convolutional network of 105,866 parameters after 300 updates, 256 Fashion-MNI
 First, untimed, each tool's settings are searched over several seeds: the whole batch or four of 64 images, whichever it multiplies faster
 with (PyHessian keeps its graph of a whole batch only), and then the cheapest setting that is accurate enough; "sweep" lists what was
 tried. Peers are thus given what a user would have to find out. "default" arms are a tool as it comes. Then arms alternate, and seeds differ
-from round to round; medians of CPU time (other work on a machine prolongs wall time), wall time beside it. Setting up is in the time of all.
+from round to round; medians of CPU time (other work on a machine prolongs wall time), and of wall time. Setting up is in the time of all.
 The file is rewritten after each question, and keeps the others'.
 """
 

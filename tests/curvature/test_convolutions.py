@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigbatch.curvature.convolution_of_data import ConvolutionsOfData
+from bigbatch.curvature.convolutions import Convolutions
 from bigbatch.curvature.hessian import Hessian
 from bigbatch.tasks.models import cnn
 
@@ -32,7 +32,7 @@ def test_the_same_derivatives_as_torch(layer, shape):
     layer = layer.double()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = derivatives(layer, x)
-    with ConvolutionsOfData():
+    with Convolutions():
         found = derivatives(layer, x)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -40,11 +40,17 @@ def test_the_same_derivatives_as_torch(layer, shape):
     torch.testing.assert_close(*third, rtol=1e-12, atol=1e-12)
 
 
-def test_inputs_that_need_a_gradient_are_left_to_torch():
-    x, w = torch.ones(1, 1, 3, requires_grad=True), torch.ones(1, 1, 2, requires_grad=True)
-    with ConvolutionsOfData():
-        assert type(torch.conv1d(x, w).grad_fn).__name__ == "ConvolutionBackward0"
-        assert torch.conv1d(x.detach(), w.detach()).grad_fn is None
+@pytest.mark.parametrize(("layer", "shape"), CASES, ids=lambda value: str(value))
+def test_the_same_derivatives_towards_inputs(layer, shape):
+    layer = layer.double()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    with Convolutions():
+        assert torch.autograd.gradgradcheck(lambda x, *_: layer(x) ** 2, (x, *layer.parameters()), atol=1e-4, fast_mode=True)
+
+
+def test_what_is_not_differentiated_is_left_to_torch():
+    with Convolutions():
+        assert torch.conv1d(torch.ones(1, 1, 3), torch.ones(1, 1, 2)).grad_fn is None
 
 
 def test_no_gradient_towards_data_is_computed():
