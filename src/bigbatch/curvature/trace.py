@@ -1,6 +1,6 @@
 r"""The trace of an operator from a few products, with an error that can be believed.
 
-Paper:   Meyer, Musco, Musco, Woodruff 2021, Hutch++: Optimal Stochastic Trace Estimation, arXiv:2010.09649, Algorithm 1.
+Paper:   Meyer, Musco, Musco, Woodruff 2020, Hutch++: Optimal Stochastic Trace Estimation, arXiv:2010.09649, Algorithm 1.
 Formula: with orthonormal rows Q near the range of the largest eigenvalues, P = 1 - Q^T Q, and u uniform on the unit sphere of P's range,
              tr(H) = tr(Q H Q^T) + tr(P H P),    tr(P H P) = (n - m) E[u^T H u],    Var = 2 |P H P|_F^2 and less
          Stein 1945: from the first N_0 samples their standard deviation s, and from it alone how many in all,
