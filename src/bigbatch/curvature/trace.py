@@ -93,6 +93,8 @@ def trace(
     products = basis.products_of(vectors)
     tell(basis.products, None)
     _deflate(basis, vectors, products, tolerance, most, tell)
+    if basis.multiplied == n:
+        return _exact(basis, tell)
     samples = complement_samples(basis, vectors, products)
     inside, s = float(basis.projected.trace()), float(samples.std(ddof=1))
     del vectors, products
