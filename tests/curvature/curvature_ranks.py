@@ -11,7 +11,7 @@ from tests.distributed.ranks import leave
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.core.checks import Elsewhere, UserError
-from bigbatch.curvature import GaussNewton, Hessian, hvp, keskar_sharpness
+from bigbatch.curvature import GaussNewton, Hessian, hvp, keskar_sharpness, spectral_density, top_eigenvalues, trace
 
 SHARES = {2: [23, 37], 4: [1, 30, 0, 29]}
 
@@ -44,6 +44,16 @@ def main():
             assert same_bits_everywhere(got, world)
         assert together.loss() == pytest.approx(alone.loss(), rel=1e-13)
         torch.testing.assert_close(together.gradient(), alone.gradient(), rtol=1e-11, atol=1e-13)
+    for kind in (Hessian, GaussNewton):
+        alone, together = kind(case.model, case.loss, case.batches), kind(case.model, case.loss, share, group=everyone)
+        found, expected = (top_eigenvalues(operator, 2, tolerance=1e-5) for operator in (together, alone))
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-10, atol=0)
+        assert same_bits_everywhere(found.vectors, world)
+        found, expected = (trace(operator, max_products=20) for operator in (together, alone))
+        assert found == pytest.approx(expected, rel=1e-9)
+        found, expected = (spectral_density(operator, steps=8, starts=2) for operator in (together, alone))
+        assert same_bits_everywhere(torch.from_numpy(found.nodes), world)
+        assert found.nodes == pytest.approx(expected.nodes, rel=1e-7, abs=1e-9)
     wrapped = DistributedDataParallel(copy.deepcopy(case.model))
     torch.testing.assert_close(hvp(wrapped, case.loss, share, v[0], group=everyone), alone_product(case, v[0]), rtol=1e-11, atol=1e-13)
     alike = {"iterations": 3, "subspace": 4}

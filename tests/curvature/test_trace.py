@@ -91,6 +91,15 @@ def test_all_of_a_small_space_is_cheaper_than_many_samples():
     assert found.products <= 60 + PILOT
 
 
+@pytest.mark.parametrize("n", [21, 22, 30, 45])
+def test_a_space_that_deflation_fills(n):
+    values = np.random.default_rng(n).standard_normal(n)
+    found = trace(Diagonal(values), tolerance=1e-9)
+    assert found.value == pytest.approx(values.sum(), rel=1e-10)
+    assert found.products <= n + PILOT
+    assert found.converged
+
+
 def test_a_trace_near_zero_does_not_converge_and_says_so():
     found = trace(Diagonal([*[1.0] * 1000, *[-1.0] * 1000]), max_products=100)
     assert found.products == 100

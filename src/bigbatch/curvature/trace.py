@@ -1,6 +1,6 @@
 r"""The trace of an operator from a few products, with an error that can be believed.
 
-Paper:   Meyer, Musco, Musco, Woodruff 2021, Hutch++: Optimal Stochastic Trace Estimation, arXiv:2010.09649, Algorithm 1.
+Paper:   Meyer, Musco, Musco, Woodruff 2020, Hutch++: Optimal Stochastic Trace Estimation, arXiv:2010.09649, Algorithm 1.
 Formula: with orthonormal rows Q near the range of the largest eigenvalues, P = 1 - Q^T Q, and u uniform on the unit sphere of P's range,
              tr(H) = tr(Q H Q^T) + tr(P H P),    tr(P H P) = (n - m) E[u^T H u],    Var = 2 |P H P|_F^2 and less
          Stein 1945: from the first N_0 samples their standard deviation s, and from it alone how many in all,
@@ -93,6 +93,8 @@ def trace(
     products = basis.products_of(vectors)
     tell(basis.products, None)
     _deflate(basis, vectors, products, tolerance, most, tell)
+    if basis.multiplied == n:
+        return _exact(basis, tell)
     samples = complement_samples(basis, vectors, products)
     inside, s = float(basis.projected.trace()), float(samples.std(ddof=1))
     del vectors, products
