@@ -60,8 +60,15 @@ def main():
     assert (everyone - everyone.mean(0)).abs().max() < 0.1
     assert comm.averages > 20
 
-    # Gradients of each one's own target lead all to the mean of the targets.
-    comm, everyone = run(rank, world, lr=0.02, updates=400, pause_s=0.001, target=float(rank))
+    # Gradients of each one's own target lead all to the mean of the targets, where all keep pace.
+    paces = dist.FileStore(os.environ["STORE"] + ".paces", world)
+
+    def keep_pace(update):
+        if update % 20 == 0:
+            paces.set(f"{rank} at {update}", "")
+            paces.wait([f"{other} at {update}" for other in range(world)], timedelta(seconds=60))
+
+    comm, everyone = run(rank, world, lr=0.02, updates=400, pause_s=0.001, target=float(rank), at_update=keep_pace)
     torch.testing.assert_close(everyone.mean(0), torch.full((4,), (world - 1) / 2).double(), rtol=0, atol=0.3)
     optimizer = torch.optim.SGD(comm.model.parameters(), lr=0.02)
     own = comm._flat()
