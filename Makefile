@@ -49,6 +49,11 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/autowu.py
 	$(BIN)/python benchmarks/simulate_goyal.py
 	$(BIN)/python benchmarks/quantized_batch_norm.py
+	$(BIN)/python benchmarks/concurrent_adversarial.py
+	$(BIN)/python benchmarks/hessian_products.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps pyhessian hessian-eigenthings curvlinops-for-pytorch \
+		backpack-for-pytorch einops einconv opt-einsum linear-operator tqdm jaxtyping
+	$(BIN)/python benchmarks/curvature.py
 
 bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (root), and with workers killed; two hours
 	$(BIN)/python benchmarks/links_check.py
