@@ -12,7 +12,7 @@ weight decay; arms from one start:
     auto    LB's batch and epochs, by what bigbatch.plan(SB's recipe, global_batch=5500, rule="auto") says
 
 "Stops improving": the best epoch of the last ten is not 1 % below the best before them; an epoch's loss is the mean of its updates', as
-trained. A ceiling of epochs holds as well (`CEILINGS`, for the time it takes), and whether it ended a run is recorded. Test set once a run,
+trained. A ceiling of 250 epochs holds as well, for the time it takes, and whether it ended a run is recorded. Test set once a run,
 final weights. On the first 10,000 training images, as they are: Keskar's sharpness, both eps, the full space and 100 random dimensions
 (the same for the arms of a start), SAM's and adaptive sharpness; and loss and accuracy, with the test set's, at 25 points along the
 straight path and the arc from SB to LB and from SB to auto.
@@ -47,7 +47,7 @@ from bigbatch.train.step import accumulate_gradients
 
 HERE, CPU = Path(__file__).parent, torch.device("cpu")
 STARTS = {"fashion_mnist/mlp": 5, "fashion_mnist/cnn": 3}
-CEILINGS = {"fashion_mnist/mlp": 250, "fashion_mnist/cnn": 40}
+CEILING = 250
 SMALL, LARGE, MICRO, PASS = 256, 5_500, 256, 500
 PATIENCE, GAIN = 10, 0.01  # epochs; of the loss
 IMAGES, POINTS = 10_000, 25
@@ -102,9 +102,9 @@ def trained_by_fit(task, recipe):
 class Study:
     """The runs and paths of one task."""
 
-    def __init__(self, name, out, *, ceiling=None, images=IMAGES, points=POINTS):
+    def __init__(self, name, out, *, ceiling=CEILING, images=IMAGES, points=POINTS):
         self.name, self.task, self.images, self.points = name, load_task(name), images, points
-        self.ceiling = ceiling or CEILINGS[name]
+        self.ceiling = ceiling
         self.path, self.weights = file_of(name, out), out / "weights"
         make_folder(self.weights)
         self.done = {identity(line["key"], line["seed"]): line for line in read_record(self.path)}
@@ -240,7 +240,7 @@ def plot(task, out, ceiling):
             other.set_ylabel("accuracy: training -, test --", color="tab:red")
             other.set_ylim(0, 1.02)
     figure.suptitle(f"{task}, {len({line['seed'] for line in ways})} starts, at most {ceiling} epochs")
-    figure.savefig(out / f"{task.replace('/', '-')}{'' if ceiling == CEILINGS[task] else f'-{ceiling}'}.png", dpi=80)
+    figure.savefig(out / f"{task.replace('/', '-')}{'' if ceiling == CEILING else f'-{ceiling}'}.png", dpi=80)
     plt.close(figure)
 
 
@@ -249,7 +249,7 @@ def main():
     parser.add_argument("--half", type=int, choices=(0, 1))
     parser.add_argument("--tasks", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--ceiling", type=int, help="epochs, for the study's; its lines stand beside those of others")
+    parser.add_argument("--ceiling", type=int, default=CEILING, help="epochs; lines stand beside those of another")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--plot", action="store_true", help="draw what is there; run nothing")
@@ -262,7 +262,7 @@ def main():
             mine = range(STARTS[task]) if arguments.half is None else HALVES[task][arguments.half]
             for seed in mine if arguments.seeds is None else arguments.seeds:
                 study.start(seed)
-        plot(task, arguments.out, arguments.ceiling or CEILINGS[task])
+        plot(task, arguments.out, arguments.ceiling)
 
 
 if __name__ == "__main__":
