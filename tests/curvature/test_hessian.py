@@ -221,3 +221,33 @@ def test_no_leaf_gets_a_gradient_and_no_loss_no_map():
     assert hessian_times(torch.tensor(1.0), [w]) is None
     assert hessian_times((torch.ones(1, requires_grad=True) ** 2).sum(), [w]) is None
     assert w.grad is None
+
+
+def test_the_gradient_keeps_graphs_for_products():
+    """One pass over the data serves both, in either order; and weights that change need another."""
+    model, calls = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), []
+    x, y = torch.randn(10, 3, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
+
+    def loss(z, y):
+        calls.append(len(y))
+        return (z[:, 0] - y - 1) ** 4
+
+    def gradient():
+        value = loss(model(x), y).mean()
+        calls.clear()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))])
+
+    first = Hessian(model, loss, [(x, y)], micro_batch=4)
+    v = torch.ones(first.size, dtype=torch.float64)
+    for _ in range(2):
+        expected = gradient()
+        torch.testing.assert_close(first.gradient(), expected, rtol=1e-12, atol=1e-12)
+        product = first(v)
+        torch.testing.assert_close(first.gradient(), expected, rtol=1e-12, atol=1e-12)
+        assert calls == [4, 4, 2]
+        second = Hessian(model, loss, [(x, y)], micro_batch=4)
+        torch.testing.assert_close(second(v), product, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(second.loss_and_gradient()[1], expected, rtol=1e-12, atol=1e-12)
+        assert calls == [4, 4, 2] * 2
+        with torch.no_grad():
+            model[0].weight.add_(0.1)

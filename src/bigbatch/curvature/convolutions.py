@@ -1,52 +1,34 @@
 """Convolutions whose second derivatives cost what they must.
 
-A convolution y = C(x, w) is linear in each of its arguments, and so are its two gradients, gx = X(gy, w) and gw = W(gy, x). With
+A convolution y = C(x, w) + b is linear in each of x and w, and so are its gradients, gx = X(gy, w) and gw = W(gy, x). With
 
     <gy, C(x, w)> = <x, X(gy, w)> = <w, W(gy, x)>
 
-the gradients of each of the three are the two others, for derivatives of any order. torch's own second derivative takes a detour: W
-becomes a convolution with kernels of the size of the image, and the gradient towards data that needs none is computed, and dropped.
+the gradients of each of the three are the two others, for derivatives of any order; b goes along with C, its gradient with W. torch's own
+second derivative takes a detour: W becomes a convolution with kernels of the size of the image, and the gradient towards data that needs
+none is computed, and dropped.
 """
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 Settings = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 Gradients = tuple[Tensor | None, ...]
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
-class Convolutions(TorchFunctionMode):
-    """Within it, convolutions that are differentiated are those of this file; others are left to torch.
-
-    >>> x, w = torch.ones(1, 1, 3), torch.ones(1, 1, 2, requires_grad=True)
-    >>> with Convolutions():
-    ...     type(torch.conv1d(x, w).grad_fn).__name__
-    '_CBackward'
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Stand in for torch's convolutions of batches, unless padded by name."""
-        kwargs = kwargs or {}
-        if func in _CONVOLUTIONS:
-            d = _CONVOLUTIONS[func]
-            x, w, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
-            if (x.requires_grad or w.requires_grad) and x.dim() == d + 2 and not isinstance(padding, str):
-                y = _C.of(x, w, (_each(stride, d), _each(padding, d), _each(dilation, d), groups))
-                return y if bias is None else y + bias.view(-1, *[1] * d)
-        return func(*args, **kwargs)
-
-
-def _arguments(
+def convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> tuple[Any, ...]:
-    return input, weight, bias, stride, padding, dilation, groups
+) -> Tensor | None:
+    """As `torch.conv1d`, `conv2d` or `conv3d`, by the shape of the weight; None for what is left to torch.
+
+    That are inputs without a dimension of samples, paddings by name, and what is not differentiated.
+    """
+    d = weight.dim() - 2
+    if isinstance(padding, str) or input.dim() != d + 2 or not (input.requires_grad or weight.requires_grad):
+        return None
+    return _apply(_C, input, weight, bias, (_each(stride, d), _each(padding, d), _each(dilation, d), groups))  # type: ignore[no-any-return]
 
 
 def _each(value: Any, d: int) -> list[int]:
@@ -54,63 +36,67 @@ def _each(value: Any, d: int) -> list[int]:
     return values * d if len(values) == 1 else values
 
 
-def _gradient(gy: Tensor, x: Tensor, w: Tensor, settings: Settings, mask: list[bool]) -> Any:
-    """Of a convolution, towards the input, the weight, or the bias; of what it is not taken towards only the shape counts."""
+def _gradients(gy: Tensor, x: Tensor, w: Tensor, settings: Settings, mask: list[bool]) -> Any:
+    """Of a convolution, towards the input, the weight and the bias; of what it is not taken towards only the shape counts."""
     stride, padding, dilation, groups = settings
-    zeros = [0] * len(stride)
-    return torch.ops.aten.convolution_backward(gy, x, w, None, stride, padding, dilation, False, zeros, groups, mask)
+    biases = [gy.shape[1]] if mask[2] else None
+    return torch.ops.aten.convolution_backward(gy, x, w, biases, stride, padding, dilation, False, [0] * len(stride), groups, mask)
 
 
-class _Bilinear(torch.autograd.Function):
-    @classmethod
-    def of(cls, *inputs: Any) -> Tensor:
-        """The function's value, with a graph."""
-        return cls.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        ctx.save_for_backward(*inputs[:2])
-        ctx.rest = inputs[2:]
+def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    return function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
-class _C(_Bilinear):
-    """C(x, w), shape of y."""
+class _C(torch.autograd.Function):
+    """C(x, w) + b, shape of y."""
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, settings: Settings) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, settings: Settings) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.settings = settings
         stride, padding, dilation, groups = settings
-        return torch.convolution(x, w, None, stride, padding, dilation, False, [0] * len(stride), groups)
+        return torch.convolution(x, w, b, stride, padding, dilation, False, [0] * len(stride), groups)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Gradients:
-        (x, w), (settings,) = ctx.saved_tensors, ctx.rest
-        towards_x, towards_w, _ = ctx.needs_input_grad
-        return _X.of(gy, w, settings, x.shape) if towards_x else None, _W.of(gy, x, settings, w.shape) if towards_w else None, None
+        (x, w), settings = ctx.saved_tensors, ctx.settings
+        towards_x, towards_w, towards_b, _ = ctx.needs_input_grad
+        gx = _apply(_X, gy, w, settings, x.shape) if towards_x else None
+        if towards_w:
+            return gx, *_apply(_W, gy, x, settings, w.shape, towards_b), None
+        return gx, None, gy.sum([0, *range(2, gy.dim())]) if towards_b else None, None
 
 
-class _X(_Bilinear):
+class _X(torch.autograd.Function):
     """X(gy, w), shape of x."""
 
     @staticmethod
-    def forward(gy: Tensor, w: Tensor, settings: Settings, shape: torch.Size) -> Tensor:
-        return _gradient(gy, gy.new_empty(1).expand(shape), w, settings, [True, False, False])[0]  # type: ignore[no-any-return]
+    def forward(ctx: Any, gy: Tensor, w: Tensor, settings: Settings, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(gy, w)
+        ctx.settings = settings
+        return _gradients(gy, gy.new_empty(1).expand(shape), w, settings, [True, False, False])[0]  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Gradients:
-        (gy, w), (settings, _) = ctx.saved_tensors, ctx.rest
+        (gy, w), settings = ctx.saved_tensors, ctx.settings
         towards_gy, towards_w = ctx.needs_input_grad[:2]
-        return _C.of(v, w, settings) if towards_gy else None, _W.of(gy, v, settings, w.shape) if towards_w else None, None, None
+        ggy = _apply(_C, v, w, None, settings) if towards_gy else None
+        return ggy, _apply(_W, gy, v, settings, w.shape, False)[0] if towards_w else None, None, None
 
 
-class _W(_Bilinear):
-    """W(gy, x), shape of w."""
-
-    @staticmethod
-    def forward(gy: Tensor, x: Tensor, settings: Settings, shape: torch.Size) -> Tensor:
-        return _gradient(gy, x, gy.new_empty(1).expand(shape), settings, [False, True, False])[1]  # type: ignore[no-any-return]
+class _W(torch.autograd.Function):
+    """W(gy, x), shape of w; and the gradient towards b, the sum of gy for each channel, or None."""
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Gradients:
-        (gy, x), (settings, _) = ctx.saved_tensors, ctx.rest
+    def forward(ctx: Any, gy: Tensor, x: Tensor, settings: Settings, shape: torch.Size, biased: bool) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(gy, x)
+        ctx.settings = settings
+        _, gw, gb = _gradients(gy, x, gy.new_empty(1).expand(shape), settings, [False, True, biased])
+        return gw, gb if biased else None
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor, b: Tensor | None) -> Gradients:
+        (gy, x), settings = ctx.saved_tensors, ctx.settings
         towards_gy, towards_x = ctx.needs_input_grad[:2]
-        return _C.of(x, v, settings) if towards_gy else None, _X.of(gy, v, settings, x.shape) if towards_x else None, None, None
+        ggy = _apply(_C, x, v, b, settings) if towards_gy else None
+        return ggy, _apply(_X, gy, v, settings, x.shape) if towards_x else None, None, None, None

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bigbatch.core.checks import NotFinite, UserError
-from bigbatch.curvature.convolutions import Convolutions
 from bigbatch.curvature.fixed_batches import Piece
 from bigbatch.curvature.left_as_found import drawing_from
+from bigbatch.curvature.second_derivatives import FastSecondDerivatives
 
 Loss = Callable[[Any, Any], Tensor]
 """Takes outputs and targets of n samples and gives their n losses, or the mean of them."""
@@ -38,7 +38,7 @@ def evaluated(model: nn.Module, loss: Loss, piece: Piece, weights: dict[str, Ten
     """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     args, kwargs = _arguments(piece.inputs)
-    with drawing_from(piece.number, model), Convolutions():
+    with drawing_from(piece.number, model), FastSecondDerivatives():
         outputs = functional_call(model, weights | buffers, args, kwargs)
         value = loss(outputs, piece.targets)
     return Graph([weights[name] for name in chosen], outputs, _summed(value, piece))

@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Graph
-from bigbatch.curvature.over_data import OverData
+from bigbatch.curvature.over_data import Linearised, OverData
 from bigbatch.curvature.twice_differentiable import Times
 
 PAPER = Paper(
@@ -73,8 +73,9 @@ class GaussNewton(OverData):
     tensor([10.])
     """
 
-    def _times(self, graph: Graph) -> Times | None:
+    def _linearised(self, graph: Graph) -> Linearised | None:
         if not isinstance(graph.outputs, Tensor):
             told = type(graph.outputs).__name__
             raise UserError(f"model gives a {told}: the Gauss-Newton matrix is towards one tensor of outputs; wrap the model to give one")
-        return gauss_newton_times(graph.loss, graph.outputs, graph.weights)
+        times = gauss_newton_times(graph.loss, graph.outputs, graph.weights)
+        return None if times is None else Linearised(times, None)

@@ -13,8 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Graph
-from bigbatch.curvature.over_data import OverData
-from bigbatch.curvature.twice_differentiable import Times
+from bigbatch.curvature.over_data import Linearised, OverData
 
 PAPER = Paper(
     method="Hessian-vector products",
@@ -27,13 +26,13 @@ PAPER = Paper(
 )
 
 
-def hessian_times(loss: Tensor, weights: list[Tensor]) -> Times | None:
-    """The map v to H v, from a scalar loss and its leaves; None if it does not depend on them.
+def hessian_times(loss: Tensor, weights: list[Tensor]) -> Linearised | None:
+    """The map v to H v and the gradient, from a scalar loss and its leaves; None if it does not depend on them.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> times = hessian_times((w**3).sum(), [w])  # H = diag(6 w)
-    >>> times([torch.tensor([1.0, 1.0])])
-    [tensor([ 6., 12.])]
+    >>> times, gradient = hessian_times((w**3).sum(), [w])  # H = diag(6 w)
+    >>> times([torch.tensor([1.0, 1.0])]), gradient
+    ([tensor([ 6., 12.])], [tensor([ 3., 12.])])
     """
     if not loss.requires_grad:
         return None
@@ -47,7 +46,7 @@ def hessian_times(loss: Tensor, weights: list[Tensor]) -> Times | None:
             return [None] * len(v)
         return list(torch.autograd.grad(list(edges.values()), weights, [v[i] for i in edges], retain_graph=True, allow_unused=True))
 
-    return times
+    return Linearised(times, [None if g is None else g.detach() for g in grads])
 
 
 class Hessian(OverData):
@@ -78,5 +77,7 @@ class Hessian(OverData):
     tensor([10.])
     """
 
-    def _times(self, graph: Graph) -> Times | None:
+    _gradient_comes_along = True
+
+    def _linearised(self, graph: Graph) -> Linearised | None:
         return hessian_times(graph.loss, graph.weights)

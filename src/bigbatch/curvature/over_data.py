@@ -26,11 +26,26 @@ from bigbatch.curvature.over_ranks import Share, mean_over_ranks
 from bigbatch.curvature.twice_differentiable import Times, errors_told, kernels_with_second_derivatives, refuse_once_differentiable
 
 
+class Linearised(NamedTuple):
+    """A micro-batch: the map that is kept, and what came along with it."""
+
+    times: Times
+    gradient: list[Tensor | None] | None  # of the summed loss; None if it is not needed for the map
+
+
+class Sums(NamedTuple):
+    """Over all of this worker's samples."""
+
+    samples: int
+    connected: bool  # whether any loss depends on the parameters
+    loss_and_gradient: Tensor  # shape (1 + n,); of the loss alone, if gradients do not come along
+
+
 class Kept(NamedTuple):
     """Graphs of all of this worker's samples."""
 
     times: list[Times]
-    samples: int
+    sums: Sums
     state: int  # checksum of what the model computed with
 
 
@@ -42,6 +57,9 @@ class OverData(ABC):
         dtype: Of vectors and products, the parameters'.
         device: Of vectors and products, the parameters'.
     """
+
+    _gradient_comes_along = False
+    """With the graphs of products."""
 
     def __init__(
         self,
@@ -65,7 +83,7 @@ class OverData(ABC):
         self._samples: int | None = None
 
     @abstractmethod
-    def _times(self, graph: Graph) -> Times | None:
+    def _linearised(self, graph: Graph) -> Linearised | None:
         """The sum of the operator over a micro-batch; None if the loss does not depend on the parameters."""
 
     def __call__(self, vectors: Tensor, /) -> Tensor:
@@ -90,9 +108,9 @@ class OverData(ABC):
                     row += self._flat.join(times(vector))
 
             with errors_told():
-                samples, connected = self._for_each(add, state)
+                sums = self._for_each(add, state)
             alike = {"vectors": int(checksum(rows)), "the models' weights": state} if self._group else {}
-            return Share(total, samples, connected, alike)
+            return Share(total, sums.samples, sums.connected, alike)
 
         return self._mean(work).to(self.dtype).view(vectors.shape)
 
@@ -131,13 +149,19 @@ class OverData(ABC):
         return self.loss_and_gradient()[1]
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """The mean loss, and its gradient, (n,), by one pass over the data.
+        """The mean loss, and its gradient, (n,), by one pass over the data at most.
+
+        A `Hessian` with memory for graphs keeps those of this pass, so that products at these weights need none of their own.
 
         Raises:
             UserError: As for products.
         """
 
         def work() -> Share:
+            if self._gradient_comes_along and self._memory_bytes > 0:
+                with errors_told():
+                    sums = self._for_each(lambda _: None, self._checksum())
+                return Share(sums.loss_and_gradient.clone(), sums.samples, sums.connected)
             total, samples, connected = self._zeros(1 + self.size), 0, False
             with self._pass() as weights:
                 for piece in self._batches:
@@ -152,8 +176,8 @@ class OverData(ABC):
         mean = self._mean(work)
         return float(mean[0]), mean[1:].to(self.dtype)
 
-    def _for_each(self, use: Callable[[Times], None], state: int) -> tuple[int, bool]:
-        """Call `use` for every micro-batch; the number of samples, and whether any loss depends on the parameters.
+    def _for_each(self, use: Callable[[Times], None], state: int) -> Sums:
+        """Call `use` for every micro-batch.
 
         The first call keeps the graphs, if they fit into `memory_bytes`, and then reads the batches once more to compare; calls at the same
         weights use them. That takes out a forward and a backward pass, about half the time of a product.
@@ -161,31 +185,35 @@ class OverData(ABC):
         if self._kept is not None and self._kept.state == state:
             for times in self._kept.times:
                 use(times)
-            return self._kept.samples, bool(self._kept.times)
+            return self._kept.sums
         self._kept = None
         keep, sample_bytes, samples, connected = self._memory_bytes > 0, 0.0, 0, False
+        total = self._zeros(1 + self.size * self._gradient_comes_along)
         graphs: list[Times] = []
         with self._pass() as weights:
             saved = _Saved(weights)
             for piece in self._batches:
                 with saved.counted() if keep and not samples else nullcontext():
                     graph = self._evaluate(piece, weights)
-                    made = self._times(graph)
+                    made = self._linearised(graph)
                 if not samples:
                     refuse_once_differentiable(graph.loss)
                 samples += piece.samples
+                total[0] += graph.loss.detach()
                 sample_bytes = sample_bytes or saved.bytes / piece.samples
                 keep = keep and sample_bytes * samples <= self._memory_bytes
                 if made is not None:
                     connected = True
-                    use(made)
-                    graphs = [*graphs, made] if keep else []
+                    use(made.times)
+                    if made.gradient is not None:
+                        total[1:] += self._flat.join(made.gradient)
+                    graphs = [*graphs, made.times] if keep else []
                 del graph, made  # one micro-batch in memory at a time
             if keep:
                 for _ in self._batches:
                     pass
-                self._kept = Kept(graphs, samples, state)
-        return samples, connected
+                self._kept = Kept(graphs, Sums(samples, connected, total), state)
+        return Sums(samples, connected, total)
 
     def _evaluate(self, piece: Piece, weights: dict[str, Tensor]) -> Graph:
         return evaluated(self.model, self._loss, piece, weights, self._flat.names)

@@ -1,0 +1,36 @@
+"""Layers whose second derivatives are slow in torch, exchanged for the same layers with fast ones while a graph is made."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from bigbatch.curvature.convolutions import convolution
+from bigbatch.curvature.piecewise_linear import max_pool2d, relu
+
+_FAST: dict[Any, Callable[..., Tensor | None]] = {
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), convolution),
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), relu),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), max_pool2d),
+}
+
+
+class FastSecondDerivatives(TorchFunctionMode):
+    """Within it, convolutions, ReLU and max-pooling that are differentiated are bigbatch's; what these don't do is left to torch.
+
+    >>> x, w = torch.ones(1, 1, 3), torch.ones(1, 1, 2, requires_grad=True)
+    >>> with FastSecondDerivatives():
+    ...     type(torch.conv1d(x, w).grad_fn).__name__
+    '_CBackward'
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Stand in for what is faster."""
+        fast, kwargs = _FAST.get(func), kwargs or {}
+        y = None if fast is None else fast(*args, **kwargs)
+        return func(*args, **kwargs) if y is None else y
