@@ -4,17 +4,13 @@ Each case copies the package, wraps one function so that what it returns is 1.2 
 against the copy, in a process of its own.
 """
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tests.contract.mutant import ROOT, run_tests_against
 
 from bigbatch.core.paper import find_papers
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMES = """
 import functools as _functools
 
@@ -214,12 +210,6 @@ CASES = [
 ]
 
 
-def run_tests_against(copy, test):
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(ROOT / "tests" / test)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
-
-
 def copy_of_the_package(tmp_path):
     shutil.copytree(ROOT / "src" / "bigbatch", tmp_path / "bigbatch", ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
@@ -232,18 +222,16 @@ def test_a_quantity_times_1_2_turns_its_tests_red(tmp_path, module, target, fiel
     path.write_text(path.read_text() + TIMES.format(target=target, field=field))
     folder, _, name = module.rpartition(".")
     done = run_tests_against(copy, test or f"{folder}/test_{name}.py")
-    assert done.returncode == 1, f"{module}.{target} times 1.2 passed its tests, or broke them otherwise:\n{done.stdout[-2000:]}"
-    assert " failed" in done.stdout
+    assert done.returncode == 1, f"{module}.{target} times 1.2 passed its tests, or broke them otherwise:\n{done.output[-2000:]}"
+    assert " failed" in done.output
 
 
 def test_without_a_mutation_the_same_run_is_green(tmp_path):
     """The guard of the guard: the copy is what is tested, and untouched it passes."""
     copy = copy_of_the_package(tmp_path)
-    (copy / "bigbatch" / "core" / "marker.py").write_text("HERE = True\n")
-    check = "import bigbatch.core.marker"
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
-    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=environment, check=False).returncode == 0
     assert run_tests_against(copy, "schedules/test_cosine.py").returncode == 0
+    (copy / "bigbatch" / "__init__.py").write_text("raise RuntimeError('the copy')\n")
+    assert "the copy" in run_tests_against(copy, "schedules/test_cosine.py").output
 
 
 def test_every_method_with_a_paper_has_a_case():
