@@ -61,7 +61,8 @@ class Hessian(OverData):
         batches: Pairs of inputs and targets of any sizes, the same at every pass: a list, or a DataLoader that does not shuffle. Inputs
             are a tensor, or a tuple, list or dict of the model's arguments. They are brought to the model's device.
         parameters: Of the model's; those that require gradients, if left out.
-        micro_batch: Samples in one pass, for a bound on memory; whole batches, if left out.
+        micro_batch: Samples in one pass, for a bound on memory; whole batches, if left out. Changes the loss of a model in which samples
+            meet also in evaluation mode, such as by a batch norm that tracks no running statistics.
         group: Workers that each have their own share of the samples and equal weights; all of them make every call. None for one alone.
         training: Whether the model is in training mode. Batch norm then normalises each micro-batch by its own statistics, so that the loss
             is that of micro-batches, weighted by their samples, and depends on `micro_batch`; dropout draws the same at every pass.
