@@ -235,23 +235,23 @@ def sharpness():
             good = whole(runs)
             batch, ended = Recipe.from_dict(runs[0]["recipe"]).batch.global_batch, [run["stopped"] for run in good]
             ceiling = f"{ended.count(False)} of {len(ended)}" if arm != "auto" else "as LB"
-            scores = [mean_of([100 * run[name] for run in good], 2) for name in ("train_score", "test_score")]
-            epochs, loss = spread(run["epochs"] for run in good), mean_of([run["train_loss"] for run in good], 4)
-            row(arm, f"{batch:,}", epochs, ceiling, loss, *scores, mean_of([run["distance"] for run in good], 1))
+            scores = [mean_of([100 * run[name] for run in good], ".2f") for name in ("train_score", "test_score")]
+            epochs, loss = spread(run["epochs"] for run in good), mean_of([run["train_loss"] for run in good], ".3g")
+            row(arm, f"{batch:,}", epochs, ceiling, loss, *scores, mean_of([run["distance"] for run in good], ".1f"))
         spaces = [f"{space}, {epsilon}" for epsilon in ("0.001", "0.0005") for space in ("full", "100")]
         print(f"\nSharpness in % on {lines[0]['key']['images']:,} training images: space, eps; SAM's and adaptive: rise of the loss\n")
         head("arm", *(f"{where.replace('100', 'random 100')}" for where in spaces), "SAM, rho 0.05", "adaptive, rho 0.5")
         for arm, runs in arms.items():
             good = whole(runs)
-            found = [mean_of([run["sharpness"][where]["value"] for run in good], 2) for where in spaces]
-            row(arm, *found, *(mean_of([run[name] for run in good], 4) for name in ("sam", "adaptive")))
+            found = [mean_of([run["sharpness"][where]["value"] for run in good], ".2f") for where in spaces]
+            row(arm, *found, *(mean_of([run[name] for run in good], ".3g") for name in ("sam", "adaptive")))
 
 
-def mean_of(values, digits):
+def mean_of(values, form):
     """Mean and standard deviation."""
     if not values:
         return "-"
-    return f"{statistics.fmean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
 def absa():
