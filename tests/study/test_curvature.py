@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ def test_two_runs_are_compared_where_their_losses_are_alike(runs):
     assert ends.loss_ratio > 1.5, "what the test is about: the small batch came further"
     assert any(doubt.startswith("the losses differ by a factor of") for doubt in ends.doubts())
     assert "against" in ends.sentence()
+    a = ends.runs[0]
+    assert a.slope == pytest.approx(0.05 * a.gradient / next(s.value for s in a.sharpness if s.name.startswith("SAM")))
     study = curvature(runs / "small", against=runs / "large", **FEW)
     a, b = study.runs
     assert a.clock.updates < 123, "so it goes back"
@@ -79,6 +82,14 @@ def test_two_runs_are_compared_where_their_losses_are_alike(runs):
     assert data["path"][1]["loss"] == pytest.approx(a.loss, rel=1e-9), "there is no batch norm: the line's ends are the runs"
     assert data["path"][2]["loss"] == pytest.approx(b.loss, rel=1e-9)
     assert data["path"][3]["loss"] > data["path"][2]["loss"]
+
+
+def test_sharpness_of_a_slope_is_doubted(runs):
+    study = curvature(runs / "large", **FEW)
+    for part, words in ((0.35, ["large is at no minimum: 35 % of SAM's rise is the slope"]), (0.25, [])):
+        run = replace(study.runs[0], sam=(0.1, 0.1 * study.runs[0].gradient / part))
+        doubts = replace(study, runs=(run,)).doubts()
+        assert [doubt.split(";")[0] for doubt in doubts if "no minimum" in doubt] == words
 
 
 def test_the_report_shows_it(runs):

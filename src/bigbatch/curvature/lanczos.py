@@ -79,7 +79,8 @@ def top_eigenvalues(
             may make in less time.
         seed: Of the random start.
         start: Shape (n,) or (j, n), where to begin instead: eigenvectors of a little earlier, or the gradient, which mostly lies among the
-            top ones (`start=hessian.gradient()`, for which a `Hessian` needs no pass more than for products). They are the block, filled up with random vectors; a little noise is mixed in, so that nothing stays unseen.
+            top ones (`start=hessian.gradient()`, for which a `Hessian` needs no pass more than for products). They are the block, filled
+            up with random vectors; a little noise is mixed in, so that nothing stays unseen.
         progress: Called with the products made, and None, after each step.
 
     Returns:

@@ -153,6 +153,7 @@ def _measure(
         density={name: getattr(curve, name).tolist() for name in ("x", "mean", "low", "high")},
         range=(float(density.nodes.min()), float(density.nodes.max())),
         sharpness=rises,
+        sam=(RHO, rises[-2].value),
         seconds=round(time.perf_counter() - began, 1),
     )
 

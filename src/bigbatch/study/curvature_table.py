@@ -11,6 +11,8 @@ from bigbatch.study.simulate import Table
 
 TRACE_TOLERANCE = 0.02
 """Relative standard error of the trace."""
+SLOPE = 0.3
+"""Part of a rise from which on the slope, not the curvature, is told."""
 
 
 class Measure(NamedTuple):
@@ -41,7 +43,14 @@ class Measured:
     density: dict[str, list[float]]  # x, mean, and the ends of its 95 % band: low, high
     range: tuple[float, float]  # of the spectrum, as far as the density's nodes go
     sharpness: list[Measure]
+    sam: tuple[float, float]  # radius and rise of SAM's
     seconds: float
+
+    @property
+    def slope(self) -> float:
+        """The part of SAM's rise that the mean gradient alone makes; near 0 at a minimum."""
+        radius, rise = self.sam
+        return radius * self.gradient / rise if rise else 0.0
 
 
 class Point(NamedTuple):
@@ -94,6 +103,11 @@ class CurvatureStudy:
                 "may be how far they came; train both with --keep-checkpoints to compare them where their losses are alike"
             )
         for name, run in zip(self.names, self.runs, strict=True):
+            if run.slope > SLOPE:
+                yield (
+                    f"{name} is at no minimum: {100 * run.slope:.0f} % of SAM's rise is the slope; sharpness, Keskar's too, then goes with the "
+                    "length of the gradient, and only eigenvalues tell how the loss bends"
+                )
             if not all(run.converged):
                 yield f"{name}: {run.converged.count(False)} eigenvalues did not reach the tolerance; see the residuals"
             if not run.trace_converged:
