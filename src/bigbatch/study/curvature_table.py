@@ -105,8 +105,8 @@ class CurvatureStudy:
         for name, run in zip(self.names, self.runs, strict=True):
             if run.slope > SLOPE:
                 yield (
-                    f"{name} is at no minimum: {100 * run.slope:.0f} % of SAM's rise is the slope; sharpness, Keskar's too, then goes with the "
-                    "length of the gradient, and only eigenvalues tell how the loss bends"
+                    f"{name} is at no minimum: {100 * run.slope:.0f} % of SAM's rise is the slope; sharpness, Keskar's too, then goes with "
+                    "the length of the gradient, and only eigenvalues tell how the loss bends"
                 )
             if not all(run.converged):
                 yield f"{name}: {run.converged.count(False)} eigenvalues did not reach the tolerance; see the residuals"
