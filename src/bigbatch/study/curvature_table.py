@@ -102,12 +102,13 @@ class CurvatureStudy:
                 f"the losses differ by a factor of {self.loss_ratio:.3g}: curvature goes with the loss, so what differs between these runs "
                 "may be how far they came; train both with --keep-checkpoints to compare them where their losses are alike"
             )
+        sloping = [f"{name} ({100 * run.slope:.0f} %)" for name, run in zip(self.names, self.runs, strict=True) if run.slope > SLOPE]
+        if sloping:
+            yield (
+                f"no minimum: much of SAM's rise is the slope, of {' and '.join(sloping)}; sharpness, Keskar's too, then goes with the length "
+                "of the gradient, and only eigenvalues tell how the loss bends"
+            )
         for name, run in zip(self.names, self.runs, strict=True):
-            if run.slope > SLOPE:
-                yield (
-                    f"{name} is at no minimum: {100 * run.slope:.0f} % of SAM's rise is the slope; sharpness, Keskar's too, then goes with "
-                    "the length of the gradient, and only eigenvalues tell how the loss bends"
-                )
             if not all(run.converged):
                 yield f"{name}: {run.converged.count(False)} eigenvalues did not reach the tolerance; see the residuals"
             if not run.trace_converged:
