@@ -105,8 +105,8 @@ class CurvatureStudy:
         sloping = [f"{name} ({100 * run.slope:.0f} %)" for name, run in zip(self.names, self.runs, strict=True) if run.slope > SLOPE]
         if sloping:
             yield (
-                f"no minimum: much of SAM's rise is the slope, of {' and '.join(sloping)}; sharpness, Keskar's too, then goes with the length "
-                "of the gradient, and only eigenvalues tell how the loss bends"
+                f"no minimum: much of SAM's rise is the slope, of {' and '.join(sloping)}; sharpness, Keskar's too, then goes with the "
+                "length of the gradient, and only eigenvalues tell how the loss bends"
             )
         for name, run in zip(self.names, self.runs, strict=True):
             if not all(run.converged):
