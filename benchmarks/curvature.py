@@ -10,11 +10,11 @@ A convolutional network of 105,866 parameters after 300 updates, 256 Fashion-MNI
     trace         2 % root-mean-square error over seeds (ours: by its own stopping, at a stated standard error of 2 %)
     density       one start of 100 Lanczos steps
 
-First, untimed, each tool's settings are searched over several seeds: the whole batch or four of 64 images, whichever it multiplies faster
-with (PyHessian keeps its graph of a whole batch only), and then the cheapest setting that is accurate enough; "sweep" lists what was
-tried. Peers are thus given what a user would have to find out. "default" arms are a tool as it comes. Then arms alternate, and seeds differ
-from round to round; medians of CPU time (other work on a machine prolongs wall time), and of wall time. Setting up is in the time of all.
-The file is rewritten after each question, and keeps the others'.
+First, untimed, each tool's settings are searched over several seeds: the whole batch, or pieces of 128 or 64 images, whichever it
+multiplies faster with (PyHessian keeps its graph of a whole batch only), and then the cheapest setting that is accurate enough; "sweep"
+lists what was tried. Peers are thus given what a user would have to find out. "default" arms are a tool as it comes. Then arms alternate,
+and seeds differ from round to round; medians of CPU time (other work on a machine prolongs wall time), and of wall time. Setting up is in
+the time of all. The file is rewritten after each question, and keeps the others'.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from bigbatch.tasks.fashion_mnist_cnn import FashionMNISTCNN
 from bigbatch.train.record import environment
 
 RESIDUAL, ERROR, STEPS, K = 1e-3, 0.02, 100, 3
-IMAGES, PIECE = 256, 64
+IMAGES, PIECES = 256, (256, 128, 64)
 FIRST_ROUND_SEED = 100
 PYHESSIAN = sys.modules["pyhessian.hessian"]  # the module, which the class of this name hides
 
@@ -71,7 +71,7 @@ class _Case:
         self.pieces = {}  # tool: images at once
         double = copy.deepcopy(self.model).double()
         self.exact = Hessian(double, F.cross_entropy, [(self.x.double(), self.y)])
-        self.own = self.bigbatch(PIECE)
+        self.own = self.bigbatch(PIECES[-1])
         self.n, self.products = self.own.size, 0
 
     def batches(self, piece):
@@ -171,7 +171,7 @@ def sizes_of_batches(case):
         "hessian-eigenthings": lambda piece: (lambda op: lambda: op.matvec(v))(case.eigenthings(piece)),
         "curvlinops": lambda piece: (lambda op: lambda: op @ v)(case.curvlinops(piece)),
     }
-    products = {(tool, piece): make(piece) for tool, make in makers.items() for piece in (IMAGES, PIECE)}
+    products = {(tool, piece): make(piece) for tool, make in makers.items() for piece in PIECES}
     h = case.pyhessian()
     parts = [part.view(p.shape) for part, p in zip(torch.split(v, [p.numel() for p in h.params]), h.params, strict=True)]
     products["pyhessian", IMAGES] = lambda: PYHESSIAN.hessian_vector_product(h.gradsH, h.params, parts)
@@ -183,7 +183,7 @@ def sizes_of_batches(case):
             if i:  # the first makes graphs
                 times[key].append(time.process_time() - start)
     for tool in (*makers, "pyhessian"):
-        medians = {piece: statistics.median(times[tool, piece]) for piece in (IMAGES, PIECE) if (tool, piece) in times}
+        medians = {piece: statistics.median(times[tool, piece]) for piece in PIECES if (tool, piece) in times}
         case.pieces[tool] = min(medians, key=medians.get)
         sweep[tool] = {f"{piece} images at once": f"{1e3 * s:.1f} ms" for piece, s in medians.items()}
     exact = case.exact(v.double())

@@ -166,7 +166,9 @@ class Krylov:
     def _append(self, row: Tensor) -> None:
         if self.held == len(self._rows):
             more = min(max(FIRST_ROWS, self.held), self.operator.size - self.held)
-            self._rows = torch.cat([self._rows, self._rows.new_empty(more, self.operator.size)])
+            rows = self._rows.new_empty(self.held + more, self.operator.size)  # memory that is not written to costs nothing yet
+            rows[: self.held] = self._rows
+            self._rows = rows
             self._C, self._dropped = np.pad(self._C, (0, more)), np.pad(self._dropped, (0, more))
         self._rows[self.held] = row
         self.held += 1
