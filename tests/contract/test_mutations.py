@@ -128,6 +128,7 @@ CASES = [
     ("adversarial.concurrent", "loss_weights", "adversarial", None),
     ("adversarial.concurrent", "share_at", "", None),
     ("curvature.hessian", "Hessian.__call__", "", None),
+    ("curvature.hessian", "Hessian.gradient", "", None),
     ("curvature.gauss_newton", "GaussNewton.__call__", "", None),
     ("curvature.lanczos", "top_eigenvalues", "values", None),
     ("curvature.lanczos", "top_eigenvalues", "residuals", None),

@@ -106,3 +106,28 @@ def test_no_zeros_go_through_the_network():
         nodes = {event.name.split()[-1] for event in profile.events()}
         assert ("ThresholdBackwardBackward0" in nodes) == inplace
         assert "MaxPool2DWithIndicesBackwardBackward0" not in nodes
+
+
+def test_within_transforms_of_torch_func_all_is_left_to_torch():
+    """A model that differentiates, or maps over samples, by itself."""
+
+    class Slopes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(0), nn.Linear(8, 1))
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.grad(lambda x: self.net(x[None]).sum() ** 2))(x).flatten(1)
+
+    torch.manual_seed(0)
+    model, x = Slopes().double(), torch.randn(3, 1, 6, 6, dtype=torch.float64)
+    weights = list(model.parameters())
+
+    def product():
+        grads = torch.autograd.grad((model(x) ** 2).sum(), weights, create_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(grads, weights, [torch.ones_like(w) for w in weights], allow_unused=True)
+
+    expected = product()
+    with FastSecondDerivatives():
+        found = product()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -87,7 +87,8 @@ def test_two_runs_are_compared_where_their_losses_are_alike(runs):
 def test_sharpness_of_a_slope_is_doubted(runs):
     study = curvature(runs / "large", **FEW)
     for part, words in ((0.35, ["no minimum: much of SAM's rise is the slope, of large (35 %)"]), (0.25, [])):
-        run = replace(study.runs[0], sam=(0.1, 0.1 * study.runs[0].gradient / part))
+        rise = next(s.value for s in study.runs[0].sharpness if s.name.startswith("SAM"))
+        run = replace(study.runs[0], gradient=part * rise / 0.05)
         doubts = replace(study, runs=(run,)).doubts()
         assert [doubt.split(";")[0] for doubt in doubts if "no minimum" in doubt] == words
 

@@ -28,10 +28,11 @@ def convolution(
     d = weight.dim() - 2
     if isinstance(padding, str) or input.dim() != d + 2 or not (input.requires_grad or weight.requires_grad):
         return None
-    return _apply(_C, input, weight, bias, (_each(stride, d), _each(padding, d), _each(dilation, d), groups))  # type: ignore[no-any-return]
+    return apply(_C, input, weight, bias, (each(stride, d), each(padding, d), each(dilation, d), groups))  # type: ignore[no-any-return]
 
 
-def _each(value: Any, d: int) -> list[int]:
+def each(value: Any, d: int) -> list[int]:
+    """A setting of each of d dimensions, from one number for all of them or from so many."""
     values = [value] if isinstance(value, int) else list(value)
     return values * d if len(values) == 1 else values
 
@@ -43,7 +44,8 @@ def _gradients(gy: Tensor, x: Tensor, w: Tensor, settings: Settings, mask: list[
     return torch.ops.aten.convolution_backward(gy, x, w, biases, stride, padding, dilation, False, [0] * len(stride), groups, mask)
 
 
-def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """The function's value, with a graph."""
     return function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
@@ -61,9 +63,9 @@ class _C(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> Gradients:
         (x, w), settings = ctx.saved_tensors, ctx.settings
         towards_x, towards_w, towards_b, _ = ctx.needs_input_grad
-        gx = _apply(_X, gy, w, settings, x.shape) if towards_x else None
+        gx = apply(_X, gy, w, settings, x.shape) if towards_x else None
         if towards_w:
-            return gx, *_apply(_W, gy, x, settings, w.shape, towards_b), None
+            return gx, *apply(_W, gy, x, settings, w.shape, towards_b), None
         return gx, None, gy.sum([0, *range(2, gy.dim())]) if towards_b else None, None
 
 
@@ -80,8 +82,8 @@ class _X(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> Gradients:
         (gy, w), settings = ctx.saved_tensors, ctx.settings
         towards_gy, towards_w = ctx.needs_input_grad[:2]
-        ggy = _apply(_C, v, w, None, settings) if towards_gy else None
-        return ggy, _apply(_W, gy, v, settings, w.shape, False)[0] if towards_w else None, None, None
+        ggy = apply(_C, v, w, None, settings) if towards_gy else None
+        return ggy, apply(_W, gy, v, settings, w.shape, False)[0] if towards_w else None, None, None
 
 
 class _W(torch.autograd.Function):
@@ -98,5 +100,5 @@ class _W(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor, b: Tensor | None) -> Gradients:
         (gy, x), settings = ctx.saved_tensors, ctx.settings
         towards_gy, towards_x = ctx.needs_input_grad[:2]
-        ggy = _apply(_C, x, v, b, settings) if towards_gy else None
-        return ggy, _apply(_X, gy, v, settings, x.shape) if towards_x else None, None, None, None
+        ggy = apply(_C, x, v, b, settings) if towards_gy else None
+        return ggy, apply(_X, gy, v, settings, x.shape) if towards_x else None, None, None, None

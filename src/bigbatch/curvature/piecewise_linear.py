@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigbatch.curvature.convolutions import apply, each
+
 Pooling = tuple[list[int], list[int], list[int], list[int], bool]  # kernel, stride, padding, dilation, ceil_mode
 
 
@@ -17,7 +19,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor | None:
     """As `torch.relu`; None for what is left to torch: what is not differentiated, or writes over its input."""
     if inplace or not input.requires_grad:
         return None
-    return _apply(_ReLU, input)
+    return apply(_ReLU, input)  # type: ignore[no-any-return]
 
 
 def max_pool2d(
@@ -32,17 +34,9 @@ def max_pool2d(
     """As `torch.nn.functional.max_pool2d`; None for what is left to torch: what is not differentiated, or also wants the indices."""
     if return_indices or not input.requires_grad:
         return None
-    kernel = _pair(kernel_size)
-    return _apply(_MaxPool, input, (kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation), ceil_mode))
-
-
-def _pair(value: Any) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * 2 if len(values) == 1 else values
-
-
-def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
-    return function.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    kernel = each(kernel_size, 2)
+    pooling = (kernel, each(stride, 2) if stride else kernel, each(padding, 2), each(dilation, 2), ceil_mode)
+    return apply(_MaxPool, input, pooling)  # type: ignore[no-any-return]
 
 
 class _ReLU(torch.autograd.Function):
@@ -55,7 +49,7 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        return _apply(_Gate, gy, y.detach())
+        return apply(_Gate, gy, y.detach())  # type: ignore[no-any-return]
 
 
 class _Gate(torch.autograd.Function):
@@ -68,7 +62,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gt: Tensor) -> tuple[Tensor, None]:
-        return _apply(_Gate, gt, *ctx.saved_tensors), None
+        return apply(_Gate, gt, *ctx.saved_tensors), None
 
 
 class _MaxPool(torch.autograd.Function):
@@ -82,7 +76,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         x, indices = ctx.saved_tensors
-        return _apply(_Spread, gy, x.detach(), indices, ctx.pooling), None
+        return apply(_Spread, gy, x.detach(), indices, ctx.pooling), None
 
 
 class _Spread(torch.autograd.Function):
@@ -96,7 +90,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gt: Tensor) -> tuple[Tensor, None, None, None]:
-        return _apply(_Picked, gt, *ctx.saved_tensors, ctx.pooling), None, None, None
+        return apply(_Picked, gt, *ctx.saved_tensors, ctx.pooling), None, None, None
 
 
 class _Picked(torch.autograd.Function):
@@ -110,4 +104,4 @@ class _Picked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gt: Tensor) -> tuple[Tensor, None, None, None]:
-        return _apply(_Spread, gt, *ctx.saved_tensors, ctx.pooling), None, None, None
+        return apply(_Spread, gt, *ctx.saved_tensors, ctx.pooling), None, None, None

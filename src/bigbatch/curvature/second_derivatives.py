@@ -21,6 +21,8 @@ _FAST: dict[Any, Callable[..., Tensor | None]] = {
 class FastSecondDerivatives(TorchFunctionMode):
     """Within it, convolutions, ReLU and max-pooling that are differentiated are bigbatch's; what these don't do is left to torch.
 
+    So is all within transforms of `torch.func`, which need rules of their own.
+
     >>> x, w = torch.ones(1, 1, 3), torch.ones(1, 1, 2, requires_grad=True)
     >>> with FastSecondDerivatives():
     ...     type(torch.conv1d(x, w).grad_fn).__name__
@@ -32,5 +34,10 @@ class FastSecondDerivatives(TorchFunctionMode):
     ) -> Any:
         """Stand in for what is faster."""
         fast, kwargs = _FAST.get(func), kwargs or {}
-        y = None if fast is None else fast(*args, **kwargs)
+        y = None if fast is None or _transformed() else fast(*args, **kwargs)
         return func(*args, **kwargs) if y is None else y
+
+
+def _transformed() -> bool:
+    """Whether a transform of `torch.func` is under way: torch's own check, in `autograd.Function.apply`."""
+    return torch._C._are_functorch_transforms_active()

@@ -29,7 +29,7 @@ from bigbatch.curvature.spectral_density import spectral_density
 from bigbatch.curvature.trace import trace
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
-from bigbatch.study.curvature_table import TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
+from bigbatch.study.curvature_table import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import DTYPES
 from bigbatch.train.feed import MicroBatch, feed
@@ -44,8 +44,8 @@ EPSILONS = (1e-3, 5e-4)
 """Keskar's sizes of the box."""
 SUBSPACE = 100
 """Directions of his random subspace."""
-RHO, ADAPTIVE_RHO = 0.05, 0.5
-"""Radius of SAM's sharpness, and of the adaptive one, by the papers."""
+ADAPTIVE_RHO = 0.5
+"""Radius of the adaptive sharpness, by the paper."""
 DENSITY_STEPS, DENSITY_STARTS = 50, 3
 CURVE_POINTS = 500
 STAGES = ("top eigenvalues", "trace", "spectral density", "sharpness")
@@ -153,7 +153,6 @@ def _measure(
         density={name: getattr(curve, name).tolist() for name in ("x", "mean", "low", "high")},
         range=(float(density.nodes.min()), float(density.nodes.max())),
         sharpness=rises,
-        sam=(RHO, rises[-2].value),
         seconds=round(time.perf_counter() - began, 1),
     )
 

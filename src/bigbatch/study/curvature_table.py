@@ -11,6 +11,8 @@ from bigbatch.study.simulate import Table
 
 TRACE_TOLERANCE = 0.02
 """Relative standard error of the trace."""
+RHO = 0.05
+"""Radius of SAM's sharpness, by the paper."""
 SLOPE = 0.3
 """Part of a rise from which on the slope, not the curvature, is told."""
 
@@ -43,14 +45,13 @@ class Measured:
     density: dict[str, list[float]]  # x, mean, and the ends of its 95 % band: low, high
     range: tuple[float, float]  # of the spectrum, as far as the density's nodes go
     sharpness: list[Measure]
-    sam: tuple[float, float]  # radius and rise of SAM's
     seconds: float
 
     @property
     def slope(self) -> float:
         """The part of SAM's rise that the mean gradient alone makes; near 0 at a minimum."""
-        radius, rise = self.sam
-        return radius * self.gradient / rise if rise else 0.0
+        rise = next(measure.value for measure in self.sharpness if measure.name.startswith("SAM,"))
+        return RHO * self.gradient / rise if rise else 0.0
 
 
 class Point(NamedTuple):
