@@ -39,7 +39,22 @@ def test_a_reference_without_a_warmup_is_warned_about():
     assert any("the reference has none" in warning for warning in planned.warnings)
 
 
-def test_a_constant_warmup_becomes_a_ramp():
+def test_another_start_of_the_warmup_is_kept():
     constant = REFERENCE.replace({"schedule.warmup.kind": "constant", "schedule.warmup.epochs": 0.5, "schedule.warmup.factor": 0.1})
     warmup = plan(constant, global_batch=512, rule="legw").recipe.schedule.warmup
-    assert (warmup.kind, warmup.epochs, warmup.start_factor) == ("gradual", 2.0, 0.0)
+    assert (warmup.kind, warmup.epochs, warmup.factor) == ("constant", 2.0, 0.1)
+    half = plan(REFERENCE.replace({"schedule.warmup.start_factor": 0.5}), global_batch=512, rule="legw").recipe.schedule.warmup
+    assert (half.epochs, half.start_factor) == (1.0, 0.5)
+
+
+def test_the_rate_reaches_its_peak():
+    """With a cosine over 10 epochs it never exceeded a third of optimizer.lr, in silence."""
+    reference = REFERENCE.replace({"schedule.decay.kind": "cosine", "schedule.warmup.epochs": 0.5, "budget.epochs": 10})
+    planned = plan(reference, global_batch=1024, rule="legw")
+    schedule, batch = schedule_of(planned.recipe), 1024
+    factors = [schedule(Clock(update * batch, update)) for update in range(planned.recipe.num_updates)]
+    assert max(factors) > 0.99
+    assert factors[-1] < 1e-3
+    old = plan(reference.replace({"schedule.combine": "product"}), global_batch=1024, rule="legw")
+    (warning,) = [w for w in old.warnings if w.kind == "peak"]
+    assert "0.65 of optimizer.lr" in warning

@@ -2,7 +2,7 @@ import pytest
 
 from bigbatch import Recipe, plan
 from bigbatch.core.clock import Clock
-from bigbatch.scaling.linear import linear_lr
+from bigbatch.scaling.linear import linear_lr, ramp
 from bigbatch.schedules import schedule_of
 
 IMAGENET = Recipe.from_toml(
@@ -46,7 +46,6 @@ def test_changes_what_goyal_changes_and_nothing_else():
         "schedule.warmup.kind": "gradual",
         "schedule.warmup.epochs": 5.0,
         "schedule.warmup.start_factor": 1 / 32,
-        "optimizer.decay_norms_and_biases": False,
         "model.zero_init_last_gamma": True,
     }
     assert len(planned.recipe.differences(IMAGENET)) == len(planned.changes)
@@ -69,3 +68,28 @@ def test_a_smaller_batch_needs_no_warmup():
     planned = plan(IMAGENET, global_batch=64, rule="linear")
     assert planned.recipe.schedule.warmup.kind == "none"
     assert any("the batch shrinks" in warning for warning in planned.warnings)
+
+
+def test_a_longer_warmup_of_the_reference_is_kept():
+    """It used to be cut to 5 epochs."""
+    tuned = IMAGENET.replace({"schedule.warmup": {"kind": "gradual", "epochs": 20, "start_factor": 0.0}})
+    warmup = plan(tuned, global_batch=8192, rule="linear").recipe.schedule.warmup
+    assert (warmup.epochs, warmup.start_factor) == (20, 0)
+
+
+@pytest.mark.parametrize("k", [1.5, 2, 8, 32])
+@pytest.mark.parametrize(("epochs", "start"), [(0.1, 0.0), (2, 0.25), (5, 0.0), (20, 0.5)])
+def test_the_warmup_starts_lower_by_as_much_as_the_references(k, epochs, start):
+    """Area between the ramp and Goyal's own, from 1/k of the peak, in units of the reference's rate: that of the reference's warm-up."""
+    got = ramp(k, epochs=epochs, start_factor=start)
+    assert got.epochs == max(epochs, 5 * min(1, k - 1))
+    below = (1 / k - got.start_factor) * k * got.epochs / 2
+    assert below == pytest.approx((1 - start) * epochs / 2)
+
+
+def test_autowu_keeps_its_own_warmup_and_decay():
+    """The rule used to replace it by a ramp, after which nothing decayed."""
+    learned = IMAGENET.replace({"schedule.warmup": {"kind": "autowu"}, "schedule.decay": {"kind": "constant"}})
+    planned = plan(learned, global_batch=8192, rule="linear")
+    assert planned.recipe.schedule == learned.schedule
+    assert planned.recipe.optimizer.lr == pytest.approx(3.2)  # the highest rate to try

@@ -21,7 +21,7 @@ def test_every_rule_keeps_the_samples_and_says_why(rule, k, epochs):
     assert planned.recipe.total_samples == reference.total_samples * (k if rule == "regime" else 1)
     assert planned.recipe.batch.global_batch == 128 * k
     if planned.recipe.optimizer.name == reference.optimizer.name:
-        assert planned.recipe.optimizer.weight_decay == reference.optimizer.weight_decay
+        assert planned.recipe.optimizer.weight_decay == reference.optimizer.weight_decay  # SGD's
     assert planned.multiple == k
     for change in planned.changes:
         assert change.why
@@ -29,9 +29,33 @@ def test_every_rule_keeps_the_samples_and_says_why(rule, k, epochs):
         assert planned.recipe.get(change.field) == change.after
 
 
-def test_a_budget_in_updates_keeps_its_samples():
-    planned = plan(MLP.replace({"budget.epochs": None, "budget.updates": 4096}), global_batch=1024, rule="linear")
-    assert planned.recipe.budget.updates == 512
+@pytest.mark.parametrize("batch", [1024, 50_000, 1000, 129, 7])
+def test_a_budget_in_updates_keeps_its_samples(batch):
+    """500 updates of 128 are 64,000 samples; at 50,000 they used to become 50,000, in silence."""
+    reference = MLP.replace({"budget.epochs": None, "budget.updates": 500})
+    planned = plan(reference, global_batch=batch, rule="linear")
+    assert planned.recipe.total_samples == reference.total_samples == 64_000
+    whole = 64_000 % batch == 0
+    assert (planned.recipe.budget.updates is not None) == whole
+    (change, *_) = [c for c in planned.changes if c.field.startswith("budget")]
+    assert "the same 64,000 samples" in change.why
+
+
+def test_at_the_references_own_batch_nothing_changes():
+    for rule in (*RULES, "auto"):
+        planned = plan(RESNET, global_batch=128, rule=rule)
+        assert (planned.recipe, planned.changes) == (RESNET, ())
+
+
+def test_overrides_are_set_after_the_rule_and_said():
+    planned = plan(MLP, global_batch=1024, rule="legw", overrides={"schedule.warmup.epochs": 0.25, "optimizer.nesterov": False})
+    assert planned.recipe.schedule.warmup.epochs == 0.25
+    assert [(c.field, c.after) for c in planned.changes if c.why == "set by you"] == [
+        ("schedule.warmup.epochs", 0.25),
+        ("optimizer.nesterov", False),
+    ]
+    with pytest.raises(UserError, match=r"schedule.warmup.epoch"):
+        plan(MLP, global_batch=1024, rule="legw", overrides={"schedule.warmup.epoch": 0.25})
 
 
 def test_none_changes_the_batch_alone():
@@ -41,14 +65,6 @@ def test_none_changes_the_batch_alone():
 def test_the_normalisation_group_is_kept():
     for rule in RULES:
         assert plan(RESNET, global_batch=8192, rule=rule).recipe.batch.ghost_batch == 128
-
-
-def test_a_warmup_longer_than_the_run_is_a_warning_with_a_remedy_and_not_a_clamp():
-    planned = plan(MLP.replace({"schedule.warmup.epochs": 1}), global_batch=8192, rule="legw")
-    assert planned.recipe.schedule.warmup.epochs == 64
-    text = "\n".join(planned.warnings)
-    assert "warm-up of 64 epochs is not shorter than the run of 10" in text
-    assert "--set schedule.warmup.epochs=" in text
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_other_budgets(budget, field, after):
     planned = plan(RESNET.replace(budget), global_batch=1024, rule="regime")
     assert planned.recipe.get(field) == after
     assert planned.recipe.num_updates == 500
-    assert [c.field for c in planned.changes].count(field) == (field == "budget.samples")
+    assert [c.field for c in planned.changes if c.field.startswith("budget")] == ([field] if field == "budget.samples" else [])
 
 
 def test_a_bound_of_the_references_own_is_kept():

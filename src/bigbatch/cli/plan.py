@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli.settings import NoiseFile, Rule, Sets, find_recipe
+from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, split_sets
 from bigbatch.cli.values import read_noise_scale
 
 
@@ -13,7 +13,7 @@ def plan(
     task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task with a shipped recipe, or a recipe file (TOML).")],
     global_batch: Annotated[int, typer.Option("--global-batch", help="Batch to plan for, samples per update over all workers.")],
     rule: Rule = "auto",
-    sets: Sets = None,
+    sets: PlanSets = None,
     noise: NoiseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the new recipe here (TOML).")] = None,
 ) -> None:
@@ -23,7 +23,9 @@ def plan(
     from bigbatch.scaling import plan as make_plan
 
     file = Path(task) if task.endswith(".toml") or Path(task).is_file() else None
-    planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, rule=rule, noise_scale=read_noise_scale(noise))
+    sets, overrides = split_sets(sets)
+    scale = read_noise_scale(noise)
+    planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)
     show_plan(planned)
     if out is not None:
         make_folder(out.parent)

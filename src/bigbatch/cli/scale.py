@@ -5,17 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Rule, Sets, TaskName, find_recipe
+from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, TaskName, find_recipe, split_sets
 from bigbatch.cli.values import read_noise_scale
 
 
 def scale(
     task: TaskName,
-    to: Annotated[int, typer.Option("--to", help="Global batch to scale to.")],
+    to: Annotated[int, typer.Option("--to", "--global-batch", help="Global batch to scale to.")],
     rule: Rule = "auto",
     seeds: Annotated[int, typer.Option("--seeds", help="Runs an arm.")] = 3,
     recipe: RecipeFile = None,
-    sets: Sets = None,
+    sets: PlanSets = None,
     data: Data = None,
     noise: NoiseFile = None,
     margin: Annotated[float, typer.Option("--margin", help="Points that may be lost without calling it a loss.")] = 0.5,
@@ -26,8 +26,9 @@ def scale(
     from bigbatch.cli.tables import console, show, show_plan
     from bigbatch.scaling import plan
 
+    sets, overrides = split_sets(sets)
     chosen, scale = find_recipe(task, recipe, sets), read_noise_scale(noise)
-    planned = plan(chosen, global_batch=to, rule=rule, noise_scale=scale)
+    planned = plan(chosen, global_batch=to, rule=rule, noise_scale=scale, overrides=overrides)
     if not quiet:
         show_plan(planned)
 
@@ -40,6 +41,7 @@ def scale(
     loaded = load_task(task, data=data)
     say = None if quiet else lambda text: typer.echo(text, err=True)
     arms: dict[str, Any] = {"to": to, "rule": rule, "seeds": seeds, "recipe": chosen, "margin": margin, "noise_scale": scale}
+    arms["overrides"] = overrides
     comparison = compare(loaded, **arms, out=folder, quiet=quiet, say=say)
     report = write_report(folder)
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of `bigbatch tasks`, or your own as module:Class.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe (TOML); the task's own if left out.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2.")]
+PlanSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2; plan.FIELD: of the new recipe."),
+]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
 Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqrt, legw, lars, lamb, adam, adamp or regime.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
@@ -41,6 +45,16 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
 
         raise UserError(unknown("task", task, recipe_names()) + "; your own is given as module:Class")
     return recipe.replace(dict(_parse(text) for text in sets or []))
+
+
+def split_sets(sets: list[str] | None) -> tuple[list[str], dict[str, Any]]:
+    """The `--set` options of the reference, and those of the new recipe (`plan.FIELD=VALUE`) as `overrides` of `plan`.
+
+    >>> split_sets(["optimizer.lr=0.1", "plan.optimizer.lr=0.4"])
+    (['optimizer.lr=0.1'], {'optimizer.lr': 0.4})
+    """
+    of_plan = [text.removeprefix("plan.") for text in sets or [] if text.startswith("plan.")]
+    return [text for text in sets or [] if not text.startswith("plan.")], dict(_parse(text) for text in of_plan)
 
 
 def settings_of(comm: str | None, topology: str | None, sets: list[str] | None) -> list[str]:

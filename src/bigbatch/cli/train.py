@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli.settings import CommKind, Data, NoiseFile, Quiet, RecipeFile, Rule, Sets, TaskName, TopologyName, find_recipe, settings_of
+from bigbatch.cli.settings import (
+    CommKind,
+    Data,
+    NoiseFile,
+    PlanSets,
+    Quiet,
+    RecipeFile,
+    Rule,
+    TaskName,
+    TopologyName,
+    find_recipe,
+    settings_of,
+    split_sets,
+)
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.core.checks import UserError
 
@@ -17,7 +30,7 @@ def train(
     recipe: RecipeFile = None,
     global_batch: Annotated[int | None, typer.Option("--global-batch", help="Scale the recipe to this batch first.")] = None,
     rule: Rule = "auto",
-    sets: Sets = None,
+    sets: PlanSets = None,
     data: Data = None,
     noise: NoiseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the record and checkpoints.")] = None,
@@ -34,6 +47,9 @@ def train(
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
     os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
+    sets, overrides = split_sets(sets)
+    if overrides and global_batch is None:
+        raise UserError(f"--set plan.{next(iter(overrides))}: there is no plan without --global-batch; leave out plan.")
     chosen = find_recipe(task, recipe, settings_of(comm, topology, sets))
     if workers is not None:
         raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
@@ -44,7 +60,7 @@ def train(
 
     scale = read_noise_scale(noise)
     if global_batch is not None:
-        planned = plan(chosen, global_batch=global_batch, rule=rule, noise_scale=scale)
+        planned = plan(chosen, global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)
         chosen = planned.recipe
         if not quiet:
             show_plan(planned)

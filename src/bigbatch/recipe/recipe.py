@@ -1,7 +1,7 @@
 """The recipe: everything that decides what a training run computes, as one frozen, validated value. It builds nothing.
 
     [optimizer]  update rule and its rates         [batch]   samples per update, per normalisation group, per forward pass
-    [schedule]   warm-up times decay               [model]   options of the task's own model
+    [schedule]   warm-up, then decay               [model]   options of the task's own model
     [budget]     when the run ends                 [comm]    how several workers go together
     [adversarial], [augmentation]: what else is trained on; neither, if left out
     [curvature]  what is measured on the way; nothing, if left out
@@ -235,20 +235,39 @@ class Recipe(Section):
         Raises:
             RecipeError: If the text is not TOML, or not a recipe.
         """
-        try:
-            return cls(**tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"not TOML: {error}; `bigbatch plan TASK --global-batch N` writes a recipe to start from") from None
+        return cls(**_parse(text))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def from_saved(cls, saved: str | Mapping[str, Any]) -> Self:
+        """Read what a run or a study saved, as TOML text or as nested plain values.
+
+        Files from before `schedule.combine` meant "product", so they are read so where that makes a difference.
+
+        Raises:
+            RecipeError: If the text is not TOML, or it is not a recipe.
+        """
+        fields: dict[str, Any] = copy.deepcopy(dict(_parse(saved) if isinstance(saved, str) else saved))
+        schedule = fields.get("schedule")
+        if isinstance(schedule, dict) and "combine" not in schedule:
+            warms = schedule.get("warmup", {}).get("kind") in ("gradual", "constant")
+            falls = schedule.get("decay", {}).get("kind") in ("polynomial", "cosine", "linear")
+            schedule["combine"] = "product" if warms and falls else "sequential"
+        return cls(**fields)
+
+    @classmethod
+    def load(cls, path: str | Path, *, saved: bool = False) -> Self:
         """Read a TOML file.
+
+        Args:
+            path: Of the file.
+            saved: Whether a run saved it, see `from_saved`.
 
         Raises:
             RecipeError: If it can't be read, or is no recipe.
         """
         try:
-            return cls.from_toml(Path(path).read_text())
+            text = Path(path).read_text()
+            return cls.from_saved(text) if saved else cls.from_toml(text)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {path}: can't be read: {error}; check the path") from None
         except RecipeError as error:
@@ -332,6 +351,13 @@ def recipe_names() -> list[str]:
         for file in family.iterdir()
         if file.name.endswith(".toml")
     )
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"not TOML: {error}; `bigbatch plan TASK --global-batch N` writes a recipe to start from") from None
 
 
 def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str, keep: set[str]) -> None:

@@ -167,7 +167,7 @@ class StepDecay(Section):
 
 
 class PolynomialDecay(Section):
-    """(1 - t/T)^power over the whole run, down to `final_factor`."""
+    """(1 - t/T)^power from the end of the warm-up to the end of the run, down to `final_factor`."""
 
     kind: Literal["polynomial"] = "polynomial"
     power: Positive = 2.0
@@ -175,24 +175,42 @@ class PolynomialDecay(Section):
 
 
 class CosineDecay(Section):
-    """Half a cosine over the whole run, down to `final_factor`."""
+    """Half a cosine from the end of the warm-up to the end of the run, down to `final_factor`."""
 
     kind: Literal["cosine"] = "cosine"
     final_factor: Fraction = 0.0
 
 
 class LinearDecay(Section):
-    """Straight line over the whole run, down to `final_factor`."""
+    """Straight line from the end of the warm-up to the end of the run, down to `final_factor`."""
 
     kind: Literal["linear"] = "linear"
     final_factor: Fraction = 0.0
 
 
-class Schedule(Section):
-    """Learning rate = optimizer.lr x warmup x decay, both pure functions of the samples consumed, but for AutoWU, which sees losses."""
+class WSDDecay(Section):
+    """Warm-up-stable-decay: the peak rate, and a decay over the last part of the run, down to `final_factor`."""
 
-    warmup: Annotated[NoWarmup | GradualWarmup | ConstantWarmup | AutoWU, Field(discriminator="kind")] = NoWarmup()
-    decay: Annotated[ConstantDecay | StepDecay | PolynomialDecay | CosineDecay | LinearDecay, Field(discriminator="kind")] = ConstantDecay()
+    kind: Literal["wsd"] = "wsd"
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the run, warm-up included
+    shape: Literal["sqrt", "linear", "cosine"] = "sqrt"  # sqrt: 1 - sqrt(t)
+    final_factor: Fraction = 0.0
+
+
+AnyWarmup = Annotated[NoWarmup | GradualWarmup | ConstantWarmup | AutoWU, Field(discriminator="kind")]
+AnyDecay = Annotated[ConstantDecay | StepDecay | PolynomialDecay | CosineDecay | LinearDecay | WSDDecay, Field(discriminator="kind")]
+
+
+class Schedule(Section):
+    """Learning rate = optimizer.lr x warmup x decay, both pure functions of the samples consumed, but for AutoWU, which sees losses.
+
+    "sequential": the rate warms up to its peak, then decays over what is left of the run. "product": the decay runs from the first
+    sample on, also during the warm-up, so the peak is never reached. Milestones of a step decay count from the start of the run in both.
+    """
+
+    warmup: AnyWarmup = NoWarmup()
+    decay: AnyDecay = ConstantDecay()
+    combine: Literal["sequential", "product"] = "sequential"
 
     @model_validator(mode="after")
     def _autowu_decays_itself(self) -> Self:
@@ -394,6 +412,7 @@ KINDS: dict[str, dict[str, type[Section]]] = {
         "polynomial": PolynomialDecay,
         "cosine": CosineDecay,
         "linear": LinearDecay,
+        "wsd": WSDDecay,
     },
     "batch.rule": BATCH_RULES,
     "comm": {

@@ -2,5 +2,6 @@
 
 from bigbatch.scaling.change import Change, readable
 from bigbatch.scaling.plan import RULES, Plan, plan
+from bigbatch.scaling.warnings import PlanWarning, Remedy
 
-__all__ = ["RULES", "Change", "Plan", "plan", "readable"]
+__all__ = ["RULES", "Change", "Plan", "PlanWarning", "Remedy", "plan", "readable"]

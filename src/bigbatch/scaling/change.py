@@ -1,10 +1,16 @@
 """What a rule says: one changed field, with its reason and its paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
+
+GROWN = 2.0
+"""Multiple from which a rule also makes the changes that its paper makes for large batches, such as clipping.
+
+Below it only rates, lengths and decay change, and all of them tend to the reference's as k tends to 1.
+"""
 
 
 class Change(NamedTuple):
@@ -19,6 +25,24 @@ class Change(NamedTuple):
 
 Rule = Callable[[Recipe, float], list[Change]]
 """A rule takes the reference recipe and the multiple k and returns what changes besides the batch."""
+
+
+def scaled_rates(recipe: Recipe, factor: float, why: str, paper: Paper | None = None) -> Iterator[Change]:
+    """Every learning rate of the recipe's optimizer times a factor: Muon has one for its matrices and one for the rest.
+
+    >>> [(c.field, c.after) for c in scaled_rates(Recipe.named("digits/mlp"), 2.0, "twice")]
+    [('optimizer.lr', 0.2)]
+    """
+    for field in ("optimizer.lr", "optimizer.adam_lr"):
+        if (rate := recipe.get(field)) is not None:
+            yield Change(field, rate, factor * rate, why, paper)
+
+
+def kept_group(recipe: Recipe, k: float, paper: Paper | None = None) -> Iterator[Change]:
+    """The reference's batch as the normalisation group of a larger batch, where it normalised over the whole batch."""
+    if recipe.batch.ghost_batch == "global" and k > 1:
+        why = "keep the samples per normalisation group of the reference: they are part of the loss"
+        yield Change("batch.ghost_batch", "global", recipe.batch.global_batch, why, paper)
 
 
 def readable(value: Any) -> str:

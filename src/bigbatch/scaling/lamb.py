@@ -1,14 +1,15 @@
 """LAMB in place of the reference's optimizer, at its authors' rate, with LEGW's warm-up.
 
-eta = 0.04 sqrt(B / 32768) (the authors' ResNet-50 run and their square-root rule), defaults for the rest;
-warm-up epochs times k; schedule of the reference. Nothing of it is tuned to the task.
+eta = 0.04 sqrt(B / 32768) (the authors' ResNet-50 run and their square-root rule), defaults for the rest, decay converted
+(weight_decay.py); warm-up epochs times k; schedule of the reference. Nothing of it is tuned to the task.
+A reference that is tuned with LAMB keeps its settings: its rate times sqrt(k), and the warm-up.
 """
 
 import math
 
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change
-from bigbatch.scaling.switch import longer_warmup, switch
+from bigbatch.scaling.switch import longer_warmup, root_of_k, switch
 
 
 def lamb_lr(global_batch: int) -> float:
@@ -22,6 +23,8 @@ def lamb_lr(global_batch: int) -> float:
 
 def lamb(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
+    if recipe.optimizer.name == "lamb":
+        return root_of_k(recipe, k)
     lr = lamb_lr(round(recipe.batch.global_batch * k))
     why = "LAMB: each layer moves by its own length times the rate, 0.04 sqrt(batch / 32768) (`bigbatch papers lamb`)"
-    return [*switch(recipe, "lamb", {"lr": lr, "weight_decay": 0.01}, why), *longer_warmup(recipe, k)]
+    return switch(recipe, k, "lamb", {"lr": lr}, why, longer_warmup(recipe, k))

@@ -4,8 +4,8 @@ Paper:   You et al. 2019, Large-Batch Training for LSTM and Beyond, arXiv:1901.0
 Formula: eta_k = sqrt(k) eta,   warm-up epochs e_k = k e,   rate from 0 in a straight line per update, then the ordinary schedule.
          e_k epochs are e_k N / (k B) = e N / B updates: the number of warm-up *updates* is the same at every k.
 Keeps:   everything else.
-Differs: with a decay that is already moving during the warm-up (cosine, linear) the two factors multiply; with the paper's own
-         decays (constant, step) the ramp is its straight line.
+Differs: a reference that warms up from another fraction than 0, or at a constant rate, keeps that. A decay follows the warm-up
+         and is shortened by it, unless the recipe's schedule.combine is "product".
 """
 
 import math
@@ -13,7 +13,7 @@ import math
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup
-from bigbatch.scaling.change import Change
+from bigbatch.scaling.change import Change, kept_group, scaled_rates
 
 PAPER = Paper(
     method="LEGW",
@@ -46,16 +46,10 @@ def legw_warmup_epochs(warmup_epochs: float, k: float) -> float:
 
 def legw(recipe: Recipe, k: float) -> list[Change]:
     """What LEGW changes besides the batch."""
-    lr, warmup = recipe.optimizer.lr, recipe.schedule.warmup
-    changes = [Change("optimizer.lr", lr, legw_lr(lr, k), f"times sqrt(k) = {math.sqrt(k):g}", PAPER)]
+    warmup, root = recipe.schedule.warmup, math.sqrt(k)
+    changes = [*scaled_rates(recipe, legw_lr(1.0, k), f"times sqrt(k) = {root:g}", PAPER)]
     if isinstance(warmup, GradualWarmup | ConstantWarmup):
         epochs = legw_warmup_epochs(warmup.epochs, k)
         why = f"times k = {k:g}: as many warm-up updates as in the reference"
-        changes.append(Change("schedule.warmup.kind", warmup.kind, "gradual", "a straight line, per update", PAPER))
         changes.append(Change("schedule.warmup.epochs", warmup.epochs, epochs, why, PAPER))
-        before = warmup.start_factor if isinstance(warmup, GradualWarmup) else None
-        changes.append(Change("schedule.warmup.start_factor", before, 0.0, "the ramp starts at zero", PAPER))
-    if recipe.batch.ghost_batch == "global":
-        why = "keep the samples per normalisation group of the reference"
-        changes.append(Change("batch.ghost_batch", "global", recipe.batch.global_batch, why, PAPER))
-    return changes
+    return [*changes, *kept_group(recipe, k, PAPER)]

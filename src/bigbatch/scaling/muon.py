@@ -2,20 +2,22 @@
 
     T updates:   rate of the matrices 0.4 / sqrt(T),   rate of the rest (AdamW) 0.15 / sqrt(T),   momentum 0.85
                  warm-up over two updates, then straight down to zero
-                 weight decay of the matrices: over the run they shrink by as much as in the reference,
-                     lr' wd' T' = lr wd T / (1 - m)   (SGD, Adam: m = 0 for Adam; AdamW's own product)
+                 weight decay of the matrices: over the run they shrink by as much as in the reference (weight_decay.py)
 Why:             an orthogonalised step has a fixed length whatever the gradient, so the reference's rate and batch do not matter;
                  T steps of random sign travel eta sqrt(T), and that length is kept. studies/optimizers shows how far it holds, and
                  what was tried beside it.
+A reference that is tuned with Muon keeps its settings: both its rates times sqrt(k), which is the same law, its warm-up, schedule and
+momentum, and its total shrinkage.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import SGD
-from bigbatch.scaling.change import Change
-from bigbatch.scaling.switch import switch
+from bigbatch.scaling.change import Change, kept_group, scaled_rates
+from bigbatch.scaling.keep_samples import with_batch
+from bigbatch.scaling.switch import kept_shrinkage, switch
 
 WARMUP_UPDATES = 2
 MOMENTUM = 0.85
@@ -37,44 +39,36 @@ def muon_rates(num_updates: int) -> MuonRates:
     return MuonRates(0.4 / math.sqrt(num_updates), 0.15 / math.sqrt(num_updates))
 
 
-def kept_decay(recipe: Recipe, *, lr: float, num_updates: int) -> float:
-    """The decoupled weight decay at rate `lr` that shrinks the weights over the run as the reference's decay does.
-
-    >>> kept_decay(Recipe.named("fashion_mnist/mlp").replace({"budget.epochs": None, "budget.updates": 1000}), lr=0.1, num_updates=100)
-    0.01
-    """
-    o = recipe.optimizer
-    momentum = o.momentum if isinstance(o, SGD) else 0.0
-    return round(o.lr * o.weight_decay * recipe.num_updates / (1 - momentum) / (lr * num_updates), 6)
-
-
 def muon(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
+    if recipe.optimizer.name == "muon":
+        why = f"the reference's, times sqrt(k) = {k**0.5:g}: 1/k of the updates, each as much longer"
+        return [*kept_shrinkage(recipe, k, [*scaled_rates(recipe, k**0.5, why)]), *kept_group(recipe, k)]
     batch = round(recipe.batch.global_batch * k)
-    updates = math.ceil(recipe.total_samples / batch)
+    updates = with_batch(recipe, batch).num_updates
     lr, adam_lr = muon_rates(updates)
     why = "every direction of a matrix moves alike, whatever its gradient's size (`bigbatch papers muon`)"
-    few = f"{WARMUP_UPDATES} updates; an orthogonalised step can't explode"
-    decay = kept_decay(recipe, lr=lr, num_updates=updates)
-    changes = switch(recipe, "muon", {"lr": lr, "adam_lr": adam_lr, "momentum": MOMENTUM, "weight_decay": decay}, why)
+    settings = {"lr": lr, "adam_lr": adam_lr, "momentum": MOMENTUM}
     reasons = {
         "optimizer.lr": f"0.4 / sqrt({updates}): of the orthogonalised matrices",
         "optimizer.adam_lr": f"0.15 / sqrt({updates}): of all else, by AdamW",
-        "optimizer.weight_decay": "over the run the matrices shrink by as much as in the reference",
         "optimizer.momentum": "shorter, for few updates",
     }
-    changes = [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
-    changes += [
-        Change("schedule.warmup.kind", recipe.schedule.warmup.kind, "gradual", "a straight line, per update"),
-        Change("schedule.warmup.epochs", recipe.get("schedule.warmup.epochs"), WARMUP_UPDATES * batch / recipe.num_train_samples, few),
-        Change("schedule.warmup.start_factor", recipe.get("schedule.warmup.start_factor"), 1 / (WARMUP_UPDATES + 1), "no update is wasted"),
-        Change("schedule.decay.kind", recipe.schedule.decay.kind, "linear", "to zero: the last steps average the noise away"),
-    ]
+    changes = switch(recipe, k, "muon", settings, why, _others(recipe, k, batch))
+    return [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
+
+
+def _others(recipe: Recipe, k: float, batch: int) -> Iterator[Change]:
+    few = f"{WARMUP_UPDATES} updates; an orthogonalised step can't explode"
+    down = "to zero: the last steps average the noise away"
+    yield Change("schedule.warmup.kind", recipe.schedule.warmup.kind, "gradual", "a straight line, per update")
+    yield Change("schedule.warmup.epochs", recipe.get("schedule.warmup.epochs"), WARMUP_UPDATES * batch / recipe.num_train_samples, few)
+    yield Change(
+        "schedule.warmup.start_factor", recipe.get("schedule.warmup.start_factor"), 1 / (WARMUP_UPDATES + 1), "no update is wasted"
+    )
+    yield Change("schedule.decay.kind", recipe.schedule.decay.kind, "linear", down)
+    yield Change("schedule.decay.final_factor", recipe.get("schedule.decay.final_factor"), 0.0, down)
+    yield Change("schedule.combine", recipe.schedule.combine, "sequential", "up, then down")
     if "forget_bias" in recipe.model:
-        changes.append(
-            Change("model.forget_bias", recipe.model["forget_bias"], 1.0, "a recurrent cell that starts by remembering learns sooner")
-        )
-    if recipe.batch.ghost_batch == "global":
-        why = "keep the samples per normalisation group of the reference"
-        changes.append(Change("batch.ghost_batch", "global", recipe.batch.global_batch, why))
-    return changes
+        yield Change("model.forget_bias", recipe.model["forget_bias"], 1.0, "a recurrent cell that starts by remembering learns sooner")
+    yield from kept_group(recipe, k)

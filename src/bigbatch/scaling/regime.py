@@ -6,7 +6,8 @@ Formula: with the batch k times as large,
              eta_k = sqrt(k) eta,    the global norm of the mean gradient at most 5,    groups of the reference's batch.
 Keeps:   everything else.
 Differs: the paper's text names the clipping, its released code has the 5, for small and large batches alike. A reference that clips
-         keeps its own bound. The schedule's warm-up, which the paper does not have, is kept in updates too.
+         keeps its own bound; below twice the batch nothing is clipped. The schedule's warm-up, which the paper does not have, is kept
+         in updates too.
 
 It answers whether a large batch can be as good, not whether it is faster: an epoch costs the same, so the whole costs k times as much.
 """
@@ -17,7 +18,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup, StepDecay
-from bigbatch.scaling.change import Change
+from bigbatch.scaling.change import GROWN, Change
 from bigbatch.scaling.sqrt import sqrt
 
 PAPER = Paper(
@@ -52,7 +53,7 @@ def regime(recipe: Recipe, k: float) -> list[Change]:
     if recipe.batch.rule is not None:
         raise UserError(f'batch.rule.kind = "{recipe.batch.rule.kind}": regime keeps the updates of a fixed batch; drop batch.rule')
     changes = [*sqrt(recipe, k), *_longer_run(recipe, k)]
-    if recipe.optimizer.clip_norm is None:
+    if recipe.optimizer.clip_norm is None and k >= GROWN:
         why = "the raised rate needs it; the paper's released code clips small and large batches alike"
         changes.append(Change("optimizer.clip_norm", None, CLIP_NORM, why, PAPER))
     return changes
@@ -67,6 +68,7 @@ def _longer_run(recipe: Recipe, k: float) -> Iterator[Change]:
         yield Change("budget.samples", budget.samples, round(longer(budget.samples, k)), why, PAPER)
     if budget.updates is not None:
         yield Change("budget.updates", budget.updates, budget.updates, "kept", PAPER)
+        yield Change("budget.samples", None, None, "as many as the updates need", PAPER)
     if isinstance(warmup, GradualWarmup | ConstantWarmup):
         yield Change("schedule.warmup.epochs", warmup.epochs, longer(warmup.epochs, k), why, PAPER)
     if isinstance(decay, StepDecay):

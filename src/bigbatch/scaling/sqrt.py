@@ -11,7 +11,7 @@ import math
 
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.change import Change
+from bigbatch.scaling.change import Change, kept_group, scaled_rates
 
 PAPER = Paper(
     method="Square-root scaling",
@@ -35,11 +35,5 @@ def sqrt_lr(lr: float, k: float) -> float:
 
 def sqrt(recipe: Recipe, k: float) -> list[Change]:
     """What Hoffer et al. change besides the batch, without longer training."""
-    lr = recipe.optimizer.lr
-    changes = [
-        Change("optimizer.lr", lr, sqrt_lr(lr, k), f"times sqrt(k) = {math.sqrt(k):g}: updates keep their covariance", PAPER),
-    ]
-    if recipe.batch.ghost_batch == "global":
-        why = "keep the samples per normalisation group of the reference (ghost batch norm)"
-        changes.append(Change("batch.ghost_batch", "global", recipe.batch.global_batch, why, PAPER))
-    return changes
+    why = f"times sqrt(k) = {math.sqrt(k):g}: updates keep their covariance"
+    return [*scaled_rates(recipe, sqrt_lr(1.0, k), why, PAPER), *kept_group(recipe, k, PAPER)]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from bigbatch.schedules.compose import Schedule, product, sequence
+from bigbatch.schedules.compose import Schedule, delayed, product, sequence
 from bigbatch.schedules.constant import constant
 from bigbatch.schedules.constant_warmup import constant_warmup
 from bigbatch.schedules.cosine import cosine
@@ -13,6 +13,7 @@ from bigbatch.schedules.linear import linear
 from bigbatch.schedules.momentum_correction import corrected_momentum
 from bigbatch.schedules.polynomial import polynomial
 from bigbatch.schedules.step_decay import step_decay
+from bigbatch.schedules.wsd import wsd
 
 if TYPE_CHECKING:
     from bigbatch.schedules.autowu import AutoWU
@@ -27,6 +28,7 @@ __all__ = [
     "constant_warmup",
     "corrected_momentum",
     "cosine",
+    "delayed",
     "gradual_warmup",
     "linear",
     "polynomial",
@@ -35,6 +37,7 @@ __all__ = [
     "sequence",
     "set_lr",
     "step_decay",
+    "wsd",
 ]
 
 

@@ -1,6 +1,7 @@
 """Joining schedules. A schedule is any pure function from the clock to a factor of the peak rate."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from bigbatch.core.clock import Clock
 
@@ -8,10 +9,10 @@ Schedule = Callable[[Clock], float]
 
 
 def product(*schedules: Schedule) -> Schedule:
-    """All factors multiplied: how warm-up and decay go together in a recipe.
+    """All factors multiplied.
 
     A warm-up ends at 1, so after it the decay stands exactly where it would have stood without; both being continuous, so is the
-    product, also when the warm-up outlasts the run.
+    product, also when the warm-up outlasts the run. With a decay that is `delayed` by the warm-up, the rate reaches its peak first.
 
     >>> half = product(lambda clock: 0.5, lambda clock: 1.0 - clock.samples / 10)
     >>> half(Clock(samples=5))
@@ -51,3 +52,17 @@ def sequence(parts: Sequence[tuple[Schedule, float]], last: Schedule) -> Schedul
         return last(Clock(int(clock.samples - begin), clock.updates))
 
     return schedule
+
+
+def delayed(schedule: Schedule, num_samples: int) -> Schedule:
+    """A schedule that begins after so many samples; before that it is what it is at its beginning.
+
+    >>> down = delayed(lambda clock: 1 - clock.samples / 10, 5)
+    >>> [down(Clock(samples=s)) for s in (0, 5, 10, 15)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    return partial(_delayed, schedule, num_samples)
+
+
+def _delayed(schedule: Schedule, num_samples: int, clock: Clock) -> float:
+    return schedule(Clock(max(0, clock.samples - num_samples), clock.updates))

@@ -85,7 +85,7 @@ def open_run(folder: str | Path, *, task: Task | str | None = None, data: str | 
     folder = Path(folder)
     if not checkpoints_of(folder):
         raise CheckpointError(f"{folder}: holds no checkpoint (last.pt, best.pt, update-*.pt); name the --out folder of `bigbatch train`")
-    recipe = Recipe.load(folder / "recipe.toml")
+    recipe = Recipe.load(folder / "recipe.toml", saved=True)
     if task is None:
         task = next((line["task"] for line in read_record(folder / "record.jsonl") if line["kind"] == "start"), recipe.task)
     return RunFolder(folder, recipe, load_task(task, data=data) if isinstance(task, str) else task, device)

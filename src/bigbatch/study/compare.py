@@ -141,6 +141,7 @@ def scale(
     out: str | Path,
     margin: float = MARGIN_POINTS,
     noise_scale: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -156,6 +157,7 @@ def scale(
             one reference share it.
         margin: Points of the score that may be lost without calling it a loss.
         noise_scale: As in `plan`.
+        overrides: As in `plan`.
         quiet: Show no progress.
         say: Called with a line of text before each run.
 
@@ -172,7 +174,7 @@ def scale(
     reference = recipe or Recipe.named(task.name)
     if to == reference.batch.global_batch:
         raise UserError(f"to = {to}: is the reference's own batch; choose another")
-    planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale)
+    planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides)
     only = plan(reference, global_batch=to, rule="none").recipe
     folder = make_folder(Path(out))
     arms = [

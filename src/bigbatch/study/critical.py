@@ -205,7 +205,7 @@ class _Bench:
         self.interval = 1.0  # epochs between evaluations
         self._task, self._target, self._path, self._asked, self._say, self._quiet = task, target, path, asked, say, quiet
         lines = read_record(path)  # recipes are read anew: fields added since have their defaults
-        self._done = {self._identity(Recipe.from_dict(line["recipe"]), line["target"], line["asked_interval"]): line for line in lines}
+        self._done = {self._identity(Recipe.from_saved(line["recipe"]), line["target"], line["asked_interval"]): line for line in lines}
 
     def run(self, recipe: Recipe) -> Trial:
         identity = self._identity(recipe, self._target, self._asked)

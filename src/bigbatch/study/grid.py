@@ -51,7 +51,7 @@ def run_grid(
         The lines of the cells, in order.
     """
     make_folder(path.parent)
-    done = {_identity(line["key"], Recipe.from_dict(line["recipe"]).to_dict()): line for line in read_record(path)}  # fields since added
+    done = {_identity(line["key"], Recipe.from_saved(line["recipe"]).to_dict()): line for line in read_record(path)}  # fields since added
     lines = []
     for cell in cells:
         for seed in seeds:

@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
     ranks = comm.ranks
     state = _from_bytes(ranks.from_first(ranks.together(lambda: _read_bytes(path) if ranks.first else None)), ranks.device)
     try:
-        differing = recipe.differences(Recipe.from_toml(state["recipe"]))
+        differing = recipe.differences(Recipe.from_saved(state["recipe"]))
         if differing:
             raise CheckpointError(
                 f"checkpoint {path}: belongs to another recipe ({'; '.join(differing)}); use the recipe of the run or another --out"

@@ -69,7 +69,7 @@ def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
     """
     if folder is None or not (folder / "result.json").exists():
         return None
-    differing = recipe.differences(Recipe.load(folder / "recipe.toml"))
+    differing = recipe.differences(Recipe.load(folder / "recipe.toml", saved=True))
     if differing:
         raise CheckpointError(f"{folder}: holds a finished run of another recipe ({'; '.join(differing)}); choose another --out")
     return Result.from_json((folder / "result.json").read_text())

@@ -1,0 +1,224 @@
+"""What can go wrong with a planned run, each with a remedy that can be typed as it stands."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+from bigbatch.core.clock import Clock
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.sections import AutoWU, ConstantWarmup, GradualWarmup, StepDecay
+from bigbatch.scaling.auto import LARGEST_WITHOUT_LOSS, doubt
+from bigbatch.scaling.change import readable
+from bigbatch.scaling.weight_decay import MOST_SUMMANDS, converted_decay
+from bigbatch.schedules.from_recipe import schedule_of
+
+FEW_UPDATES = 100
+"""Below this many updates every method has trouble."""
+LOW_PEAK = 0.9
+"""Largest part of the peak rate that a run may stay below without a warning."""
+
+
+class Remedy(NamedTuple):
+    """Arguments of `plan` (and options of `bigbatch plan`) that end a warning."""
+
+    reference: Mapping[str, Any] = {}  # fields of the reference to set before the rule
+    planned: Mapping[str, Any] = {}  # fields of the planned recipe to set after it
+    global_batch: int | None = None
+    rule: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """As options of the command line."""
+        sets = [(name, value) for name, value in self.reference.items()] + [(f"plan.{name}", value) for name, value in self.planned.items()]
+        options = [f"--set {name}={_exact(value)}" for name, value in sets]
+        options += [f"--global-batch {self.global_batch}"] if self.global_batch is not None else []
+        return options + ([f"--rule {self.rule}"] if self.rule is not None else [])
+
+
+class PlanWarning(str):
+    """A warning in words: what is doubtful, and the options that end it.
+
+    Attributes:
+        kind: Short name of what is doubtful.
+        remedies: Each ends the warning.
+    """
+
+    kind: str
+    remedies: tuple[Remedy, ...]
+
+    def __new__(cls, kind: str, text: str, *remedies: Remedy) -> Self:
+        """Join the text and the options."""
+        tried = " or ".join(" ".join(remedy.options) for remedy in remedies)
+        warning = super().__new__(cls, f"{text}; try {tried}" if tried else text)
+        warning.kind, warning.remedies = kind, remedies
+        return warning
+
+
+def warnings_of(
+    reference: Recipe, planned: Recipe, rule: str, overrides: Mapping[str, Any], noise_scale: float | None
+) -> Iterator[PlanWarning]:
+    """All that is doubtful about a plan.
+
+    Args:
+        reference: The tuned recipe.
+        planned: The new one.
+        rule: That was applied.
+        overrides: Fields of the planned recipe that the user set.
+        noise_scale: Of the reference, samples, if it was measured.
+    """
+    k = planned.batch.global_batch / reference.batch.global_batch
+    yield from _beyond_noise_scale(reference.batch.global_batch, planned.batch.global_batch, noise_scale)
+    yield from _schedule(planned)
+    if "optimizer.weight_decay" not in overrides:
+        yield from _decay(reference, planned)
+    if k > 1:
+        yield from _growth(reference, planned, rule, k)
+    yield from _groups(reference, planned, k)
+    if k < 1:
+        yield PlanWarning("smaller", "the batch shrinks: the rules were made, and tested, for growing it; compare by measurement")
+
+
+def _beyond_noise_scale(before: int, after: int, noise_scale: float | None) -> Iterator[PlanWarning]:
+    """What a batch above the noise scale costs, by S / S_min = 1 + B_noise / B and E / E_min = 1 + B / B_noise (McCandlish et al. 2018)."""
+    if noise_scale is not None and after > max(noise_scale, before):
+        steps, samples = ([1 + noise_scale / b for b in (before, after)], [1 + b / noise_scale for b in (before, after)])
+        yield PlanWarning(
+            "noise scale",
+            f"the batch of {after:,} is {after / noise_scale:.3g} times the noise scale of {noise_scale:,.0f} samples: to the same "
+            f"training loss expect {samples[1] / samples[0]:.3g} times the reference's samples for {steps[0] / steps[1]:.3g} times fewer "
+            f"updates (S/S_min = {steps[1]:.2f}, E/E_min = {samples[1]:.3g}); train longer, or choose a smaller batch",
+            Remedy(global_batch=max(math.floor(noise_scale), before)),
+        )
+
+
+def _schedule(planned: Recipe) -> Iterator[PlanWarning]:
+    epochs, warmup, decay = planned.total_epochs, planned.schedule.warmup, planned.schedule.decay
+    if isinstance(warmup, AutoWU):
+        return
+    length = warmup.epochs if isinstance(warmup, GradualWarmup | ConstantWarmup) else 0.0
+    first_drop = min(decay.milestones) if isinstance(decay, StepDecay) else math.inf
+    if length >= epochs:
+        yield PlanWarning(
+            "warm-up",
+            f"warm-up of {length:g} epochs is not shorter than the run of {epochs:g}: the peak rate is never reached; shorten it, train "
+            "longer or choose a smaller batch",
+            Remedy(planned={"schedule.warmup.epochs": _whole_updates(planned, epochs / 10)}),
+        )
+    elif first_drop < length:
+        yield PlanWarning(
+            "milestone",
+            f"the rate first drops at epoch {first_drop:g}, inside the warm-up of {length:g}: move the milestone or shorten the warm-up",
+            Remedy(planned={"schedule.warmup.epochs": _whole_updates(planned, first_drop / 2)}),
+        )
+    elif (peak := largest_factor(planned)) < LOW_PEAK:
+        both = planned.schedule.combine == "product"
+        tries = [Remedy(planned={"schedule.combine": "sequential"})] if both else []
+        tries.append(Remedy(planned={"schedule.warmup.epochs": _whole_updates(planned, min(length, epochs / 10))}))
+        yield PlanWarning(
+            "peak",
+            f"the largest rate of the run is {peak:.2f} of optimizer.lr = {readable(planned.optimizer.lr)}: "
+            + ("the decay runs during the warm-up" if both else "the warm-up leaves it no update at its peak"),
+            *[remedy for remedy in tries if largest_factor(planned.replace(remedy.planned)) >= LOW_PEAK],
+        )
+
+
+def _whole_updates(planned: Recipe, epochs: float) -> float:
+    """So many epochs, or a little less: a whole number of updates."""
+    an_update = planned.batch.global_batch / planned.num_train_samples
+    return float(f"{math.floor(epochs / an_update) * an_update:.6g}")
+
+
+def largest_factor(recipe: Recipe) -> float:
+    """The largest factor of the peak rate that any update of the run has.
+
+    >>> slow = Recipe.named("digits/mlp").replace({"schedule.combine": "product", "schedule.warmup.epochs": 10})
+    >>> round(largest_factor(slow), 2)  # a linear decay, half over when the warm-up of 10 of 20 epochs ends
+    0.5
+    """
+    schedule, batch, updates = schedule_of(recipe), recipe.batch.global_batch, recipe.num_updates
+    every = -(-updates // MOST_SUMMANDS)
+    return max(schedule(Clock(update * batch, update)) for update in range(0, updates, every))
+
+
+def _decay(reference: Recipe, planned: Recipe) -> Iterator[PlanWarning]:
+    old, new = reference.optimizer, planned.optimizer
+    if old.name == new.name or (decay := converted_decay(reference, planned)).exact:
+        return
+    yield PlanWarning(
+        "weight decay",
+        f"weight_decay = {old.weight_decay:g} of {old.name} has no equivalent in {new.name}: {decay.value:g} is what was published for it, "
+        "not what was tuned here; choose it by validation",
+        Remedy(planned={"optimizer.weight_decay": decay.value}),
+    )
+
+
+def _growth(reference: Recipe, planned: Recipe, rule: str, k: float) -> Iterator[PlanWarning]:
+    epochs, updates = planned.total_epochs, planned.num_updates
+    if rule == "regime":
+        yield PlanWarning(
+            "cost",
+            f"{epochs:g} epochs instead of {reference.total_epochs:g}: regime adaptation computes {k:g} times as much as the reference, in "
+            "as many updates; it pays only where that much more hardware makes an update as fast",
+            Remedy(rule="sqrt"),
+        )
+    if rule == "muon" and (why := doubt(k)) is not None:
+        yield PlanWarning("reach", why, Remedy(global_batch=math.floor(LARGEST_WITHOUT_LOSS * reference.batch.global_batch)))
+    if updates < FEW_UPDATES:
+        remedies = [_longer(reference, planned)]
+        if (smaller := planned.total_samples // FEW_UPDATES) >= reference.batch.global_batch and rule != "regime":
+            remedies.append(Remedy(global_batch=smaller))
+        yield PlanWarning(
+            "few updates",
+            f"only {updates} updates: below about {FEW_UPDATES} the number of updates is the limit, whatever the rate; train longer or "
+            "choose a smaller batch",
+            *remedies,
+        )
+    if rule == "linear" and planned.optimizer.name != "sgd":
+        yield PlanWarning(
+            "linear",
+            f"the linear rule was made for SGD, not for {planned.optimizer.name}: its step does not shrink with the batch's noise in "
+            "the same way",
+            Remedy(rule="sqrt"),
+        )
+    if rule == "legw" and reference.schedule.warmup.kind == "none":
+        yield PlanWarning(
+            "no warm-up",
+            "LEGW multiplies the reference's warm-up, and the reference has none, so there is none: tune the reference with a short one",
+            Remedy(
+                reference={
+                    "schedule.warmup.kind": "gradual",
+                    "schedule.warmup.epochs": _whole_updates(reference, 0.1 * reference.total_epochs / k),
+                }
+            ),
+        )
+
+
+def _longer(reference: Recipe, planned: Recipe) -> Remedy:
+    """A budget of the reference with which the plan has enough updates."""
+    times = FEW_UPDATES * planned.batch.global_batch / planned.total_samples
+    budget = {name: value for name, value in reference.budget.model_dump().items() if value is not None}
+    (unit, value), *_ = budget.items()
+    return Remedy(reference={f"budget.{unit}": math.ceil(value * times)})
+
+
+def _groups(reference: Recipe, planned: Recipe, k: float) -> Iterator[PlanWarning]:
+    batch, ghost = planned.batch.global_batch, planned.batch.ghost_batch
+    if ghost == "global" and k != 1:
+        yield PlanWarning(
+            "global group",
+            f"batch norm over the whole batch of {batch:,}: a different model from the one tuned at {reference.batch.global_batch:,}",
+            *([Remedy(planned={"batch.ghost_batch": reference.batch.global_batch})] if k > 1 else []),
+        )
+    if isinstance(ghost, int) and batch % ghost:
+        nearest = max(1, round(batch / ghost)) * ghost
+        fits = nearest <= planned.num_train_samples
+        yield PlanWarning(
+            "odd group",
+            f"global_batch = {batch} is not a multiple of ghost_batch = {ghost}: one normalisation group of each update has another size; "
+            "choose a multiple",
+            Remedy(global_batch=nearest if fits else nearest - ghost),
+        )
+
+
+def _exact(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
