@@ -95,7 +95,7 @@ def measured(task, recipe):
 
 
 def identity(arm, seed, recipe):
-    return json.dumps([arm, seed, Recipe.from_dict(recipe).to_dict()], sort_keys=True)
+    return json.dumps([arm, seed, Recipe.from_saved(recipe).to_dict()], sort_keys=True)
 
 
 def main():

@@ -93,7 +93,7 @@ class Lines:
 
 
 def identity(key, seed, recipe):
-    return json.dumps([key, seed, Recipe.from_dict(recipe).to_dict()], sort_keys=True)
+    return json.dumps([key, seed, Recipe.from_saved(recipe).to_dict()], sort_keys=True)
 
 
 def main():

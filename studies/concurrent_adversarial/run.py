@@ -85,7 +85,7 @@ class Study:
     @staticmethod
     def identity(line):
         """What a line stands for."""
-        return json.dumps([line["key"], line["seed"], Recipe.from_dict(line["recipe"]).to_dict()], sort_keys=True)
+        return json.dumps([line["key"], line["seed"], Recipe.from_saved(line["recipe"]).to_dict()], sort_keys=True)
 
     def run(self, arm, setting, seed):
         """The line of a run, which is made if there is none."""

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 def measure(name, seeds):
     recipe, path = Recipe.named(name), HERE / name / "runs.jsonl"
-    stored = [line for line in read_record(path) if Recipe.from_dict(line["recipe"]) == recipe.replace({"seed": line["seed"]})]
+    stored = [line for line in read_record(path) if Recipe.from_saved(line["recipe"]) == recipe.replace({"seed": line["seed"]})]
     done = {line["seed"]: line for line in stored}
     for seed in range(seeds):
         if seed not in done:

@@ -91,3 +91,18 @@ def test_a_plan_reaches_its_peak_or_says_so(rule):
         assert bool(said) == (largest_factor(planned.recipe) < 0.9)
         if combine == "sequential" and rule not in ("legw",):
             assert not said
+
+
+def test_the_largest_factor_by_hand():
+    """Ten updates of a linear decay; the warm-up of five ends where half of it is over."""
+    recipe = MLP.replace(
+        {
+            "num_train_samples": 1280,
+            "budget.epochs": 1,
+            "schedule.warmup": {"kind": "gradual", "epochs": 0.5},
+            "schedule.decay": {"kind": "linear"},
+            "schedule.combine": "product",
+        }
+    )
+    assert largest_factor(recipe) == pytest.approx(0.5)
+    assert largest_factor(recipe.replace({"schedule.combine": "sequential"})) == pytest.approx(1)
