@@ -35,13 +35,15 @@ def batch_of(recipe, multiple):
     return recipe.num_train_samples if multiple == "full" else recipe.batch.global_batch * int(multiple)
 
 
-def cells(task, methods, multiples, epochs):
+def cells(task, methods, multiples, epochs, precision):
     named = Recipe.named(task)
+    own = {} if precision in (None, named.precision) else {"precision": precision}
+    named = named.replace(own)
     for multiple, times, method in product(multiples, epochs, methods):
         reference = named.replace({"budget.epochs": named.budget.epochs * times})
         batch = batch_of(reference, multiple)
         if batch <= reference.num_train_samples:
-            key = {"task": task, "method": method, "multiple": multiple} | ({} if times == 1 else {"epochs": times})
+            key = {"task": task, "method": method, "multiple": multiple} | ({} if times == 1 else {"epochs": times}) | own
             yield Cell(key, plan(reference, global_batch=batch, rule=method).recipe)
 
 
@@ -69,6 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--multiples", nargs="+", default=["4", "16", "64", "256", "full"])
     parser.add_argument("--epochs", nargs="+", type=float, default=[1.0], help="times the reference's")
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--precision", help="other than the named recipe's, the reference included; bfloat16 is slow on older processors")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="one: two studies side by side on two cores")
     arguments = parser.parse_args()
@@ -83,5 +86,5 @@ if __name__ == "__main__":
         print(*cell.key.values(), [line[score] and round(100 * line[score], 2) for line in lines], flush=True)
         return lines
 
-    for cell in cells(arguments.task, arguments.methods, arguments.multiples, arguments.epochs):
+    for cell in cells(arguments.task, arguments.methods, arguments.multiples, arguments.epochs, arguments.precision):
         run(tuned(cell, run) if arguments.tuned else cell, range(arguments.seeds))

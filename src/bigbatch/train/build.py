@@ -31,6 +31,7 @@ from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import feed
+from bigbatch.train.lstm_precision import cpu_computes_bfloat16, keep_lstms_in_float32
 from bigbatch.train.micro_batch import fastest_micro_batch
 from bigbatch.train.sampler import sample_indices
 from bigbatch.train.step import accumulate_gradients
@@ -75,6 +76,8 @@ def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
         convert_batch_norm(model, ghost_batch if isinstance(ghost_batch, int) else None)
     if recipe.adversarial is not None:
         convert_split_batch_norm(model)
+    if recipe.precision == "bfloat16" and device.type == "cpu" and not cpu_computes_bfloat16():
+        keep_lstms_in_float32(model)
     return model.to(device, DTYPES[recipe.precision])
 
 
