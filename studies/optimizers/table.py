@@ -2,7 +2,8 @@
 
     python studies/optimizers/table.py
 
-The runs of SGD's rules on fashion_mnist are those of studies/scaling_rules where that study has them.
+The runs of SGD's rules on fashion_mnist are those of studies/scaling_rules where that study has them. † marks runs from before
+2026-11-25, when the decay of a recipe ran during its warm-up.
 """
 
 import json
@@ -17,35 +18,46 @@ HERE = Path(__file__).parent
 STUDIES = HERE.parent
 METHODS = ("none", "linear", "sqrt", "legw", "lars", "lamb", "adam", "adamp", "muon")
 TASKS = ("digits/mlp", "fashion_mnist/mlp", "fashion_mnist/cnn", "fashion_mnist/lstm", "fashion_mnist/resnet8")
-MULTIPLES = ("4", "16", "64", "256", "full")
+MULTIPLES = ("4", "8", "16", "32", "64", "256", "full")
+PRECISIONS = {"fashion_mnist/cnn": (None, "float32")}
 MARGIN = 0.5
 
 
 def reference_of(task, cells):
-    if ("1", "none") in cells:  # more seeds, in this study
+    if ("1", "none") in cells:  # more seeds, or another precision, in this study
         return cells["1", "none"]
     scores = json.loads((STUDIES / "reference_recipes" / task / "results.json").read_text())["test_accuracy"]
     return [{"test_score": score / 100, "diverged": False} for score in scores]
 
 
-def cells_of(task):
-    """(multiple, method) to the lines of its runs; with "tuned", or the epochs in units of the reference's, as a third part."""
-    cells = {}
+def is_product(line):
+    """Whether a run is from before `schedule.combine`, when the decay ran during the warm-up."""
+    return "combine" not in line.get("recipe", {}).get("schedule", {})
+
+
+def cells_of(task, precision=None):
+    """(multiple, method) to the lines of its runs; with "tuned", or the epochs in units of the reference's, as a third part.
+
+    Where there are runs whose decay follows the warm-up, those from before are left out.
+    """
+    cells, older = {}, {}
     for line in read_record(HERE / f"{task.replace('/', '-')}.jsonl"):
         key = line["key"]
-        more = ("tuned",) if "factor" in key else (key["epochs"],) if "epochs" in key else ()
-        cells.setdefault((key["multiple"], key["method"], *more), []).append(line)
-    older = STUDIES / "scaling_rules" / f"{task.replace('/', '-')}.json"
-    for row in json.loads(older.read_text())["rows"] if older.exists() else []:
+        if key.get("precision") == precision:
+            more = ("tuned",) if "factor" in key else (key["epochs"],) if "epochs" in key else ()
+            (older if is_product(line) else cells).setdefault((key["multiple"], key["method"], *more), []).append(line)
+    rows = STUDIES / "scaling_rules" / f"{task.replace('/', '-')}.json"
+    for row in json.loads(rows.read_text())["rows"] if rows.exists() and precision is None else []:
         multiple = f"{row['global_batch'] / Recipe.named(task).batch.global_batch:g}"
         lines = [{"test_score": score / 100, "diverged": False} for score in row["test_accuracy"]]
         lines += [{"test_score": None, "diverged": True}] * row["diverged"]
-        cells.setdefault((multiple, {"batch only": "none"}.get(row["arm"], row["arm"])), lines)
-    return cells
+        older.setdefault((multiple, {"batch only": "none"}.get(row["arm"], row["arm"])), lines)
+    return {**older, **cells}
 
 
 def text_of(lines, reference):
-    return cell_text(lines, reference, margin=MARGIN) + (f", {len(lines)} seeds" if len(lines) != 5 and not_all_died(lines) else "")
+    seeds = f", {len(lines)} seeds" if len(lines) != 5 and not_all_died(lines) else ""
+    return cell_text(lines, reference, margin=MARGIN) + seeds + (" †" if lines is not reference and is_product(lines[0]) else "")
 
 
 def not_all_died(lines):
@@ -53,11 +65,14 @@ def not_all_died(lines):
 
 
 def main():
-    for task in TASKS:
-        cells, recipe = cells_of(task), Recipe.named(task)
+    for task, precision in [(name, kind) for name in TASKS for kind in PRECISIONS.get(name, (None,))]:
+        cells, recipe = cells_of(task, precision), Recipe.named(task)
+        if not cells:
+            continue
         reference = reference_of(task, cells)
         scores = [100 * line["test_score"] for line in reference]
-        print(f"\n**{task}**, reference {statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f} at {recipe.batch.global_batch}\n")
+        title = f"**{task}**" + (f" in {precision}" if precision else "")
+        print(f"\n{title}, reference {statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f} at {recipe.batch.global_batch}\n")
         print("| multiple | updates |", " | ".join(METHODS), "|")
         print("|---|---|" + "---|" * len(METHODS))
         for multiple in MULTIPLES:

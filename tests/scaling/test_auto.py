@@ -37,6 +37,8 @@ def test_the_largest_multiple_is_what_the_records_say(task):
     reference = json.loads((ROOT / "studies/reference_recipes" / task / "results.json").read_text())["test_accuracy"]
     lines = [json.loads(line) for line in (ROOT / STUDY / f"{task.replace('/', '-')}.jsonl").read_text().splitlines()]
     key = {"task": task, "method": "muon", "multiple": f"{LARGEST_WITHOUT_LOSS:g}"}
-    scores = [100 * line["test_score"] for line in lines if line["key"] == key]
+    runs = [line for line in lines if line["key"] == key]
+    newer = [line for line in runs if "combine" in line["recipe"]["schedule"]]  # the decay follows the warm-up
+    scores = [100 * line["test_score"] for line in newer or runs]
     assert len(scores) >= 5
     assert noninferiority(scores, reference, margin=0.5).outcome != "lost"
