@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigbatch import Recipe, UserError, plan
@@ -14,6 +14,7 @@ def warnings(recipe, batch, rule):
 
 
 @pytest.mark.parametrize("rule", [*RULES, "auto"])
+@settings(max_examples=25, deadline=None)
 @given(k=st.sampled_from([1, 2, 8, 64]), epochs=st.integers(1, 40))
 def test_every_rule_keeps_the_samples_and_says_why(rule, k, epochs):
     reference = RESNET.replace({"budget.epochs": epochs})

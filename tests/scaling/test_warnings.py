@@ -66,7 +66,7 @@ def test_each_remedy_ends_its_warning(changes, arguments, kind):
     assert kind in check_remedies(MLP.replace(changes), **arguments)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rule=st.sampled_from([*RULES, "auto"]),
     optimizer=st.sampled_from([{}, ADAMW, {"optimizer.name": "lars"}, {"optimizer.name": "muon", "optimizer.adam_lr": 0.01}]),
