@@ -9,6 +9,7 @@ from torch.func import functional_call
 from bigbatch.core.checks import NotFinite, UserError
 from bigbatch.curvature.fixed_batches import Piece
 from bigbatch.curvature.left_as_found import drawing_from
+from bigbatch.curvature.plain_mean import check_plain_mean
 from bigbatch.curvature.second_derivatives import FastSecondDerivatives
 
 Loss = Callable[[Any, Any], Tensor]
@@ -21,6 +22,7 @@ class Graph(NamedTuple):
     weights: list[Tensor]  # stand-ins of the chosen parameters: the graph's leaves
     outputs: Any
     loss: Tensor  # sum over the samples, scalar
+    doubt: str | None = None  # why a scalar loss can't be pooled with others
 
 
 def evaluated(model: nn.Module, loss: Loss, piece: Piece, weights: dict[str, Tensor], chosen: Sequence[str]) -> Graph:
@@ -41,7 +43,9 @@ def evaluated(model: nn.Module, loss: Loss, piece: Piece, weights: dict[str, Ten
     with drawing_from(piece.number, model), FastSecondDerivatives():
         outputs = functional_call(model, weights | buffers, args, kwargs)
         value = loss(outputs, piece.targets)
-    return Graph([weights[name] for name in chosen], outputs, _summed(value, piece))
+        total = _summed(value, piece)
+        doubt = check_plain_mean(loss, outputs, piece.targets, value, piece.samples)
+    return Graph([weights[name] for name in chosen], outputs, total, doubt)
 
 
 def refuse_sums(loss: Loss) -> None:

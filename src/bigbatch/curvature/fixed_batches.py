@@ -65,7 +65,7 @@ class FixedBatches:
                 raise _changed(i)
             for start in range(0, samples, self._micro_batch or samples):
                 cut = slice(start, min(start + (self._micro_batch or samples), samples))
-                yield Piece(_cut(batch[0], cut, self._device), _cut(batch[1], cut, self._device), cut.stop - start, number, i)
+                yield Piece(cut_samples(batch[0], cut, self._device), cut_samples(batch[1], cut, self._device), cut.stop - start, number, i)
                 number += 1
         if self._checksums is not None and len(seen) < len(self._checksums):
             raise _changed(len(seen))
@@ -76,7 +76,7 @@ def _checked(batch: Any, i: int) -> tuple[list[Tensor], int]:
     """All tensors of a batch, and how many samples each has."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UserError(f"batch {i} is a {type(batch).__name__}: must be a pair; give a list of pairs (inputs, targets)")
-    tensors = list(_tensors(batch))
+    tensors = list(tensors_of(batch))
     counts = {len(t) if t.dim() else 0 for t in tensors}
     if len(counts) != 1 or 0 in counts:
         raise UserError(f"batch {i}: tensors of {sorted(counts)} samples; inputs and targets must have equally many, one at least")
@@ -89,21 +89,22 @@ def _changed(i: int) -> UserError:
     )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors in tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list | dict):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
+            yield from tensors_of(part)
 
 
-def _cut(value: Any, cut: slice, device: torch.device | None) -> Any:
+def cut_samples(value: Any, cut: slice, device: torch.device | None = None) -> Any:
     """The same value with every tensor in it cut and moved."""
     if isinstance(value, Tensor):
         return value[cut].detach().to(device)
     if isinstance(value, dict):
-        return {key: _cut(part, cut, device) for key, part in value.items()}
+        return {key: cut_samples(part, cut, device) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        parts = [_cut(part, cut, device) for part in value]
+        parts = [cut_samples(part, cut, device) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value

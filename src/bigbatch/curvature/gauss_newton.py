@@ -19,6 +19,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Graph
 from bigbatch.curvature.over_data import Linearised, OverData
+from bigbatch.curvature.probe import gauss_newton_by_difference
 from bigbatch.curvature.twice_differentiable import Times
 
 PAPER = Paper(
@@ -72,6 +73,8 @@ class GaussNewton(OverData):
     >>> GaussNewton(model, squared, [(x, torch.zeros(2))])(torch.ones(1))  # 2 x^2, as the outputs are linear in the weight
     tensor([10.])
     """
+
+    _by_difference = staticmethod(gauss_newton_by_difference)
 
     def _linearised(self, graph: Graph) -> Linearised | None:
         if not isinstance(graph.outputs, Tensor):

@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Graph
 from bigbatch.curvature.over_data import Linearised, OverData
+from bigbatch.curvature.probe import hessian_by_difference
 
 PAPER = Paper(
     method="Hessian-vector products",
@@ -70,6 +71,8 @@ class Hessian(OverData):
 
     Raises:
         UserError: If there are no parameters, they are sharded, of low precision or on several devices, or the batches can't be read twice.
+            At the first product: if it is wrong by a finite difference of gradients on 8 samples, in float64 (a wrong second derivative of
+            some operation), or if a scalar loss that is pooled is not the plain mean over samples (`ignore_index`, class weights).
 
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> x = torch.tensor([[1.0], [3.0]])
@@ -79,6 +82,7 @@ class Hessian(OverData):
     """
 
     _gradient_comes_along = True
+    _by_difference = staticmethod(hessian_by_difference)
 
     def _linearised(self, graph: Graph) -> Linearised | None:
         return hessian_times(graph.loss, graph.weights)

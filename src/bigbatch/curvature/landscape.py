@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.hessian import Hessian
+from bigbatch.curvature.left_as_found import copied
 
 
 class Landscape:
@@ -40,7 +41,7 @@ class Landscape:
     ) -> None:
         parameters = None if parameters is None else list(parameters)
         plain = Hessian(model, loss, batches, parameters=parameters, micro_batch=micro_batch).model  # refuses what can't be used
-        self._flat, own = Flat(plain, parameters), copy.deepcopy(plain)
+        self._flat, own = Flat(plain, parameters), copied(plain)
         of_name = dict(own.named_parameters())
         self._weights = [of_name[name] for name in self._flat.names]
         self._settings: dict[str, Any] = {"parameters": self._weights, "micro_batch": micro_batch, "group": group, "memory_bytes": 0}
@@ -48,9 +49,10 @@ class Landscape:
         self.size, self.start, self.evaluations = self._flat.size, self._flat.join(self._weights), 0
 
     def over(self, batches: Iterable[tuple[Any, Any]]) -> "Landscape":
-        """The same weights over other samples; shares the copy of the model."""
+        """The same weights over some of the samples, of which the caller takes the mean; shares the copy of the model."""
         other = copy.copy(self)
         other._data, other.evaluations = Hessian(self._data.model, self._loss, batches, **self._settings), 0
+        other._data._pooled = True
         return other
 
     def loss(self, weights: Tensor) -> float:

@@ -1,5 +1,6 @@
 """A model and all random states left as they were found, whatever a pass does and however it ends."""
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,15 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             _restore(now, before)
         for m, mode in modes:
             m.training = mode
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that hold tensors which their last forward pass computed, as `torch.nn.utils.weight_norm`'s do."""
+    with left_as_found(model):
+        for m in model.modules():
+            computed = {name: value for name, value in vars(m).items() if isinstance(value, torch.Tensor) and not value.is_leaf}
+            vars(m).update({name: value.detach() for name, value in computed.items()})
+        return copy.deepcopy(model)
 
 
 @contextmanager

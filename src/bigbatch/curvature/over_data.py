@@ -23,6 +23,8 @@ from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.operator import as_rows
 from bigbatch.curvature.over_ranks import Share, mean_over_ranks
+from bigbatch.curvature.plain_mean import not_plain
+from bigbatch.curvature.probe import Evaluation, Evaluator, check_products, check_symmetry
 from bigbatch.curvature.twice_differentiable import Times, errors_told, kernels_with_second_derivatives, refuse_once_differentiable
 
 
@@ -81,10 +83,23 @@ class OverData(ABC):
         self._batches = FixedBatches(batches, micro_batch=micro_batch, device=self.device)
         self._kept: Kept | None = None
         self._samples: int | None = None
+        self._doubt: str | None = None  # why the loss of a micro-batch can't be pooled with others
+        self._probed = False
+        self._pooled = False  # whether it is, though there is one here
 
     @abstractmethod
     def _linearised(self, graph: Graph) -> Linearised | None:
         """The sum of the operator over a micro-batch; None if the loss does not depend on the parameters."""
+
+    @staticmethod
+    @abstractmethod
+    def _by_difference(at: Evaluator, v: list[Tensor], h: float) -> list[Tensor]:
+        """A product of few samples from first derivatives alone."""
+
+    def _product_of_few(self, few: Evaluation, v: list[Tensor]) -> list[Tensor]:
+        made = self._linearised(Graph(*few))
+        products = [None] * len(v) if made is None else made.times(v)
+        return [torch.zeros_like(part) if p is None else p for p, part in zip(products, v, strict=True)]
 
     def __call__(self, vectors: Tensor, /) -> Tensor:
         """Products with one vector (n,), or with k rows (k, n), of the same shape.
@@ -198,6 +213,9 @@ class OverData(ABC):
                     made = self._linearised(graph)
                 if not samples:
                     refuse_once_differentiable(graph.loss)
+                    if made is not None and not self._probed:
+                        self._probe(piece, weights, made)
+                        self._probed = True
                 samples += piece.samples
                 total[0] += graph.loss.detach()
                 sample_bytes = sample_bytes or saved.bytes / piece.samples
@@ -216,7 +234,21 @@ class OverData(ABC):
         return Sums(samples, connected, total)
 
     def _evaluate(self, piece: Piece, weights: dict[str, Tensor]) -> Graph:
-        return evaluated(self.model, self._loss, piece, weights, self._flat.names)
+        graph = evaluated(self.model, self._loss, piece, weights, self._flat.names)
+        self._doubt = graph.doubt or (self._doubt if piece.number else None)
+        if self._doubt is not None and (piece.number or self._pooled or self._group is not None):
+            raise not_plain(self._doubt)
+        return graph
+
+    def _probe(self, piece: Piece, weights: dict[str, Tensor], made: Linearised) -> None:
+        """Look whether products are right, on few samples; see probe.py."""
+        try:
+            at = Evaluator(self.model, self._loss, piece, weights, self._flat.names)
+            at()
+        except Exception:  # not a model for float64
+            check_symmetry(made.times, [weights[name] for name in self._flat.names])
+        else:
+            check_products(at, self._product_of_few, self._by_difference)
 
     @contextmanager
     def _pass(self) -> Iterator[dict[str, Tensor]]:

@@ -10,7 +10,6 @@ Differs: batch norms' running statistics belong to no point between two models, 
          the nearer end.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.left_as_found import left_as_found
+from bigbatch.curvature.left_as_found import copied, left_as_found
 
 PAPER = Paper(
     method="Parametric plots",
@@ -115,7 +114,7 @@ def path(
         raise UserError(f"points = {points}: must be one at least, all of them finite; the paper's are 25 from -1 to 2")
     if bend not in (None, "arc"):
         raise UserError(f'bend = {bend!r}: must be "arc" or None, for the straight path; choose one of them')
-    own = copy.deepcopy(Hessian(model, loss, batches, parameters=model.parameters()).model)
+    own = copied(Hessian(model, loss, batches, parameters=model.parameters()).model)
     for name, state in (("start_state", start_state), ("end_state", end_state)):
         _check(name, state, own.state_dict())
     weights = {name for name, _ in own.named_parameters(remove_duplicate=False)}

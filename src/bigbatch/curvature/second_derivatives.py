@@ -1,4 +1,4 @@
-"""Layers whose second derivatives are slow in torch, exchanged for the same layers with fast ones while a graph is made."""
+"""Layers whose second derivatives are slow or wrong in torch, exchanged for the same layers with fast ones while a graph is made."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +10,18 @@ from torch.overrides import TorchFunctionMode
 
 from bigbatch.curvature.convolutions import convolution
 from bigbatch.curvature.piecewise_linear import max_pool2d, relu
+from bigbatch.curvature.weight_norm import weight_norm
 
 _FAST: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), convolution),
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), relu),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), max_pool2d),
+    torch._weight_norm: weight_norm,
 }
 
 
 class FastSecondDerivatives(TorchFunctionMode):
-    """Within it, convolutions, ReLU and max-pooling that are differentiated are bigbatch's; what these don't do is left to torch.
+    """Within it, convolutions, ReLU, max-pooling and weight norm that are differentiated are bigbatch's; the rest is left to torch.
 
     So is all within transforms of `torch.func`, which need rules of their own.
 
@@ -32,7 +34,7 @@ class FastSecondDerivatives(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Stand in for what is faster."""
+        """Stand in for what is faster, or right."""
         fast, kwargs = _FAST.get(func), kwargs or {}
         y = None if fast is None or _transformed() else fast(*args, **kwargs)
         return func(*args, **kwargs) if y is None else y
