@@ -119,11 +119,12 @@ def _fused(owner: Owner) -> int:
     parent, last = owner.parent, owner.path.rpartition(".")[2]
     outputs, inputs = owner.module._parameters["weight"].shape[:2]  # type: ignore[union-attr]
     heads = _number(parent, "num_heads", "num_attention_heads", "n_head")
-    if last in ("qkv", "Wqkv", "query_key_value"):
+    if last in ("qkv", "Wqkv", "c_attn", "query_key_value"):
         widths = {inputs, *(_number(parent, name) for name in ("dim_out", "attention_dim", "attn_dim"))}
         if outputs % 3 or outputs // 3 not in widths:
             return 1
-        if last == "query_key_value" or getattr(parent, "head_first", False):  # q, k and v of each head together
+        by_head = last == "query_key_value" or getattr(parent, "head_first", False) or getattr(parent, "multi_query", None) is False
+        if by_head:  # q, k and v of each head together
             return 3 * heads if heads and outputs % (3 * heads) == 0 else 1
         return 3
     if last == "qkv_proj" and (num := _number(parent, "num_key_value_heads")) and (width := _number(parent, "head_dim")):
