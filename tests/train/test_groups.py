@@ -28,7 +28,10 @@ def test_a_recipe_moves_parameters_by_name():
     ]
     decays = SGD.replace({"optimizer.weight_decay": 0.1, "optimizer.decay_norms_and_biases": False})
     assert optimizer_of(decays) == [["1.weight", "3.weight"], ["1.bias", "3.bias"]]
-    assert optimizer_of(decays.replace({"optimizer.groups.3.weight": "norms_and_biases"})) == [["1.weight"], ["1.bias", "3.weight", "3.bias"]]
+    assert optimizer_of(decays.replace({"optimizer.groups.3.weight": "norms_and_biases"})) == [
+        ["1.weight"],
+        ["1.bias", "3.weight", "3.bias"],
+    ]
 
 
 @pytest.mark.parametrize("recipe", [MUON, SGD])
