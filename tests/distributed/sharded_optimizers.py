@@ -26,8 +26,10 @@ SHAPES = [(6, 4), (5, 7), (3, 2, 3), (1, 8), (9,)]  # uneven over 2 and 4 ranks;
 
 def split(params):
     params = list(params)
-    groups = [{"params": [p for p in params if p.ndim > 1]}]
-    return [*groups, {"params": [p for p in params if p.ndim < 2], "orthogonalise": False, "lr": 0.01}]
+    groups = [{"params": [p for p in params if p.ndim == 2 or p.ndim > 3]}]
+    groups += [{"params": [p for p in params if p.ndim == 3], "layout": "columns"}]  # experts, inputs first
+    groups += [{"params": [p for p in params if p.ndim < 2], "orthogonalise": False, "lr": 0.01}]
+    return [group for group in groups if group["params"]]
 
 
 def seeded(shapes, seed):

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from bigbatch.optim import GroupTable
     from bigbatch.scaling import Plan
 
 
@@ -34,3 +35,11 @@ def show_plan(plan: "Plan") -> None:
     show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
     for warning in plan.warnings:
         console().print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def show_groups(table: "GroupTable") -> None:
+    """Print which group each parameter falls into, and why."""
+    shapes = ["x".join(map(str, row.shape)) for row in table]
+    matrices = ["{} of {}x{}".format(*row.matrices) if row.matrices else "" for row in table]
+    rows = [[row.name, shape, row.group, stack, row.why] for row, shape, stack in zip(table, shapes, matrices, strict=True)]
+    show("groups of parameters", ["name", "shape", "group", "matrices", "why"], rows)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.matrices import as_matrices, from_matrices
 from bigbatch.core.paper import Paper
 
 PAPER = Paper(
@@ -93,11 +94,11 @@ class Preconditioned:
             return gradient * float("nan")
         weight = self._rate_of(group) / self._rate
         if "momentum_buffer" in state:
-            matrices = (group["matrices"], p.size(0) // group["matrices"], -1)
-            made = muon_preconditioned(gradient.reshape(matrices), state["momentum_buffer"].reshape(matrices))
+            laid_out = group["matrices"], group.get("layout", "rows")
+            made = muon_preconditioned(as_matrices(gradient, *laid_out), as_matrices(state["momentum_buffer"], *laid_out))
             rows, columns = made.shape[-2:]
             factor = 0.2 * max(rows, columns) ** 0.5 if group["scale"] == "matched_rms" else max(1.0, rows / columns) ** 0.5
-            return made.reshape(p.shape).mul(factor * weight)
+            return from_matrices(made, p.shape, *laid_out).mul(factor * weight)
         adam = {"step": float(state["step"]), "beta2": float(group["betas"][1]), "eps": group["eps"]}
         return adam_preconditioned(gradient, state["exp_avg_sq"], **adam) * weight
 

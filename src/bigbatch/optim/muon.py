@@ -7,9 +7,9 @@ Formula: for a matrix w of A x B,
                                           every singular value goes to about 1
              w <- w (1 - eta lambda) - eta 0.2 sqrt(max(A, B)) O       the root mean square of a step is about 0.2 eta
          all else (groups with orthogonalise=False: biases, norms, embeddings, the head) by AdamW with its own rate.
-Differs: convolutions are matrices of output channels x the rest. Weights that stack several matrices (LSTM and GRU gates, attention's
-         in_proj) are orthogonalised one matrix at a time, which the group setting `matrices` counts. scale="original" is Jordan's
-         sqrt(max(1, A/B)) in place of 0.2 sqrt(max(A, B)).
+Differs: convolutions are matrices of output channels x the rest. Weights that hold several matrices (LSTM and GRU gates, a fused q, k
+         and v, experts) are orthogonalised one matrix at a time: group settings `matrices` and `layout`, see core/matrices.py.
+         scale="original" is Jordan's sqrt(max(1, A/B)) in place of 0.2 sqrt(max(A, B)).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.checks import UserError, check_positive, unknown
+from bigbatch.core.matrices import as_matrices, from_matrices, matrix_shape
 from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import shard_like, whole_like
@@ -46,7 +47,7 @@ class Muon(BaseOptimizer):
     """Orthogonalised momentum for matrices, AdamW for the rest; see the module's docstring for the rule.
 
     Args:
-        params: Groups such as `muon_groups` builds; group settings are `orthogonalise` and `matrices`.
+        params: Groups such as `muon_groups` builds; group settings are `orthogonalise`, `matrices` and `layout`.
         lr: eta.
         momentum: m of the matrices, in [0, 1).
         nesterov: Look one step of momentum ahead.
@@ -57,7 +58,8 @@ class Muon(BaseOptimizer):
         scale: "matched_rms", or "original" for Jordan's.
         dtype: Type to orthogonalise in; None is bfloat16, and float64 for parameters of float64.
         orthogonalise: Whether a group is for matrices.
-        matrices: Matrices stacked in each parameter, equally tall.
+        matrices: Matrices in each parameter, all of one size.
+        layout: How they lie in it, see bigbatch.core.matrices.
         process_group: Plain data parallel: ranks of this group share the orthogonalisations out and exchange the results. Gradients
             must be equal on all of them (as DistributedDataParallel leaves them).
         maximize: Climb instead of descend.
@@ -81,6 +83,7 @@ class Muon(BaseOptimizer):
         dtype: torch.dtype | None = None,
         orthogonalise: bool = True,
         matrices: int = 1,
+        layout: str = "rows",
         process_group: dist.ProcessGroup | None = None,
         maximize: bool = False,
     ) -> None:
@@ -97,6 +100,7 @@ class Muon(BaseOptimizer):
             "scale": scale,
             "orthogonalise": orthogonalise,
             "matrices": matrices,
+            "layout": layout,
             "maximize": maximize,
         }
         super().__init__(params, defaults)
@@ -111,8 +115,7 @@ class Muon(BaseOptimizer):
         for p in group["params"] if group["orthogonalise"] else ():
             if p.ndim < 2:
                 raise UserError(f"a parameter of shape {tuple(p.shape)}: has no matrix; put it into a group with orthogonalise=False")
-            if p.size(0) % group["matrices"]:
-                raise UserError(f"matrices = {group['matrices']}: must divide the {p.size(0)} rows of shape {tuple(p.shape)}")
+            matrix_shape(p.shape, group["matrices"], group["layout"])
 
     def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Momentum for matrices, Adam's moments for the rest."""
@@ -123,7 +126,7 @@ class Muon(BaseOptimizer):
         (self._update_matrices if group["orthogonalise"] else _adamw)(group, batch)
 
     def _update_matrices(self, group: dict[str, Any], batch: Batch) -> None:
-        velocities, m, count = buffers(batch, "momentum_buffer"), group["momentum"], group["matrices"]
+        velocities, m, lie = buffers(batch, "momentum_buffer"), group["momentum"], (group["matrices"], group["layout"])
         wide = velocities[0].dtype
         dtype = self.dtype or (torch.float64 if wide == torch.float64 else torch.bfloat16)
         shares = self._shares(batch)
@@ -137,13 +140,13 @@ class Muon(BaseOptimizer):
             if not mine:
                 continue
             ahead = [grads[numbers.index(i)].lerp(velocities[i], m) if group["nesterov"] else velocities[i] for i in mine]
-            stack = torch.stack([_as_matrices(whole_like(z, batch.wholes[i]), count).to(dtype) for i, z in zip(mine, ahead, strict=True)])
+            stack = torch.stack([as_matrices(whole_like(z, batch.wholes[i]), *lie).to(dtype) for i, z in zip(mine, ahead, strict=True)])
             for i, o in zip(mine, orthogonalise(stack, steps=group["steps"]), strict=True):
                 made[i] = o
             if shares is None:
                 _step(group, batch, {i: made.pop(i) for i in numbers})
         if shares is not None:
-            _step(group, batch, self._exchange(batch, made, shares, count, dtype))
+            _step(group, batch, self._exchange(batch, made, shares, lie, dtype))
 
     def _shares(self, batch: Batch) -> list[int] | None:
         """Which rank orthogonalises which tensor: the costliest first, each to the rank with the least to do."""
@@ -157,7 +160,9 @@ class Muon(BaseOptimizer):
             load[owners[i]] += costs[i]
         return owners
 
-    def _exchange(self, batch: Batch, made: dict[int, Tensor], owners: list[int], count: int, dtype: torch.dtype) -> dict[int, Tensor]:
+    def _exchange(
+        self, batch: Batch, made: dict[int, Tensor], owners: list[int], lie: tuple[int, str], dtype: torch.dtype
+    ) -> dict[int, Tensor]:
         """All-gather: every rank sends what it made, as one vector of the length of the longest."""
         rank, world = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
         by_rank = [[i for i, owner in enumerate(owners) if owner == r] for r in range(world)]
@@ -173,13 +178,9 @@ class Muon(BaseOptimizer):
             start = 0
             for i in numbers:
                 shape, stop = batch.wholes[i].shape, start + batch.wholes[i].numel()
-                found[i] = vector[start:stop].view(count, shape[0] // count, -1)
+                found[i] = vector[start:stop].view(matrix_shape(shape, *lie))
                 start = stop
         return found
-
-
-def _as_matrices(tensor: Tensor, count: int) -> Tensor:
-    return tensor.reshape(count, tensor.size(0) // count, -1)
 
 
 def _of_one_shape(tensors: Sequence[Tensor], device: torch.device) -> Iterator[list[int]]:
@@ -199,7 +200,7 @@ def _step(group: dict[str, Any], batch: Batch, orthogonal: dict[int, Tensor]) ->
         wide = widened([p], torch.promote_types(p.dtype, torch.float32))[0]
         if group["weight_decay"]:
             wide.mul_(1 - group["lr"] * group["weight_decay"])
-        step = shard_like(o.reshape(batch.wholes[i].shape), batch.wholes[i])
+        step = shard_like(from_matrices(o, batch.wholes[i].shape, group["matrices"], group["layout"]), batch.wholes[i])
         rate = group["lr"] * step_scale(group["scale"], o.size(-2), o.size(-1))
         if isinstance(rate, Tensor):
             wide.sub_(step * rate)

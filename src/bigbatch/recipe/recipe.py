@@ -300,7 +300,7 @@ class Recipe(Section):
         32
         """
         value: Any = self.to_dict()
-        for part in field.split("."):
+        for part in _parts(field):
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
@@ -308,14 +308,14 @@ class Recipe(Section):
         """A new recipe with dotted fields replaced; None removes a field.
 
         Setting a section's tag (`optimizer.name`, `schedule.warmup.kind`, `schedule.decay.kind`) drops the fields that the new kind
-        does not have.
+        does not have, and `optimizer.groups` where they are not its own.
 
         Raises:
             RecipeError: If a field is unknown or the result is impossible.
         """
         fields = self.to_dict()
         for field, value in changes.items():
-            *sections, last = field.split(".")
+            *sections, last = _parts(field)
             target = fields
             for section in sections:
                 target = target.setdefault(section, {})
@@ -360,6 +360,12 @@ def _parse(text: str) -> dict[str, Any]:
         raise RecipeError(f"not TOML: {error}; `bigbatch plan TASK --global-batch N` writes a recipe to start from") from None
 
 
+def _parts(field: str) -> list[str]:
+    """A dotted field by section; what follows "optimizer.groups." is one pattern, dots and all."""
+    head, groups, pattern = field.partition("optimizer.groups.")
+    return ["optimizer", "groups", pattern] if groups and not head else field.split(".")
+
+
 def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str, keep: set[str]) -> None:
     target: Any = fields
     for part in section.split("."):
@@ -367,6 +373,13 @@ def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str,
     known = KINDS[section][kind].model_fields
     for name in [n for n in target or () if n not in known and f"{section}.{n}" not in keep]:
         del target[name]
+    groups = target.get("groups") if isinstance(target, dict) else None
+    if section == "optimizer" and groups and (kind == "muon") != (set(groups.values()) <= {"muon", "adam"}) and not _sets_groups(keep):
+        del target["groups"]  # they are another optimizer's
+
+
+def _sets_groups(changes: set[str]) -> bool:
+    return any(field.startswith("optimizer.groups") for field in changes)
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,8 @@ from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positiv
 from bigbatch.recipe.batch_rules import BATCH_RULES, AnyBatchRule
 
 Betas = tuple[Momentum, Momentum]
+MuonGroups = Annotated[dict[str, Literal["muon", "adam"]], Field(min_length=1)]
+DecayGroups = Annotated[dict[str, Literal["weights", "norms_and_biases"]], Field(min_length=1)]
 
 
 class _Optimizer(Section):
@@ -18,6 +20,7 @@ class _Optimizer(Section):
 
 class _UniformDecay(_Optimizer):
     decay_norms_and_biases: bool = True  # torch's habit; Goyal et al. switch it off
+    groups: DecayGroups | None = None  # patterns of parameter names to what they count as
 
 
 class SGD(_UniformDecay):
@@ -73,6 +76,7 @@ class SGDP(_UniformDecay):
 class _LayerWise(_Optimizer):
     decay_norms_and_biases: bool = False
     adapt_norms_and_biases: bool = False
+    groups: DecayGroups | None = None  # patterns of parameter names to what they count as
 
 
 class LARS(_LayerWise):
@@ -103,6 +107,7 @@ class Muon(_Optimizer):
     nesterov: bool = True
     betas: Betas = (0.9, 0.95)
     eps: Positive = 1e-8
+    groups: MuonGroups | None = None  # patterns of parameter names to who updates them, where `bigbatch plan --groups` shows another
 
 
 AnyOptimizer = Annotated[SGD | Adam | AdamW | SGDP | AdamP | LARS | LAMB | Muon, Field(discriminator="name")]

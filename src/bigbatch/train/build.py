@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import sys
 from typing import Any, assert_never
 
 import numpy as np
@@ -27,7 +28,7 @@ from bigbatch.core.groups import param_groups
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.ghost_batch_norm import convert_batch_norm
 from bigbatch.layers.split_batch_norm import convert_split_batch_norm
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, GroupTable, Muon, describe_groups, muon_groups
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.feed import feed
@@ -52,7 +53,7 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     torch.manual_seed(seed)
 
 
-def build_model(task: Task, recipe: Recipe, device: torch.device) -> nn.Module:
+def build_model(task: Task, recipe: Recipe, device: torch.device = torch.device("cpu")) -> nn.Module:  # noqa: B008
     """The task's model with the recipe's options, precision and normalisation groups.
 
     Raises:
@@ -146,7 +147,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) 
         case sections.LAMB() as o:
             return LAMB(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)
         case sections.Muon() as o:
-            groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay)
+            groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay, overrides=o.groups)
             shared = comm.ranks.group or dist.group.WORLD if type(comm) is AllReduce and comm.ranks.world_size > 1 else None
             return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps, process_group=shared)
         case other:
@@ -156,9 +157,25 @@ def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) 
 def _groups(model: nn.Module, o: Any) -> list[dict[str, Any]]:
     """One group for everything, unless norms and biases are treated apart."""
     adapt = getattr(o, "adapt_norms_and_biases", True)
-    if adapt and (o.decay_norms_and_biases or not o.weight_decay):
+    if adapt and (o.decay_norms_and_biases or not o.weight_decay) and not o.groups:
         return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": o.weight_decay}]
-    return param_groups(model, weight_decay=o.weight_decay, decay_norms_and_biases=o.decay_norms_and_biases, adapt_norms_and_biases=adapt)
+    flags = {"decay_norms_and_biases": o.decay_norms_and_biases, "adapt_norms_and_biases": adapt}
+    return param_groups(model, weight_decay=o.weight_decay, **flags, overrides=o.groups)
+
+
+def group_table(model: nn.Module, recipe: Recipe) -> GroupTable:
+    """The groups that the recipe's optimizer makes of a model's parameters."""
+    o = recipe.optimizer
+    return describe_groups(model, kind="muon" if isinstance(o, sections.Muon) else "decay", overrides=o.groups)
+
+
+def told_groups(model: nn.Module, recipe: Recipe, *, title: str, quiet: bool) -> list[dict[str, Any]]:
+    """The groups for the record, one entry for each group and reason; Muon's are also said on standard error, unless quiet."""
+    parts = list(group_table(model, recipe).summary())
+    if isinstance(recipe.optimizer, sections.Muon) and not quiet:
+        for part in parts:
+            print(f"{title}: {part.group} updates {part.names} ({part.why})", file=sys.stderr)
+    return [part._asdict() for part in parts]
 
 
 def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, ranks: Ranks) -> int:

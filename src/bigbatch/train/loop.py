@@ -24,7 +24,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.adversarial import build_passes, make_examples, paired
-from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
+from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
 from bigbatch.train.by_server import by_server
 from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
@@ -116,7 +116,7 @@ def fit(
         model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
         comm = ranks.together(lambda: build_comm(model, recipe, ranks))
         passes = ranks.together(lambda: build_passes(task, recipe, comm, data.train, pair=pair, quiet=quiet))
-        optimizer = build_optimizer(model, recipe, comm)
+        optimizer = ranks.together(lambda: build_optimizer(model, recipe, comm))
         walked = WeightDistance(model) if measure_distance else None  # before a checkpoint is read
         if not ranks.first:
             seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
@@ -164,7 +164,8 @@ def fit(
                 if clock.updates == 0:
                     if folder is not None:
                         write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
-                    record.start(recipe, task=task.name, micro_batch=micro_batch, device=ranks.device.type, workers=everyone.world_size)
+                    groups = told_groups(model, recipe, title=title or task.name, quiet=quiet)
+                    record.start(recipe, task=task.name, micro_batch=micro_batch, workers=everyone.world_size, groups=groups)
                     save("last.pt")
                 work = control.work(micro_batch, lockstep=comm.lockstep)
                 read = partial(open_stream, recipe, data.train, ranks=ranks, work=work)

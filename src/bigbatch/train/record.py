@@ -55,7 +55,8 @@ class Record:
 
     def start(self, recipe: Recipe, **facts: Any) -> None:
         """First line: the recipe and the environment."""
-        self._write({"kind": "start", "recipe": recipe.to_dict(), "environment": environment(), **facts})
+        where = {"environment": environment(), "device": self._ranks.device.type}
+        self._write({"kind": "start", "recipe": recipe.to_dict(), **where, **facts})
 
     def update(self, clock: Clock, sum_loss: Tensor, *, lr: float, num_samples: int) -> None:
         """One update of `num_samples` samples over all workers; `clock` stands after it.

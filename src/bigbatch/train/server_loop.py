@@ -25,7 +25,7 @@ from bigbatch.core.checks import Diverged, Interrupted
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
-from bigbatch.train.build import build_model, build_optimizer, choose_micro_batch, seed_everything
+from bigbatch.train.build import build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
 from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
@@ -121,7 +121,8 @@ def serve_run(
                 if clock.updates == 0:
                     if folder is not None:
                         write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
-                    facts = {"micro_batch": progress.micro_batch, "device": ranks.device.type, "workers": role.num_workers}
+                    facts: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
+                    facts["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     if not _reproducible(recipe):
                         _say(quiet, f"{title or task.name}: {_warning(recipe)}")
                     record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **facts)
