@@ -38,6 +38,39 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.permute(order).view(-1)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills a stretch of memory, each element at a place of its own: contiguous in some order of its dimensions.
+
+    >>> import torch
+    >>> t = torch.zeros(4, 6)
+    >>> is_dense(t), is_dense(t.T), is_dense(t[:, :3]), is_dense(t[:1].expand(4, 6))
+    (True, True, False, False)
+    """
+    if tensor.is_contiguous() or not tensor.numel():
+        return True
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether several elements may share a place in memory, as in an expanded tensor.
+
+    >>> import torch
+    >>> overlaps(torch.zeros(1, 4).expand(3, 4)), overlaps(torch.zeros(4, 6)[:, :3])
+    (True, False)
+    """
+    reached = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
+        if stride <= reached:
+            return bool(tensor.numel())
+        reached += stride * (size - 1)
+    return False
+
+
 def same_layout(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor with the memory order of `like`: itself where it has it, else a copy."""
     if tensor.stride() == like.stride() or (tensor.is_contiguous() and like.is_contiguous()):

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.multi_tensor import same_layout
+from bigbatch.core.multi_tensor import is_dense, overlaps, same_layout
 from bigbatch.core.sharding import laid_out_as, layout, local
 
 Rate = float | Tensor
@@ -19,15 +19,18 @@ Rate = float | Tensor
 class Batch(NamedTuple):
     """Parameters of one group with a gradient, of one device, type and layout over ranks."""
 
-    params: list[Tensor]  # what this rank holds
+    params: list[Tensor]  # what this rank holds, dense: a copy where the parameter itself has gaps in memory
     grads: list[Tensor]  # in the memory order of their parameters; never written
-    states: list[dict[str, Tensor]]
+    states: list[dict[str, Tensor]]  # likewise
     where: Any  # their layout over ranks, None for plain tensors
     wholes: list[Tensor]  # the parameters as the user knows them
+    copies: list[tuple[Tensor, Tensor]]  # parameters with gaps, and the copies to be written back
 
 
 def check_rate(name: str, value: float | Tensor) -> None:
-    """Refuse a negative or non-finite setting; tensors are taken as they are (looking would sync the device)."""
+    """Refuse a negative or non-finite setting; tensors of one element are taken as they are (looking would sync the device)."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise UserError(f"{name} of shape {tuple(value.shape)}: must be a number or a tensor of one element")
     if not isinstance(value, Tensor) and not 0 <= value < float("inf"):
         raise UserError(f"{name} = {value}: must be a finite number, zero or above; give such a number")
 
@@ -43,6 +46,9 @@ class BaseOptimizer(Optimizer):
 
     Gradients are never written, clipped or synchronised; nothing waits for the device. State is float32 for parameters of lower
     precision and the arithmetic is done there; float64 stays float64. Sharded parameters (DTensor) have sharded state.
+
+    A parameter may lie in memory in any order of its dimensions, also with gaps, as a slice does; nothing outside of it is written. Its
+    state follows it by index when its memory format changes. Parameters whose elements share memory (`expand`) are refused.
     """
 
     state_names: tuple[str, ...] = ()
@@ -77,6 +83,11 @@ class BaseOptimizer(Optimizer):
             if not group["params"]:
                 raise UserError(f"parameter group {len(self.param_groups) - 1} is empty: give each group a parameter, or leave it out")
             for p in group["params"]:
+                if overlaps(local(p)):
+                    raise UserError(
+                        f"a parameter of shape {tuple(p.shape)} and strides {p.stride()}: its elements share memory, so a step can't be "
+                        "written; give p.contiguous(), or the tensor that it was expanded from"
+                    )
                 if not p.is_floating_point():
                     raise UserError(f"a parameter of type {p.dtype}: must be real floating point; use torch.view_as_real for complex ones")
             self.check_group(group)
@@ -103,8 +114,13 @@ class BaseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            settings = group
+            if isinstance(lr := group["lr"], Tensor) and lr.ndim:
+                settings = {**group, "lr": lr.view(())}
             for batch in self._batches(group):
-                self.update(group, batch)
+                self.update(settings, batch)
+                for parameter, copy in batch.copies:
+                    parameter.copy_(copy)
         return loss
 
     def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
@@ -118,16 +134,23 @@ class BaseOptimizer(Optimizer):
             held, where = p, None
             if isinstance(p, DTensor):
                 held, where, grad = local(p), layout(p), local(laid_out_as(grad, p))
-            key = (p.device, p.dtype, where and (id(where[0]), where[1]))
-            if key not in alike:
-                alike[key] = Batch([], [], [], where, [])
             state = self.state[p]
             if not state:
                 self._init_state(p, state, self.state_names_of(group))
+            if not p.numel():
+                continue
+            key = (p.device, p.dtype, where and (id(where[0]), where[1]))
+            if key not in alike:
+                alike[key] = Batch([], [], [], where, [], [])
             batch = alike[key]
+            if not is_dense(held):
+                if overlaps(held):
+                    raise UserError(f"a parameter of shape {tuple(p.shape)} and strides {p.stride()}: its elements share memory")
+                held = held.contiguous()
+                batch.copies.append((local(p), held))
             batch.params.append(held)
             batch.grads.append(same_layout(grad, held))
-            batch.states.append(state)
+            batch.states.append(_laid_out_like(held, state) if where is None else state)
             batch.wholes.append(p)
         yield from alike.values()
 
@@ -145,14 +168,52 @@ class BaseOptimizer(Optimizer):
                 state[name] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state stays in its own precision (torch would round it to that of a bfloat16 parameter)."""
-        super().load_state_dict(state_dict)
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        """As in torch, hooks included, but state has the precision that it would have begun with, whatever it was saved in.
+
+        That is float32 for a bfloat16 parameter, to which torch would round it, and for a float32 one whose state was saved in bfloat16.
+        """
+        given: dict[str, Any] = {}
+
+        def note(_: Optimizer, state_dict: dict[str, Any]) -> None:  # what the user's own hooks left
+            given.update(state_dict)
+
+        def restore(_: Optimizer) -> None:
+            self._restore_precision(given)
+
+        noting = self.register_load_state_dict_pre_hook(note)
+        restoring = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            noting.remove()
+            restoring.remove()
+
+    def _restore_precision(self, given: dict[str, Any]) -> None:
+        numbers = [number for group in given["param_groups"] for number in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, params, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor) and (self.state[p][name].dtype, self.state[p][name].device) != (value.dtype, p.device):
-                    self.state[p][name] = value.to(p.device, copy=True)
+            for name, value in given["state"].get(number, {}).items():
+                if name == "step":
+                    self.state[p][name] = torch.as_tensor(value, dtype=torch.float32).to(p.device, copy=True)
+                elif isinstance(value, Tensor):
+                    wide = torch.promote_types(p.dtype, torch.float32)
+                    if self.state[p][name].dtype != wide or value.dtype != wide:
+                        self.state[p][name] = value.to(p.device, wide, copy=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Settings that a group of another optimizer or version lacks are this optimizer's defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+
+def _laid_out_like(held: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state, which may have been made when its parameter lay in memory in another order."""
+    for name, value in state.items():
+        if value.shape == held.shape and value.stride() != held.stride():
+            state[name] = same_layout(value, held)
+    return state
 
 
 def buffers(batch: Batch, name: str) -> list[Tensor]:

@@ -157,11 +157,11 @@ def _apply(weights: list[Tensor], grads: list[Tensor], velocities: list[Tensor],
 
 
 def _can_fuse(group: dict[str, Any], batch: Batch) -> bool:
-    """Whether torch's fused SGD can stand in: on a CPU, where reading a rate waits for nothing; float32 without Nesterov."""
+    """Whether torch's fused SGD can stand in: on a CPU, where reading a rate waits for nothing; float32, momentum, no Nesterov."""
     p = batch.params[0]
     if p.device.type != "cpu" or p.dtype != torch.float32 or torch.compiler.is_compiling() or sharded_axes(batch.where):
         return False
-    return not group["nesterov"] and not isinstance(group["lr"], Tensor)
+    return bool(group["momentum"]) and not group["nesterov"] and not isinstance(group["lr"], Tensor)
 
 
 def _fused_update(group: dict[str, Any], batch: Batch) -> None:

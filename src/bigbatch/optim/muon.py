@@ -105,6 +105,13 @@ class Muon(BaseOptimizer):
         }
         super().__init__(params, defaults)
 
+    process_group: dist.ProcessGroup | None = None  # of a copy or a pickle: none, so that it does all of the work itself
+    dtype: torch.dtype | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What torch keeps, and the type to orthogonalise in."""
+        return {**super().__getstate__(), "dtype": self.dtype}
+
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse impossible settings of a group."""
         super().check_group(group)
@@ -203,7 +210,7 @@ def _step(group: dict[str, Any], batch: Batch, orthogonal: dict[int, Tensor]) ->
         step = shard_like(from_matrices(o, batch.wholes[i].shape, group["matrices"], group["layout"]), batch.wholes[i])
         rate = group["lr"] * step_scale(group["scale"], o.size(-2), o.size(-1))
         if isinstance(rate, Tensor):
-            wide.sub_(step * rate)
+            wide.sub_(step.to(wide.dtype) * rate)
         else:
             wide.sub_(step, alpha=rate)
         if wide is not p:
