@@ -9,7 +9,7 @@ from tests.reference.ghost_batch_norm import ghost_batch_norm
 from torch import nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.layers import GhostBatchNorm, GhostBatchNorm2d, convert_batch_norm, ghost_groups
+from bigbatch.layers import GhostBatchNorm, GhostBatchNorm2d, convert_batch_norm, convert_split_batch_norm, drop_auxiliary, ghost_groups
 
 
 def test_hand_worked():  # groups (0, 2) and (10, 12), each mean +-1; running mean 0.1 * 1 * 0.9 + 0.1 * 11 = 1.19
@@ -226,3 +226,71 @@ def test_refuses_a_group_of_one(ghost_batch):
         with pytest.raises(UserError, match=rf"ghost_batch = {ghost_batch}: must be 2 or more, since .*; give the batch that"):
             refused()
     assert type(model[0]) is nn.BatchNorm1d
+
+
+def test_without_running_statistics_evaluation_takes_the_whole_input():
+    """It used to split, so that the order of samples changed their outputs."""
+    torch.manual_seed(0)
+    layer, plain = GhostBatchNorm2d(3, ghost_batch=4, track_running_stats=False).eval(), nn.BatchNorm2d(3, track_running_stats=False).eval()
+    x, order = torch.randn(12, 3, 5, 5).cumsum(0), torch.randperm(12)
+    torch.testing.assert_close(layer(x), plain(x))
+    torch.testing.assert_close(layer(x[order]), layer(x)[order])
+    assert not torch.allclose(layer.train()(x), plain(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's own rules of derivatives
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_mode_derivatives(training):
+    """`torch.func.jvp` raised. Against a finite difference."""
+    torch.manual_seed(0)
+    layer = GhostBatchNorm(3, ghost_batch=4, track_running_stats=False, dtype=torch.float64).train(training)
+    x, v = torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64)
+    value, slope = torch.func.jvp(layer, (x,), (v,))
+    torch.testing.assert_close(value, layer(x))
+    torch.testing.assert_close(slope, (layer(x + 1e-6 * v) - layer(x - 1e-6 * v)) / 2e-6, rtol=1e-6, atol=1e-7)
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, v))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope)
+
+
+def test_without_a_shift():
+    """As torch's own, which takes `bias` since 2.13."""
+    torch.manual_seed(0)
+    layer = GhostBatchNorm2d(3, ghost_batch=4, bias=False)
+    assert layer.bias is None
+    assert set(layer.state_dict()) == set(nn.BatchNorm2d(3).state_dict()) - {"bias"}
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    x = torch.randn(8, 3, 5, 5, requires_grad=True)
+    want = torch.cat([nn.functional.batch_norm(part, None, None, layer.weight, training=True) for part in x.split(4)])
+    got = layer(x)
+    torch.testing.assert_close(got, want)
+    grads = [
+        torch.autograd.grad(y.square().sum(), [x, layer.weight], retain_graph=True)
+        for y in (got * torch.arange(8)[:, None, None, None], want * torch.arange(8)[:, None, None, None])
+    ]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_converting_keeps_a_missing_shift(affine):
+    old = nn.BatchNorm2d(3, affine=affine)
+    if affine:
+        old.register_parameter("bias", None)
+    new = convert_batch_norm(nn.Sequential(old), 4)[0]
+    assert (new.weight is None, new.bias) == (not affine, None)
+    split = convert_split_batch_norm(nn.Sequential(new))[0]
+    assert (split.auxiliary.weight is None, split.auxiliary.bias) == (not affine, None)
+    assert drop_auxiliary(nn.Sequential(split))[0].bias is None
+
+
+def test_compiled_it_takes_batches_of_other_sizes():
+    """In one graph: a second size is a symbol, which was not taken for a number above zero."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(3, 3), GhostBatchNorm(3, ghost_batch=4, track_running_stats=False))
+    for dynamic in (None, True):
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, backend="aot_eager", dynamic=dynamic, fullgraph=True)
+        for n in (8, 12, 10, 9, 3):
+            x = torch.randn(n, 3)
+            torch.testing.assert_close(compiled(x), layer(x))

@@ -26,7 +26,8 @@ def settings_of(norm: AnyBatchNorm) -> dict[str, Any]:
     if isinstance(norm, nn.modules.lazy.LazyModuleMixin) and norm.has_uninitialized_params():
         raise UserError(f"{type(norm).__name__}: has no size yet; pass one input through the model before it is converted")
     names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-    return {name: getattr(norm, name) for name in names} | {"ghost_batch": getattr(norm, "ghost_batch", None)}
+    own = {"ghost_batch": getattr(norm, "ghost_batch", None), "bias": not norm.affine or norm.bias is not None}
+    return {name: getattr(norm, name) for name in names} | own
 
 
 def same_rank(norm: AnyBatchNorm, kinds: Mapping[type[AnyBatchNorm], type[Module]], otherwise: type[Module]) -> type[Module]:

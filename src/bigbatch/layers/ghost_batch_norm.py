@@ -4,7 +4,7 @@ Paper:   Hoffer, Hubara, Soudry 2017, Train longer, generalize better, arXiv:170
 Formula: split the batch into K groups of `ghost_batch` samples; group i is normalised by its own mean_i and var_i;
              mean_run <- (1 - a)^K mean_run + sum_i (1 - a)^(K - i) a mean_i,   the same for var_run
          that is: one ordinary running update per group, in order. gamma and beta are shared.
-         Evaluation uses mean_run and var_run on the whole input, and never splits.
+         Evaluation uses mean_run and var_run on the whole input, or its own statistics if none are tracked, and never splits.
 Units:   ghost_batch in samples.
 Differs: tracks the unbiased variance (as torch does), not the standard deviation. The exponent is K; the paper prints |B_S|.
          A rest smaller than half a group, or of one sample, joins the group before it, so that no group has only a few samples.
@@ -48,7 +48,12 @@ def ghost_groups(num_samples: int, ghost_batch: int) -> list[int]:
     """
     check_positive("num_samples", num_samples)
     check_positive("ghost_batch", ghost_batch)
-    full, rest = divmod(num_samples, ghost_batch)
+    return _sizes(num_samples, ghost_batch)
+
+
+def _sizes(num_samples: int, ghost_batch: int) -> list[int]:
+    """Without checks, which under torch.compile a symbolic size would not pass."""
+    full, rest = num_samples // ghost_batch, num_samples % ghost_batch  # divmod takes no symbols
     sizes = [ghost_batch] * full
     if rest and (not sizes or (2 * rest >= ghost_batch and rest > 1)):
         sizes.append(rest)
@@ -69,9 +74,11 @@ class GhostBatchNorm(AnyBatchNorm):
         eps: Added to the variance.
         momentum: a in the formula: weight of a new group in the running statistics; None for a plain average over groups.
         affine: Whether to learn gamma and beta.
-        track_running_stats: Whether to keep running statistics for evaluation.
+        track_running_stats: Whether to keep running statistics for evaluation. Without them, evaluation takes those of the whole input,
+            as torch's batch norm does: which samples are evaluated together matters then, but not their order.
         device: Of parameters and buffers.
         dtype: Of parameters and buffers.
+        bias: Whether to learn beta, if `affine`.
 
     Raises:
         UserError: If `ghost_batch` is below 2.
@@ -92,8 +99,11 @@ class GhostBatchNorm(AnyBatchNorm):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if affine and not bias:
+            self.register_parameter("bias", None)  # an argument of torch's own only since 2.13
         if ghost_batch is not None:
             check_group("ghost_batch", ghost_batch)
         self.ghost_batch = ghost_batch
@@ -103,8 +113,8 @@ class GhostBatchNorm(AnyBatchNorm):
         self._check_input_dim(input)
         if not self.training and self.running_mean is not None:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        split = self.ghost_batch is not None and len(input) > self.ghost_batch
-        sizes = ghost_groups(len(input), self.ghost_batch or 0) if split else [len(input)]
+        split = self.training and self.ghost_batch is not None and len(input) > self.ghost_batch
+        sizes = _sizes(len(input), self.ghost_batch or 0) if split else [len(input)]
         if self.training and self.track_running_stats:
             return self._normalise(input, sizes, self.running_mean, self.running_var, self._momenta(len(sizes)))
         return self._normalise(input, sizes, None, None, [0.0] * len(sizes))

@@ -31,7 +31,7 @@ def normalise_groups(
         input: Shape (N, C) or (N, C, ...).
         sizes: Samples in each group; they add up to N.
         weight: gamma, shape (C,), or None for 1.
-        bias: beta, shape (C,), or None for 0; None with `weight`.
+        bias: beta, shape (C,), or None for 0.
         running_mean: Shape (C,), changed in place; None to keep none.
         running_var: The same, unbiased.
         momenta: For each group its weight in the running statistics.
@@ -42,9 +42,14 @@ def normalise_groups(
     """
     formats = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
     writable = input.is_cpu and any(input.is_contiguous(memory_format=f) for f in formats)  # given other strides the kernel is wrong
-    if len(sizes) == 1 or not writable or torch.compiler.is_compiling():
+    if len(sizes) == 1 or not writable or torch.compiler.is_compiling() or _transformed():
         return _group_by_group(input, sizes, weight, bias, running_mean, running_var, momenta, eps)
     return _IntoOneOutput.apply(input, weight, bias, running_mean, running_var, sizes, momenta, eps)[0]  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _transformed() -> bool:
+    """Whether `torch.func` or forward-mode derivatives are under way, for which the function has no rules."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _group_by_group(
