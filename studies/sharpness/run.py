@@ -166,7 +166,7 @@ class Study:
         told, batches, losses = {}, self.batches("train"), self.task.losses
         for subspace in SUBSPACES:
             for epsilon in EPSILONS:
-                found = keskar_sharpness(model, losses, batches, epsilon=epsilon, subspace=subspace, seed=seed, micro_batch=PASS)
+                found = keskar_sharpness(model, losses, batches, epsilon=epsilon, subspace=subspace, starts=1, seed=seed, micro_batch=PASS)
                 told[f"{subspace or 'full'}, {epsilon:g}"] = found._asdict()
         sam = sam_sharpness(model, losses, batches, rho=RHO, micro_batch=PASS)
         adaptive = adaptive_sharpness(model, losses, batches, rho=ADAPTIVE_RHO, micro_batch=PASS)

@@ -72,7 +72,7 @@ def test_a_network_is_searched_to_the_end():
     """Ten iterations come as far as steps to the corner that the gradient points at, repeated until they stop."""
     case = smooth_network()
     x, y = case.x, case.y
-    found = keskar_sharpness(case.model, case.loss, case.batches, epsilon=0.02)
+    found = keskar_sharpness(case.model, case.loss, case.batches, epsilon=0.02, starts=1)
     weights = list(case.model.parameters())
     start, best = [w.detach().clone() for w in weights], 0.0
     for _ in range(30):
@@ -149,3 +149,37 @@ def test_a_loader_that_shuffles_is_found_out():
 def test_the_search_itself_counts_what_it_saw_best():
     y = highest_in_box(lambda y: (-float(((y - 0.3) ** 2).sum()), -2 * (y - 0.3)), np.ones(3), iterations=20).y
     np.testing.assert_allclose(y, 0.3, atol=1e-3)
+
+
+class Coupled(torch.nn.Module):
+    """w' H w / 2, whatever the sample."""
+
+    def __init__(self, H):
+        super().__init__()
+        self.register_buffer("H", H)
+        self.w = torch.nn.Parameter(torch.zeros(len(H), dtype=H.dtype))
+
+    def forward(self, x):
+        return (self.w @ self.H @ self.w / 2).expand(len(x))
+
+
+def test_several_starts_come_nearer_to_the_best_corner_and_say_how_far_apart_they_ended():
+    """At a minimum of a bowl the largest value is at a corner: all 1,024 are tried. What one start finds depends on its seed."""
+    root = torch.randn(10, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    H = root @ root.T
+    epsilon = 0.1
+    corners = epsilon * torch.tensor(list(itertools.product([-1.0, 1.0], repeat=10)), dtype=torch.float64)
+    exact = 100 * float(torch.einsum("ci,ij,cj->c", corners, H, corners).max() / 2)
+    model, batches = Coupled(H), [(torch.zeros(2, 1), torch.zeros(2))]
+    single = [keskar_sharpness(model, output, batches, epsilon=epsilon, starts=1, seed=seed).value for seed in range(6)]
+    assert min(single) < 0.98 * exact  # what a seed decided
+    found = [keskar_sharpness(model, output, batches, epsilon=epsilon, starts=8, seed=seed) for seed in range(4)]
+    assert max(each.value for each in found) == pytest.approx(exact, rel=1e-6)
+    for each in found:
+        assert 0.97 * exact < each.value < exact * (1 + 1e-6)
+        assert each.value == max(each.starts)
+        assert len(each.starts) == 8
+        assert each.spread == pytest.approx(max(each.starts) - min(each.starts))
+    assert max(each.spread for each in found) > 0.02 * exact
+    usual = keskar_sharpness(model, output, batches, epsilon=epsilon)
+    assert (len(usual.starts), usual.starts[0]) == (3, pytest.approx(single[0]))

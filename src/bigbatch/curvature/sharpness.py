@@ -8,13 +8,15 @@ Differs: the maximum is looked for by 10 iterations of L-BFGS-B, as in the paper
          They start at a random point within a thousandth of the box, for at a minimum y = 0 is stationary. The objective is scaled so
          that the first gradient takes a coordinate across the box, in the mean: at a flat minimum an unscaled one would hardly move.
          No iteration is saved by tolerances. The largest f that was seen counts, y = 0 among them, so phi is never below 0.
+         Each corner of the box can be a local maximum, and where a search ends depends on its start: several starts, the largest counts,
+         and the value of each is returned, for their spread says how far the maximum may still be.
 
 A lower bound of what the formula says, the tighter the more iterations. The box is relative to the weights: layers that are scaled against
 each other, which leaves the outputs of a network of ReLUs alone, change phi (Dinh et al. 2017, arXiv:1703.04933). Compare equal networks at
 about equal loss.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +71,9 @@ class Highest(NamedTuple):
     iterations: int
 
 
-def highest_in_box(f: Callable[[Vector], tuple[float, Vector]], half: Vector, *, iterations: int = 10, seed: int = 0) -> Highest:
+def highest_in_box(
+    f: Callable[[Vector], tuple[float, Vector]], half: Vector, *, iterations: int = 10, seed: int | Sequence[int] = 0
+) -> Highest:
     """Maximise a smooth function over |y_i| <= half_i, inexactly, by L-BFGS-B in float64.
 
     Args:
@@ -109,12 +113,18 @@ def highest_in_box(f: Callable[[Vector], tuple[float, Vector]], half: Vector, *,
 class Sharpness(NamedTuple):
     """Of a model at its weights."""
 
-    value: float  # phi, percent
+    value: float  # phi, percent: the largest of all starts
     loss: float  # f(x)
     highest: float  # the largest f(x + A y) that was seen
     at_bound: float  # share of the y_i that are at the edge of the box there
     iterations: int  # of L-BFGS-B
     evaluations: int  # passes over the data, most of them with gradients
+    starts: tuple[float, ...]  # phi of each start, percent
+
+    @property
+    def spread(self) -> float:
+        """Between the largest and the smallest of the starts, percent; 0 for one."""
+        return max(self.starts) - min(self.starts)
 
 
 def keskar_sharpness(
@@ -125,6 +135,7 @@ def keskar_sharpness(
     epsilon: float = 1e-3,
     subspace: int | None = None,
     iterations: int = 10,
+    starts: int = 3,
     seed: int = 0,
     parameters: Iterable[Tensor] | None = None,
     micro_batch: int | None = None,
@@ -141,8 +152,9 @@ def keskar_sharpness(
         batches: Pairs of inputs and targets; the same at each pass. The paper's are the whole training set.
         epsilon: Half the box, relative to the weights; the paper's are 1e-3 and 5e-4.
         subspace: Dimensions of the random subspace, the paper's 100; the full space, if None. Holds a matrix of n times so many.
-        iterations: Of L-BFGS-B.
-        seed: Of the subspace and of the start.
+        iterations: Of L-BFGS-B, from each start.
+        starts: Searches, each from another random point; the cost is theirs. The paper makes one.
+        seed: Of the subspace and of the starts.
         parameters: Which of the model's parameters span the space; those that require gradients, if left out.
         micro_batch: Most samples in a forward pass.
         group: Workers that share out the samples; each gets the result of all.
@@ -154,6 +166,8 @@ def keskar_sharpness(
     check_positive("epsilon", epsilon, "the paper's are 1e-3 and 5e-4")
     if iterations < 1:
         raise UserError(f"iterations = {iterations}: must be at least 1; the paper's are 10")
+    if starts < 1:
+        raise UserError(f"starts = {starts}: must be at least 1; the default is 3")
     at = Landscape(model, loss, batches, parameters=parameters, micro_batch=micro_batch, group=group)
     if subspace is not None and not 1 <= subspace <= at.size:
         raise UserError(f"subspace = {subspace}: must be from 1 to the {at.size:,} parameters; leave it out for the full space")
@@ -174,8 +188,10 @@ def keskar_sharpness(
 
     here = at.loss(at.start)
     half = half_width(z, epsilon).numpy()
-    found = highest_in_box(f, half, iterations=iterations, seed=seed)
+    searches = [highest_in_box(f, half, iterations=iterations, seed=[seed, i] if i else seed) for i in range(starts)]
+    found = max(searches, key=lambda search: search.value)
     if here > found.value:
         found = Highest(here, np.zeros_like(half), found.iterations)
     at_bound = float(np.mean(np.abs(found.y) >= half * (1 - 1e-9)))
-    return Sharpness(phi(here, found.value), here, found.value, at_bound, found.iterations, at.evaluations)
+    each = tuple(phi(here, max(here, search.value)) for search in searches)
+    return Sharpness(phi(here, found.value), here, found.value, at_bound, found.iterations, at.evaluations, each)

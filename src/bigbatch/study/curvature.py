@@ -168,12 +168,12 @@ def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], pr
     for where, subspace in (("all directions", None), (f"{min(SUBSPACE, size)} random directions", min(SUBSPACE, size))):
         for epsilon in EPSILONS:
             box: dict[str, Any] = {"epsilon": epsilon, "subspace": subspace, "seed": seed, "progress": one_more}
-            rise = keskar_sharpness(model, losses, batches, **box).value
-            found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", rise, "%"))
+            rise = keskar_sharpness(model, losses, batches, **box)
+            found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", rise.value, "%", min(rise.starts)))
     m = min(PASS, len(batches[0][1]))
     for name, sharpness, rho in (("SAM", sam_sharpness, RHO), ("ASAM", adaptive_sharpness, ADAPTIVE_RHO)):
-        rise = sharpness(model, losses, batches, rho=rho, m=m, progress=one_more).value
-        found.append(Measure(f"{name}, rho {rho:g}, groups of {m}", rise, ""))
+        value = sharpness(model, losses, batches, rho=rho, m=m, progress=one_more).value
+        found.append(Measure(f"{name}, rho {rho:g}, groups of {m}", value, ""))
     return found
 
 

@@ -23,6 +23,14 @@ class Measure(NamedTuple):
     name: str
     value: float
     unit: str
+    lowest: float | None = None  # of several starts, of which `value` is the highest
+
+    @property
+    def text(self) -> str:
+        """With its unit, and the range of starts where they differ."""
+        text = f"{self.value:.4g} {self.unit}".rstrip()
+        apart = self.lowest is not None and self.value > 1.01 * self.lowest
+        return f"{text} (starts from {self.lowest:.4g})" if apart else text
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class CurvatureStudy:
         rows.append(["spectrum, ends", *(f"{r.range[0]:.4g} to {r.range[1]:.4g}" for r in runs)])
         spectrum = [row + [""] * (len(columns) - len(row)) for row in rows]
         measures = [
-            [s[0].name, *(f"{each.value:.4g} {each.unit}".rstrip() for each in s), *_ratio([each.value for each in s])]
+            [s[0].name, *(each.text for each in s), *_ratio([each.value for each in s])]
             for s in zip(*(r.sharpness for r in runs), strict=True)
         ]
         numbers = set(columns[1:])
