@@ -47,7 +47,7 @@ CASES = [
     ("schedules.polynomial", "polynomial", "", None),
     ("schedules.autowu", "growth", "", None),
     ("schedules.autowu", "AutoWU.judgement", "factor", None),
-    ("schedules.gaussian_process", "fit", "noise", None),
+    ("schedules.autowu", "curve_of", "turned", None),
     ("schedules.gaussian_process", "rise", "", None),
     ("schedules.momentum_correction", "corrected_momentum", "", None),
     ("schedules.linear", "linear", "", None),
