@@ -26,6 +26,7 @@ NOISE_RATIOS = np.geomspace(1e-6, 1e2, 17)
 NEGLIGIBLE = 0.05  # of the likeliest pair: less likely pairs of c and r are left out
 
 Array = NDArray[np.float64]
+Times = NDArray[np.int64]
 
 
 def features(x: ArrayLike) -> Array:
@@ -71,7 +72,7 @@ class Posterior(NamedTuple):
     noise: Array  # r a, variance of a loss around f, (k,)
 
 
-def whiten(values: Array, times: Array, correlation: float) -> tuple[Array, float]:
+def whiten(values: Array, times: Times, correlation: float) -> tuple[Array, float]:
     """Columns of which AR(1) noise becomes white with its variance unchanged, and the log determinant of the noise's correlation matrix.
 
     Args:
@@ -88,7 +89,7 @@ def whiten(values: Array, times: Array, correlation: float) -> tuple[Array, floa
     return np.concatenate([values[:1], rest]), 2 * float(np.log(width).sum())
 
 
-def fit(x: Array, y: Array, times: Array) -> list[Posterior]:
+def fit(x: Array, y: Array, times: Times) -> list[Posterior]:
     """The process, given losses, for every correlation and ratio that is not negligible.
 
     Args:
