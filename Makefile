@@ -47,6 +47,8 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/noise_overhead.py
 	$(BIN)/python benchmarks/autowu.py
+	$(BIN)/python benchmarks/autowu_false_minima.py
+	$(BIN)/python benchmarks/verdict_error.py
 	$(BIN)/python benchmarks/simulate_goyal.py
 	$(BIN)/python benchmarks/quantized_batch_norm.py
 	$(BIN)/python benchmarks/concurrent_adversarial.py

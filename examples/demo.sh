@@ -4,7 +4,8 @@
 set -eu
 BIN=${BIN:-.venv/bin}
 OUT=${OUT:-runs/demo}
-SEEDS=${SEEDS:-5}
+SEEDS=${SEEDS:-3}          # before the first verdict
+MAX_SEEDS=${MAX_SEEDS:-14} # at most, until each arm is decided
 
 if "$BIN/python" -c "from bigbatch.tasks import load_task; load_task('fashion_mnist/mlp').splits()" 2>"${TMPDIR:-/tmp}/bigbatch-demo.$$"; then
     TASK=fashion_mnist/mlp TO=8192
@@ -16,6 +17,6 @@ fi
 rm -f "${TMPDIR:-/tmp}/bigbatch-demo.$$"
 
 echo "1. A classical rule at a batch of $TO: LEGW"
-"$BIN/bigbatch" scale $TASK --to $TO --rule legw --seeds "$SEEDS" --out "$OUT"
+"$BIN/bigbatch" scale $TASK --to $TO --rule legw --seeds "$SEEDS" --max-seeds "$MAX_SEEDS" --out "$OUT"
 echo "2. The same batch, planned by measurement: auto"
-"$BIN/bigbatch" scale $TASK --to $TO --rule auto --seeds "$SEEDS" --out "$OUT"
+"$BIN/bigbatch" scale $TASK --to $TO --rule auto --seeds "$SEEDS" --max-seeds "$MAX_SEEDS" --out "$OUT"

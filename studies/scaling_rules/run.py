@@ -3,12 +3,13 @@
     python studies/scaling_rules/run.py fashion_mnist/mlp [...] [--seeds 5] [--batches 512 1024 ...] [--out DIR]
 
 Fixed beforehand: the named recipe as reference, the samples seen (so a batch 64 times larger has 64 times fewer updates), the margin of
-0.5 points and the test of `bigbatch scale` (95 %, one-sided, Welch), final weights, test set once a run. Writes `<task>.json` beside
-this script; runs that are found in --out are not repeated, so the study can be stopped and continued.
+0.5 points and Welch's test over all seeds (95 %, one-sided; an arm with a diverged run is lost), final weights, test set once a run.
+Writes `<task>.json` beside this script; runs that are found in --out are not repeated, so the study can be stopped and continued.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import scale
+from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.train.record import environment
 
 HERE = Path(__file__).parent
@@ -23,8 +25,13 @@ RULES = ("linear", "sqrt", "legw")
 
 
 def summary(comparison, arm):
-    scores, verdict = arm.scores, comparison.verdict(arm)
-    is_reference = arm is comparison.arms[0]
+    scores, reference = arm.scores, comparison.arms[0]
+    is_reference = arm is reference
+    welch = noninferiority(scores, reference.scores, margin=0.5) if scores and reference.scores else None
+    if reference.num_diverged:
+        verdict = Verdict("undecided", math.nan, None, None)
+    else:
+        verdict = welch if welch and not arm.num_diverged else Verdict("lost", math.nan, None, None)
     return {
         "arm": arm.name,
         "global_batch": arm.recipe.batch.global_batch,
@@ -44,7 +51,7 @@ def study(task, batches, seeds, out):
     rows = []
     for batch in batches:
         for rule in RULES:
-            comparison = scale(task, to=batch, rule=rule, seeds=seeds, out=out / task.replace("/", "-"), quiet=True)
+            comparison = scale(task, to=batch, rule=rule, seeds=seeds, max_seeds=seeds, out=out / task.replace("/", "-"), quiet=True)
             arms = comparison.arms if not rows else comparison.arms[1:] if rule == RULES[0] else comparison.arms[2:]
             for arm in arms:
                 rows.append(summary(comparison, arm))

@@ -19,7 +19,7 @@ def test_runs(path, tmp_path):
 def test_own_task_on_the_command_line(tmp_path):
     (tmp_path / "own_task.py").write_text((ROOT / "examples" / "own_task.py").read_text())
     subprocess.run([sys.executable, "own_task.py"], cwd=tmp_path, check=True, timeout=300, capture_output=True)
-    command = ["-m", "bigbatch", "scale", "own_task:Wine", "--recipe", "wine.toml", "--to", "32", "--seeds", "2", "--quiet"]
+    command = ["-m", "bigbatch", "scale", "own_task:Wine", "--recipe", "wine.toml", "--to", "32", "--seeds", "2", "--max-seeds", "2", "--quiet"]
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "batch only at 32" in done.stdout

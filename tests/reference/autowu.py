@@ -1,41 +1,50 @@
 """AutoWU as its paper and released code have it, with the departures that schedules/autowu.py names: kernel matrices and their inverses,
-a general optimiser for the likelihood, the joint covariance of all places."""
+the noise's correlation matrix, every pair of correlation and ratio by itself, the joint covariance of places."""
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.stats import norm
+
+CORRELATIONS, RATIOS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.96, 0.99), 10 ** np.arange(-6, 2.01, 0.5)
 
 
 def kernel(x, other):
     return np.exp(-((x[:, None] - other[None, :]) ** 2) / (2 * 0.2**2))
 
 
-def log_likelihood(x, y, m, a, noise):
-    K = a * kernel(x, x) + noise * np.eye(len(x))
-    r = y - m
+def covariance_of(x, c, r):
+    """Of losses that follow each other, over a."""
+    apart = np.abs(np.subtract.outer(np.arange(len(x)), np.arange(len(x))))
+    return kernel(x, x) + r * float(c) ** apart
+
+
+def log_likelihood(x, y, m, a, c, r):
+    K = a * covariance_of(x, c, r)
+    rest = y - m
     sign, log_det = np.linalg.slogdet(K)
     assert sign > 0
-    return -0.5 * (r @ np.linalg.solve(K, r) + log_det + len(x) * np.log(2 * np.pi))
+    return -0.5 * (rest @ np.linalg.solve(K, rest) + log_det + len(x) * np.log(2 * np.pi))
 
 
-def fit(x, y):
-    """m, a and the noise, from several starts."""
-
-    def cost(p):
-        return -log_likelihood(x, y, p[0], np.exp(p[1]), np.exp(p[2]))
-
-    tries = [minimize(cost, [y.mean(), a, n], method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-8, "fatol": 1e-10})
-             for a in (-4.0, 0.0) for n in (-8.0, -4.0)]  # fmt: skip
-    m, a, noise = min(tries, key=lambda t: t.fun).x
-    return m, np.exp(a), np.exp(noise)
+def likeliest(x, y, c, r):
+    """m and a, by generalised least squares."""
+    inverse = np.linalg.inv(covariance_of(x, c, r))
+    m = (inverse @ y).sum() / inverse.sum()
+    return m, (y - m) @ inverse @ (y - m) / len(y)
 
 
-def posterior(x, y, m, a, noise, places):
-    """Mean and joint covariance of f at places."""
-    K = a * kernel(x, x) + noise * np.eye(len(x))
-    across = a * kernel(places, x)
-    mean = m + across @ np.linalg.solve(K, y - m)
-    return mean, a * kernel(places, places) - across @ np.linalg.solve(K, across.T)
+def fits(x, y):
+    """m, a, c, r and the probability of each pair of c and r, without those below 5 % of the likeliest."""
+    every = [(*likeliest(x, y, c, r), c, r) for c in CORRELATIONS for r in RATIOS]
+    logs = np.array([log_likelihood(x, y, *one) for one in every])
+    p = np.exp(logs - logs.max())
+    p[p < 0.05] = 0
+    return [(one, chance) for one, chance in zip(every, p / p.sum(), strict=True) if chance]
+
+
+def posterior(x, y, m, a, c, r, places):
+    """Mean of f + m and joint covariance of f at places."""
+    K, across = a * covariance_of(x, c, r), a * kernel(places, x)
+    return m + across @ np.linalg.solve(K, y - m), a * kernel(places, places) - across @ np.linalg.solve(K, across.T)
 
 
 def probability(mean, covariance, i, j):
@@ -45,17 +54,21 @@ def probability(mean, covariance, i, j):
 
 
 def test(x, losses):
-    """Of one draw that is the whole: whether the loss has turned, with 0.95, and x*."""
+    """Of at most 64 losses, each its own block: whether the loss has turned, with 0.95, and x*."""
     y = np.array([min(value, max(losses[:10])) for value in losses])
     y = y / np.sqrt(np.mean(y**2))
-    mean, covariance = posterior(x, y, *fit(x, y), np.linspace(0, 1, 500))
-    lowest = int(np.argmin(mean))
-    rose = max(probability(mean, covariance, i, 499) for i in range(499))
-    return bool(rose > 0.95 and probability(mean, covariance, lowest, 0) > 0.95), lowest / 499
+    turned, average = 0.0, np.zeros(200)
+    for one, chance in fits(x, y):
+        mean, covariance = posterior(x, y, *one, np.linspace(0, 1, 200))
+        rose = probability(mean, covariance, np.arange(199), 199).max()
+        fell = probability(mean, covariance, np.argmin(mean), 0)
+        turned += chance * min(rose, fell)
+        average += chance * mean
+    return bool(turned > 0.95), np.argmin(average) / 199
 
 
 def run(loss_of, total, batch, eta_min=1e-5, eta_max=1.0, rho=0.5):
-    """Rates of a whole run; `loss_of` a rate and the update's number. To 100 losses, so that no draw is random."""
+    """Rates of a whole run; `loss_of` a rate and the update's number. To 64 losses, each its own block."""
     samples, losses, rates, found, tested, switch = [], [], [], [], 0, None
     for t in range(total // batch):
         s = t * batch

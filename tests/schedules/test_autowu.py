@@ -12,12 +12,12 @@ from tests.reference import autowu as reference
 from bigbatch.core.checks import Diverged, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import AutoWU, ClockLR, set_lr
-from bigbatch.schedules.autowu import Judgement, confidence_of_turn, growth, judge, scaled
+from bigbatch.schedules.autowu import Judgement, blocks, curve_of, growth, judge, scaled
 from bigbatch.schedules.gaussian_process import Posterior, features
 
 
 def bowl(rate, best=0.03, noise=0.01, seed=0):
-    """A loss that is flat at low rates, falls, is lowest at `best`, and rises."""
+    """A loss that is flat at low rates, falls, is lowest at `best`, and rises; from 0.4 to 1.6 times `best` it is within 5 %."""
     at = math.log10(rate / best)
     chance = np.random.default_rng([seed, int(1e9 * rate) % 2**31]).normal()
     return (2.3 - 1.8 / (1 + 10 ** (-3 * (at + 1))) + 0.5 * max(0.0, at) ** 2) * (1 + noise * chance)
@@ -39,9 +39,12 @@ def test_hand_worked():
     assert y == pytest.approx(np.array([3] * 9 + [1, 3]) / math.sqrt(91 / 11))
     # a certain curve that falls by 1 from 0 to 1/2 and rises by 0.2 to 1: the rise is sqrt(1e-4) = 0.01 wide
     w = np.linalg.lstsq(features([0, 0.5, 1]), np.array([1.0, 0.0, 0.0164]), rcond=None)[0]
-    sure, _ = confidence_of_turn(Posterior(w, np.zeros((32, 32))))
-    places = features(np.linspace(0, 1, 500)) @ w
-    assert sure == pytest.approx(0.5 * math.erfc(-(places[-1] - places.min()) / 0.01 / math.sqrt(2)), abs=1e-9)
+    places = features(np.linspace(0, 1, 200)) @ w
+    certain = Posterior(0.0, np.ones(1), np.eye(16), w[:, None], np.zeros((16, 1)), *np.zeros((3, 1)))
+    curve = curve_of([certain], confidence=0.95)
+    assert curve.turned == pytest.approx(0.5 * math.erfc(-(places[-1] - places.min()) / 0.01 / math.sqrt(2)), abs=1e-9)
+    assert curve.fell == pytest.approx(1)
+    assert curve.lowest == np.argmin(places) / 199
 
 
 def test_equals_the_reference_for_a_run():
@@ -64,7 +67,7 @@ def test_finds_the_minimum(seed):
     autowu = AutoWU(total_samples=20_000)
     rates = run(autowu, lambda rate: bowl(rate, seed=seed))
     assert autowu.switch.reason == "the loss has turned"
-    assert 0.018 < autowu.switch.factor < 0.05
+    assert 0.012 < autowu.switch.factor < 0.05
     assert max(rates) < 0.5, "the warm-up went on after the minimum"
     at = rates.index(max(rates)) + 1
     assert rates[at] == pytest.approx(autowu.switch.factor, rel=1e-3)
@@ -72,22 +75,75 @@ def test_finds_the_minimum(seed):
     assert sorted(rates[at:], reverse=True) == rates[at:]
 
 
-@pytest.mark.parametrize(("noise", "most"), [(0.01, 0), (0.3, 4)])
-def test_noise_alone_is_hardly_ever_a_minimum(noise, most):
-    """40 flat runs: the docstring's figures."""
-    early = 0
-    for seed in range(40):
-        chance, autowu = np.random.default_rng(seed), AutoWU(total_samples=5_000)
-        run(autowu, lambda rate, c=chance: 2.3 * (1 + noise * c.normal()), total=5_000)
-        early += autowu.switch.reason == "the loss has turned"
-    assert early <= most
+def waves(correlation, sd, num, seed):
+    """Stationary AR(1) noise."""
+    chance = np.random.default_rng(seed)
+    noise = sd * chance.normal(size=num)
+    for t in range(1, num):
+        noise[t] = correlation * noise[t - 1] + math.sqrt(1 - correlation**2) * noise[t]
+    return noise
+
+
+def switch_of(curve, noise):
+    """Of a run with a mean loss that is a function of the rate, and noise."""
+    autowu, clock = AutoWU(total_samples=len(noise)), Clock()
+    while autowu.switch is None:
+        autowu.observe(clock, curve(autowu(clock)) + noise[clock.updates])
+        clock = clock.after(1)
+    return autowu.switch
+
+
+FLAT, FALLING = (lambda _: 2.3), (lambda rate: 2 - 0.1 * math.log10(rate))
+
+
+@pytest.mark.parametrize(("curve", "correlation", "sd"), [(FLAT, 0.0, 0.3), (FLAT, 0.9, 0.1), (FALLING, 0.9, 0.3)])
+def test_noise_is_hardly_ever_a_minimum(curve, correlation, sd):
+    """At most about 5 % of runs (benchmarks/autowu_false_minima.py); the paper's white noise has 6 or more of 8 at correlation 0.9."""
+    switches = [switch_of(curve, waves(correlation, sd, 200, seed)) for seed in range(8)]
+    assert sum(switch.reason == "the loss has turned" for switch in switches) <= 2
+
+
+@pytest.mark.parametrize(("correlation", "sd"), [(0.0, 0.1), (0.9, 0.1)])
+def test_a_minimum_is_found_through_noise(correlation, sd):
+    """Found before half of the run, and near: within a factor of 4 of where the bowl is lowest, 0.03."""
+    for seed in range(4):
+        switch = switch_of(lambda rate: bowl(rate, noise=0), waves(correlation, sd, 200, seed))
+        assert switch.reason == "the loss has turned"
+        assert 0.0075 < switch.factor < 0.12
+
+
+def test_a_loss_that_never_moved_goes_on_at_the_peak_and_says_so():
+    for noise in (np.zeros(60), waves(0.0, 0.2, 60, 0), waves(0.9, 0.2, 60, 1)):
+        switch = switch_of(lambda _: 2.3, noise)
+        assert switch.reason == (
+            "0.5 of the run is over; the loss neither fell nor rose: raise the peak rate, or see whether the model can learn at all"
+        )
+        assert switch.factor == pytest.approx(1.0)
+
+
+def test_a_loss_that_only_rose_goes_on_before_the_rise_and_says_so():
+    """Flat up to 0.001 of the peak, then rising: what harmed is not gone back to, and what did not harm is not gone below by far."""
+    switch = switch_of(lambda rate: 0.5 + 2 * max(0.0, math.log10(rate) + 3), waves(0.5, 0.02, 200, 0))
+    assert 2e-4 < switch.factor < 3e-3
+    assert switch.reason == (
+        f"0.5 of the run is over; the loss never fell and rose above {switch.factor:.2g} of the peak rate: lower the peak rate"
+    )
+    from_start = switch_of(lambda rate: 2.3 + 0.3 * (math.log10(rate) + 5), waves(0.5, 0.02, 200, 0))
+    assert from_start.factor < 1e-3
+    assert "the loss never fell and rose above" in from_start.reason
+
+
+def test_a_loss_that_is_lost_before_it_fell_goes_on_at_a_tenth():
+    switch = switch_of(lambda rate: 2.3 if rate < 0.01 else math.inf, waves(0.0, 0.02, 200, 0))
+    assert switch.factor == pytest.approx(0.001, rel=0.15)  # an update is a ninth of a decade's logarithm
+    assert switch.reason.startswith("the loss is not finite; the loss had not fallen before: lower the peak rate")
 
 
 def test_half_way_goes_back_to_the_minimum_too():
     """A rise too late for the patience: the released code would decay from the peak."""
     autowu = AutoWU(total_samples=20_000, patience=100)
     rates = run(autowu, bowl)
-    assert autowu.switch.reason == "0.5 of the run is over"
+    assert autowu.switch.reason == "0.5 of the run is over; the loss fell and had not surely turned"
     assert autowu.switch.samples == 10_000
     assert max(rates) == pytest.approx(1.0)
     assert 0.01 < autowu.switch.factor < 0.06
@@ -100,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_the_warm_up():
     autowu = AutoWU(total_samples=20_000)
     rates = run(autowu, lambda rate: bowl(rate) if rate < 0.06 else math.inf)
     assert autowu.switch.reason == "the loss is not finite"
-    assert 0.018 < autowu.switch.factor < 0.05
+    assert 0.012 < autowu.switch.factor < 0.05
     assert sum(rate > 0.06 for rate in rates) == 1
 
 
@@ -133,30 +189,24 @@ def test_short_runs():
     for updates in (2, 3, 10):
         few = AutoWU(total_samples=100 * updates)
         rates = run(few, bowl, total=100 * updates)
-        assert few.switch.reason == "0.5 of the run is over"
+        assert few.switch.reason.startswith("0.5 of the run is over")
         assert all(0 < rate <= 1 for rate in rates)
 
 
-def test_more_losses_than_are_drawn():
-    """3,000 updates: fits of 100, five draws of 500, and the mean of their five rates."""
-    losses = [bowl(10 ** (-5 + 5 * t / 1500), noise=0.1, seed=7) for t in range(1400)]
+def test_more_losses_than_blocks():
+    """1,400 losses: means of 64 blocks of 21 or 22; what the blocks hold in themselves does not matter, their order in time does."""
+    losses = np.array([bowl(10 ** (-5 + 5 * t / 1500), noise=0.1, seed=7) for t in range(1400)])
     x = np.arange(1400) / 1399
-    found, lowest = judge(x, losses, confidence=0.95, seed=0)
-    again = judge(x, losses, confidence=0.95, seed=0)
-    other = judge(x, losses, confidence=0.95, seed=1)
-    assert found
-    assert len(set(lowest)) > 1
-    assert (found, lowest) == again != other
+    parts = np.array_split(losses, 64)
+    assert blocks(losses) == pytest.approx([part.mean() for part in parts])
+    assert {len(part) for part in parts} == {21, 22}
+    curve = judge(x, losses, confidence=0.95)
+    assert curve.turned > 0.95
+    assert 10 ** (-5 * (1 - curve.lowest * 1399 / 1500)) == pytest.approx(0.02, rel=0.6)
     autowu = AutoWU(total_samples=3_000)
     for t, loss in enumerate(losses):
         autowu.see(Clock(t, t), loss)
-    judgement = autowu.judgement()
-    assert judgement.factor == pytest.approx(np.mean([10 ** (-5 * (1 - place * 1399 / 1500)) for place in judge_of(autowu)]))
-
-
-def judge_of(autowu):
-    state = autowu.state_dict()
-    return judge(np.array(state["samples"]) / state["samples"][-1], state["losses"], confidence=0.95, seed=0)[1]
+    assert autowu.judgement().factor == pytest.approx(10 ** (-5 * (1 - curve.lowest * 1399 / 1500)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -164,7 +214,7 @@ def judge_of(autowu):
 def test_the_unit_of_the_loss_does_not_matter(times, seed):
     losses = [bowl(10 ** (-5 + 5 * t / 60), seed=seed) for t in range(55)]
     x = np.arange(55) / 54
-    assert judge(x, losses, confidence=0.95, seed=0) == judge(x, [times * y for y in losses], confidence=0.95, seed=0)
+    assert judge(x, losses, confidence=0.95) == pytest.approx(judge(x, [times * y for y in losses], confidence=0.95), abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -186,7 +236,7 @@ def test_a_batch_that_grows_does_not_move_the_minimum():
         autowu.observe(clock, bowl(autowu(clock)))
         clock = clock.after(50 if clock.samples < 5_000 else 200)
     assert autowu.switch.reason == "the loss has turned"
-    assert 0.018 < autowu.switch.factor < 0.05
+    assert 0.012 < autowu.switch.factor < 0.05
 
 
 @pytest.mark.parametrize("stop", [0, 3, 60, 150, 170, 199])

@@ -39,9 +39,12 @@ def test_one_run_tells_nothing():
     assert (got.outcome, got.lower, got.upper) == ("undecided", None, None)
 
 
-def test_identical_runs_have_no_spread():
-    got = noninferiority([90.0, 90.0], [90.0, 90.0], margin=0.5)
-    assert (got.outcome, got.lower, got.upper) == ("held", 0.0, 0.0)
+def test_equal_scores_are_equal_to_the_resolution_only():
+    """Two runs an arm, spread 0.1 each by the resolution: se^2 = 0.01, df = 2, t = 2.92: half width 0.292, not 0."""
+    got = noninferiority([90.0, 90.0], [90.0, 90.0], margin=0.5, resolution=0.1)
+    assert (got.outcome, got.lower, got.upper) == ("held", pytest.approx(-0.292, abs=1e-4), pytest.approx(0.292, abs=1e-4))
+    assert noninferiority([90.0, 90.0], [90.0, 90.0], margin=0.2, resolution=0.1).outcome == "undecided"
+    assert noninferiority([90.0, 90.0], [90.0, 90.0], margin=0.5) == ("undecided", 0.0, None, None)
 
 
 @given(scores=st.lists(st.floats(80, 95), min_size=2, max_size=6), shift=st.floats(-3, 3), margin=st.floats(0.01, 2))
@@ -68,3 +71,5 @@ def test_refuses():
         noninferiority([1.0], [1.0], margin=0)
     with pytest.raises(UserError, match="0 candidate and 2 reference runs: each arm needs one at least"):
         noninferiority([], [1.0, 2.0], margin=1)
+    with pytest.raises(UserError, match="score of reference run 1 = nan: must be finite"):
+        noninferiority([1.0, 2.0], [1.0, math.nan], margin=1)

@@ -13,12 +13,18 @@ def scale(
     task: TaskName,
     to: Annotated[int, typer.Option("--to", "--global-batch", help="Global batch to scale to.")],
     rule: Rule = "auto",
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs an arm.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs an arm before the first verdict.")] = 3,
+    max_seeds: Annotated[
+        int | None, typer.Option("--max-seeds", help="Runs an arm at most, until it is decided; 14, or --seeds if that is more.")
+    ] = None,
     recipe: RecipeFile = None,
     sets: PlanSets = None,
     data: Data = None,
     noise: NoiseFile = None,
     margin: Annotated[float, typer.Option("--margin", help="Points that may be lost without calling it a loss.")] = 0.5,
+    bad_share: Annotated[
+        float, typer.Option("--bad-share", help='Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.')
+    ] = 0.2,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all runs; runs/scale/TASK if left out.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -40,14 +46,14 @@ def scale(
     folder = out or Path("runs/scale") / task.replace("/", "-").replace(":", "-")
     loaded = load_task(task, data=data)
     say = None if quiet else lambda text: typer.echo(text, err=True)
-    arms: dict[str, Any] = {"to": to, "rule": rule, "seeds": seeds, "recipe": chosen, "margin": margin, "noise_scale": scale}
-    arms["overrides"] = overrides
-    comparison = compare(loaded, **arms, out=folder, quiet=quiet, say=say)
+    arms: dict[str, Any] = {"to": to, "rule": rule, "recipe": chosen, "noise_scale": scale, "overrides": overrides}
+    design: dict[str, Any] = {"seeds": seeds, "max_seeds": max_seeds, "margin": margin, "bad_share": bad_share}
+    comparison = compare(loaded, **arms, **design, out=folder, quiet=quiet, say=say)
     report = write_report(folder)
 
-    columns = ["arm", "global batch", f"test {loaded.metric}", "updates", "samples/s", "seconds", "diverged"]
+    columns = ["arm", "batch", f"test {loaded.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
     stored = comparison.to_dict()
-    show(f"{task}, {seeds} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
+    show(f"{task}, {len(comparison.arms[0].results)} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
     for arm in comparison.arms[1:]:
         console().print(comparison.sentence(arm), highlight=False)
     console().print(f"report: {report}", highlight=False)

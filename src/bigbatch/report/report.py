@@ -64,6 +64,7 @@ def _comparison(folder: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "plots": list(_plots(records, comparison["metric"])),
         "environment": _environment(next(iter(records.values()))),
         "verdicts": [(arm["outcome"], arm["sentence"]) for arm in (only, planned)],
+        "expectation": comparison.get("expectation", ""),
         "recipe": None,
         "decisions": [],
         "workers": [],
@@ -82,6 +83,7 @@ def _single_run(folder: Path) -> dict[str, Any]:
         "plots": [*_plots({"run": [record]}, "score"), *_staleness(record)],
         "environment": _environment([record]),
         "verdicts": [],
+        "expectation": "",
         "recipe": (folder / "recipe.toml").read_text(),
         "decisions": [line for line in record if line["kind"] == "batch" and line["before"] != line["after"]],
         "workers": worker_facts(record),
@@ -98,7 +100,7 @@ def _staleness(record: Record) -> Iterator[str]:
 
 
 def _runs(folder: Path, arm: dict[str, Any]) -> list[Path]:
-    return sorted(folder.glob("seed-*"))[: len(arm["results"])]
+    return sorted(folder.glob("seed-*"), key=lambda run: int(run.name.removeprefix("seed-")))[: len(arm["results"])]
 
 
 def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str]:

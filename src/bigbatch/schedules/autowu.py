@@ -3,35 +3,45 @@ r"""AutoWU: the rate grows until the training loss turns, goes back to where the
 Paper:   Kim et al. 2021, Automated Learning Rate Scheduler for Large-batch Training, arXiv:2107.05855.
 Formula: warm-up, with the clock s and the whole run S in samples:  factor(s) = f0^(1 - s / (rho S)),  f0 = 1e-5, rho = 1/2.
          The losses y_i of the warm-up so far at x_i = s_i / s_now are a Gaussian process: y = m + f(x) + noise, with
-             cov(f(x), f(x')) = a exp(-(x - x')^2 / (2 l^2)),  l = 0.2;   m, a and the noise maximise the likelihood of <= 100 of them.
-         A test draws <= 500 losses 5 times; a draw votes for a minimum if max_i P(f(x_i) < f(1)) > 0.95 over 500 places x_i, from the
-         Gaussian of the difference, 1e-4 added to its variance; most votes decide, and 3 tests in a row make the switch.
-         Then the rate is the mean over the draws of factor(x* s_now), x* where the posterior mean is lowest, and decays to 0: by a
-         cosine over the rest of the run, or it stays ("constant_cosine") and falls by a cosine over the last fifth of the run.
+             cov(f(x), f(x')) = a exp(-(x - x')^2 / (2 l^2)),  l = 0.2, and noise of an AR(1) process (gaussian_process.py).
+         A test finds a minimum if P(max_i (f(1) - f(x_i)) > 0) > 0.95 over 200 places x_i, from the Gaussian of the difference,
+         1e-4 added to its variance; 3 tests in a row make the switch. Then the rate is factor(x* s_now), x* where the posterior
+         mean is lowest, and decays to 0: by a cosine over the rest of the run, or it stays ("constant_cosine") and falls by a
+         cosine over the last fifth of the run.
 Units:   s, S in samples; losses in their own unit, divided by their root mean square, so that 1e-4 is a hundredth of a loss, squared.
-Differs: tests every S/120 samples, not every epoch, and patience in tests, so that short runs work. The hyper-parameters are the true
-         maximum of the likelihood; the paper takes 100 steps of Adam. A draw votes only if the loss *fell* first, with the same
-         confidence: 3 tests in a row on noise alone would end the warm-up at its beginning. Losses above all of the first 10 are
-         cut there: an explosion must not bend the whole curve. No test before 10 losses.
+Differs: tests every S/120 samples, not every epoch, and patience in tests, so that short runs work.
+         The noise may be autocorrelated, and its correlation and its share of the variance are averaged over by their likelihood; the
+         paper has white noise and the one best share, and so takes slow waves of the loss for minima: under AR(1) noise of correlation
+         0.9 it ends most warm-ups within a tenth of the run (benchmarks/autowu_false_minima.py compares both). A test
+         takes the means of at most 64 blocks of losses that follow each other: in them white noise on top of the waves averages out,
+         and nothing is drawn; the paper fits a draw of 100, and five draws of 500 vote, at 500 places.
+         A minimum counts only if the loss *fell* first, with the same confidence: 3 tests in a row on noise alone would end the warm-up
+         at its beginning. Losses above all of the first 10 are cut there: an explosion must not bend the whole curve. No test before
+         10 losses.
          Half-way, or at a loss that is not finite, the switch comes all the same, and goes back to x* too; the released code starts
          its decay from the rate reached, 1.0, and leaves such losses out. Its half cosine starts at half the rate, ours at all of it.
+         A loss that probably never fell (P < 0.8) has no minimum to go back to, and where its mean is lowest is chance. Flat, it goes
+         on at the peak: no rate did harm, and a higher one is more likely to help. Risen from the start, it goes on at the largest rate
+         before the rise was sure, by the losses uncut. Not finite then, at a tenth of the last rate, or less if it rose earlier. The
+         reason of the switch says so.
          (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
 Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Where losses
-         scatter by some hundredths or more (small batches), one short run in twenty takes noise for a minimum and goes on from a tiny rate.
+         scatter as much as they fall and rise, the minimum may be sure only half-way: the rate goes back to it then.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtr
 
 from bigbatch.core.checks import Diverged, UserError, check_positive, unknown
 from bigbatch.core.clock import Clock
 from bigbatch.core.paper import Paper
 from bigbatch.schedules.cosine import cosine
-from bigbatch.schedules.gaussian_process import Array, Posterior, condition, fit, p_of, places, rise
+from bigbatch.schedules.gaussian_process import Array, Posterior, fit, places, rise
 
 PAPER = Paper(
     method="AutoWU",
@@ -42,10 +52,12 @@ PAPER = Paper(
     where="warm-up and decay, and the released code",
     study="studies/autowu",
 )
-NUM_FITTED, NUM_CONDITIONED, NUM_PLACES, NUM_DRAWS = 100, 500, 500, 5
+NUM_BLOCKS, NUM_PLACES = 64, 200
+LIKELY = 0.8  # probability from which the loss is taken to have fallen, so that there is a minimum to go back to
 JITTER, MIN_LOSSES = 1e-4, 10
 COOLDOWN = 0.2  # of the run, at its end, in which "constant_cosine" decays
 Decay = Literal["cosine", "constant_cosine"]
+Shape = Literal["fell", "flat", "rose"]  # fell at some place, likely; else: never surely moved, or only rose
 
 
 def growth(progress: float, grow_from: float) -> float:
@@ -61,8 +73,9 @@ class Judgement(NamedTuple):
     """Outcome of a test."""
 
     found: bool  # whether the loss has its minimum behind it
-    factor: float  # of the peak rate, at the minimum
-    minimum: float  # where it is, samples
+    factor: float  # of the peak rate, at the place to go back to
+    minimum: float  # that place, samples: the minimum, where there is one
+    shape: Shape
 
 
 class Switch(NamedTuple):
@@ -70,53 +83,77 @@ class Switch(NamedTuple):
 
     samples: int  # on the clock of the last update of the warm-up
     factor: float  # of the peak rate, from which it decays
-    minimum: float  # where the loss was lowest, samples
+    minimum: float  # where that was the rate, samples: where the loss was lowest, if it fell
     reason: str
 
 
-def confidence_of_turn(posterior: Posterior) -> tuple[float, float]:
-    """How sure it is that the loss fell and then rose, the lesser of max_i P(f(x_i) < f(1)) and P(f(x*) < f(0)); and x*, in [0, 1]."""
+class Curve(NamedTuple):
+    """What is known of the losses' curve f, averaged over correlations and shares of noise; places from 0 to 1."""
+
+    turned: float  # probability that it fell and then rose
+    fell: float  # probability that it fell
+    lowest: float  # x*, where its mean is lowest
+    harmless: float  # the last place before it had surely risen from its start; 1 if it never had
+
+
+def curve_of(posteriors: list[Posterior], *, confidence: float) -> Curve:
+    """The curve by a fit of losses; a loss has surely risen where the probability of it is above `confidence`."""
     at = places(NUM_PLACES)
-    lowest = int(np.argmin(at @ posterior.weights))
-    rose = rise(posterior, at[:-1], at[-1], jitter=JITTER).max()
-    fell = rise(posterior, at[[lowest]], at[0], jitter=JITTER).max()
-    return p_of(min(rose, fell)), lowest / (NUM_PLACES - 1)
+    turned = fell = 0.0
+    mean, risen = np.zeros(NUM_PLACES), np.zeros(NUM_PLACES)
+    for posterior in posteriors:
+        f = at @ posterior.axes @ posterior.weights
+        lowest = np.argmin(f, axis=0)
+        from_start = rise(posterior, at[:1], at, jitter=JITTER)
+        to_end = rise(posterior, at[:-1], at[-1:], jitter=JITTER).max(0)
+        drop = -from_start[lowest, np.arange(f.shape[1])]
+        turned += float(ndtr(np.minimum(to_end, drop)) @ posterior.probability)
+        fell += float(ndtr(drop) @ posterior.probability)
+        mean += (f + posterior.mean) @ posterior.probability
+        risen += ndtr(from_start) @ posterior.probability
+    harmless = int(np.argmax(risen > confidence)) - 1 if (risen > confidence).any() else NUM_PLACES - 1
+    return Curve(turned, fell, int(np.argmin(mean)) / (NUM_PLACES - 1), harmless / (NUM_PLACES - 1))
 
 
-def scaled(losses: ArrayLike) -> Array:
-    """Losses cut at the highest of the first 10, divided by their root mean square.
+def scaled(losses: ArrayLike, *, cut: bool = True) -> Array:
+    """Losses divided by their root mean square, cut before at the highest of the first 10, unless told otherwise.
 
     >>> set(scaled([3.0] * 10 + [1e9]).tolist())
     {1.0}
     """
     y = np.asarray(losses, float)
-    y = np.minimum(y, y[:MIN_LOSSES].max())
+    y = np.minimum(y, y[:MIN_LOSSES].max()) if cut else y
     return np.asarray(y / max(float(np.sqrt(np.mean(y * y))), 1e-300))
 
 
-def judge(x: ArrayLike, losses: ArrayLike, *, confidence: float, seed: int) -> tuple[bool, list[float]]:
+def blocks(values: ArrayLike) -> Array:
+    """Means of at most 64 blocks of values that follow each other, as many in each as in any other but for one.
+
+    >>> blocks(range(130)).tolist()[:2], len(blocks(range(130)))
+    ([1.0, 4.0], 44)
+    """
+    values = np.asarray(values, float)
+    num = -(-len(values) // -(-len(values) // NUM_BLOCKS))
+    return np.array([part.mean() for part in np.array_split(values, num)])
+
+
+def judge(x: ArrayLike, losses: Sequence[float], *, confidence: float) -> Curve:
     """One test.
 
     Args:
         x: Places of the losses, from 0 to 1, shape (n,).
-        losses: All finite, shape (n,).
-        confidence: Of a vote.
-        seed: Of the draws; to 100 and to 500 losses all are taken, and five equal draws are one.
+        losses: All finite, in their order, shape (n,).
+        confidence: Above which the curve has surely risen.
 
     Returns:
-        Whether the loss has a minimum behind it, and x* of each draw.
+        The curve.
     """
-    x, y = np.asarray(x, float), scaled(losses)
-    generator = np.random.default_rng([seed, len(y)])
-
-    def draw(most: int) -> Any:
-        return slice(None) if len(y) <= most else np.sort(generator.choice(len(y), most, replace=False))
-
-    fitted = draw(NUM_FITTED)
-    hyper = fit(x[fitted], y[fitted])
-    draws = [draw(NUM_CONDITIONED) for _ in range(NUM_DRAWS if len(y) > NUM_CONDITIONED else 1)]
-    turns = [confidence_of_turn(condition(x[some], y[some], hyper)) for some in draws]
-    return sum(sure > confidence for sure, _ in turns) > len(turns) / 2, [lowest for _, lowest in turns]
+    where, num = blocks(x), len(blocks(x))
+    curve = curve_of(fit(where, blocks(scaled(losses)), np.arange(num)), confidence=confidence)
+    if curve.fell > LIKELY or max(losses) <= max(losses[:MIN_LOSSES]):
+        return curve
+    uncut = curve_of(fit(where, blocks(scaled(losses, cut=False)), np.arange(num)), confidence=confidence)
+    return curve._replace(harmless=uncut.harmless)
 
 
 class AutoWU:
@@ -125,7 +162,8 @@ class AutoWU:
     In a loop of your own: `observe` after each update. In several processes: all `see` the mean loss over all; where it is `due`, the
     first makes a `judgement`, and all `adopt` it.
 
-    A loss that is not finite ends the warm-up at once; the weights are then lost too, unless kept.py has earlier ones. A run of 50
+    A loss that is not finite ends the warm-up at once; the weights are then lost too, unless kept.py has earlier ones. Where the loss
+    never fell, the switch goes to a rate that did no harm, and its reason says what to change. A run of 50
     updates is tested after each of its updates 10 to 26; one of fewer than 20 at half of it only.
 
     Args:
@@ -135,12 +173,12 @@ class AutoWU:
         decay: From the switch on.
         tests: In the whole run, but one after an update at most.
         patience: Tests in a row that must find a minimum.
-        confidence: Of a vote in a test.
-        seed: Of the draws of losses.
+        confidence: Probability above which a minimum, or a rise without one, is sure.
+        seed: Without effect, since nothing is drawn any more.
 
     Attributes:
         switch: How the warm-up ended; None during it.
-        minimum: Where the loss was lowest by the last test, samples.
+        minimum: Where the loss was lowest by the last test, or, where it never fell, the last place that did no harm; samples.
 
     Raises:
         UserError: If an argument is out of range.
@@ -173,10 +211,11 @@ class AutoWU:
                 raise UserError(f"{name} = {value}: must lie between 0 and 1; the paper's is {usual:g}")
         if decay not in get_args(Decay):
             raise UserError(unknown("decay", decay, get_args(Decay)))
+        del seed
         self.switch: Switch | None = None
         self.minimum = 0.0
         self._total, self._start, self._share, self._decay = total_samples, grow_from, share, decay
-        self._tests, self._patience, self._confidence, self._seed = tests, patience, confidence, seed
+        self._tests, self._patience, self._confidence = tests, patience, confidence
         self._samples: list[int] = []
         self._losses: list[float] = []
         self._tested = self._streak = 0
@@ -216,20 +255,23 @@ class AutoWU:
         """Test the losses seen so far."""
         num, last = len(self._losses), self._samples[-1]
         x = np.asarray(self._samples, float) / max(last, 1)
-        found, lowest = judge(x, self._losses, confidence=self._confidence, seed=self._seed)
-        factors = [self._growth(place * last) for place in lowest]
-        return Judgement(found and num >= MIN_LOSSES, sum(factors) / len(factors), last * sum(lowest) / len(lowest))
+        curve = judge(x, self._losses, confidence=self._confidence)
+        shape: Shape = "fell" if curve.fell > LIKELY else "flat" if curve.harmless >= 1 else "rose"
+        place = last * (curve.lowest if shape == "fell" else max(0.0, curve.harmless))
+        if self._lost and shape != "fell":
+            tenth = self._share * self._total * math.log(10) / -math.log(self._start)  # samples in which the rate grows by 10
+            place = min(place, max(0.0, last - tenth))
+        return Judgement(curve.turned > self._confidence and num >= MIN_LOSSES, self._growth(place), place, shape)
 
     def adopt(self, clock: Clock, judgement: Judgement) -> Switch | None:
         """Take up what a test found after the update at the clock; the switch, if it is time."""
         self._tested, self.minimum = self._number(clock), judgement.minimum
         self._streak = self._streak + 1 if judgement.found else 0
-        if self._lost:
-            reason = "the loss is not finite"
-        elif self._streak >= self._patience:
+        if not self._lost and self._streak >= self._patience:
             reason = "the loss has turned"
-        elif self._is_half_way(clock):
-            reason = f"{self._share:g} of the run is over"
+        elif self._lost or self._is_half_way(clock):
+            reason = "the loss is not finite" if self._lost else f"{self._share:g} of the run is over"
+            reason += _why(judgement, lost=self._lost)
         else:
             return None
         self.switch = Switch(clock.samples, judgement.factor, judgement.minimum, reason)
@@ -257,3 +299,14 @@ class AutoWU:
     def _number(self, clock: Clock) -> int:
         """Of the last test that is due by the clock."""
         return clock.samples * self._tests // self._total
+
+
+def _why(judgement: Judgement, *, lost: bool) -> str:
+    """What the curve of the losses was, and what to change, after the reason of a switch that no minimum made."""
+    if judgement.shape == "fell":
+        return "" if lost else "; the loss fell and had not surely turned"
+    if judgement.shape == "rose":
+        return f"; the loss never fell and rose above {judgement.factor:.2g} of the peak rate: lower the peak rate"
+    if lost:
+        return "; the loss had not fallen before: lower the peak rate, or raise the share of the warm-up"
+    return "; the loss neither fell nor rose: raise the peak rate, or see whether the model can learn at all"

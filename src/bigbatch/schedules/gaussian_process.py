@@ -1,13 +1,18 @@
-r"""A Gaussian process on [0, 1] with a squared exponential of length 0.2, exactly and fast: what AutoWU smooths losses with.
+r"""A Gaussian process on [0, 1] under autocorrelated noise, exactly and fast: what AutoWU smooths losses with.
 
-Formula: y = m + f(x) + noise,   cov(f(x), f(x')) = a exp(-(x - x')^2 / (2 l^2)),   l = 0.2.
-         With z = (x - 1/2) / l, exp(-(z - z')^2 / 2) = exp(-z^2 / 2) exp(-z'^2 / 2) sum_k (z z')^k / k!, and |z| <= 2.5: 32 terms are
-         enough for rounding. So f(x) = Phi(x) w with 32 features and w ~ N(0, a), and everything is linear regression in 32 weights:
-         n losses cost O(n), where a general implementation takes O(n^3), and many times that to fit m, a and the noise.
-Differs: from scikit-learn's GaussianProcessRegressor in nothing but speed and in that the mean is fitted too (tests compare them).
+Formula: y_t = m + f(x_t) + e_t,   cov(f(x), f(x')) = a exp(-(x - x')^2 / (2 l^2)),   l = 0.2,   cov(e_s, e_t) = r a c^|s - t|.
+         Features: with z = (x - 1/2) / l, exp(-(z - z')^2 / 2) = exp(-z^2 / 2) exp(-z'^2 / 2) sum_k (z z')^k / k!, and |z| <= 2.5:
+         32 terms are enough for rounding, and their first 16 principal axes over [0, 1] for 1e-9. So f(x) = Phi(x) w with 16 features
+         and w ~ N(0, a).
+         Whitening: with c_t = c^(gap to the loss before), (y_t - c_t y_(t-1)) / sqrt(1 - c_t^2) has white noise, and so for Phi and 1.
+         Everything is then linear regression in 16 weights: n losses cost O(n), where a general implementation takes O(n^3).
+         Average: m and a maximise the likelihood at each c and r; c and r are averaged over, by that likelihood on the grid of
+         CORRELATIONS and NOISE_RATIOS. One best c and r would be too sure: a few losses tell a wave of autocorrelated noise from a curve
+         by little.
+Differs: from scikit-learn's GaussianProcessRegressor in the mean, the autocorrelation and the average (tests compare one c and r).
+Units:   variances are squares of the losses' unit; c is of neighbours in time, whatever their places.
 """
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -15,83 +20,109 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LENGTH_SCALE = 0.2
-NUM_FEATURES = 32
+NUM_TERMS, NUM_FEATURES = 32, 16
+CORRELATIONS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.96, 0.99)
+NOISE_RATIOS = np.geomspace(1e-6, 1e2, 17)
+NEGLIGIBLE = 0.05  # of the likeliest pair: less likely pairs of c and r are left out
 
 Array = NDArray[np.float64]
+Times = NDArray[np.int64]
 
 
 def features(x: ArrayLike) -> Array:
-    """Phi(x), shape (n, 32), for x in [0, 1]: Phi(x) Phi(x') = exp(-(x - x')^2 / (2 l^2)) to 1e-12, by the series of exp(z z').
+    """Phi(x), shape (n, 16), for x in [0, 1]: Phi(x) Phi(x') = exp(-(x - x')^2 / (2 l^2)) to 1e-9.
 
     >>> a, b = features([0.1, 0.9])
-    >>> round(float(a @ b), 12) == round(math.exp(-0.5 * (0.8 / 0.2) ** 2), 12)
+    >>> round(float(a @ b), 8) == round(float(np.exp(-0.5 * (0.8 / 0.2) ** 2)), 8)
     True
     """
+    return np.asarray(_terms(x) @ _principal_axes(), np.float64)
+
+
+def _terms(x: ArrayLike) -> Array:
+    """Of the series of exp(z z'), shape (n, 16)."""
     z = (np.asarray(x, float)[:, None] - 0.5) / LENGTH_SCALE
-    terms = np.concatenate([np.exp(-0.5 * z * z), z / np.sqrt(np.arange(1.0, NUM_FEATURES))], axis=1)
+    terms = np.concatenate([np.exp(-0.5 * z * z), z / np.sqrt(np.arange(1.0, NUM_TERMS))], axis=1)
     return np.cumprod(terms, axis=1)
 
 
 @cache
+def _principal_axes() -> Array:
+    """Of the terms over [0, 1], shape (32, 16)."""
+    axes = np.linalg.svd(_terms(np.linspace(0, 1, 501)), full_matrices=False)[2]
+    return np.asarray(axes[:NUM_FEATURES].T, np.float64)
+
+
+@cache
 def places(num: int) -> Array:
-    """Features of `num` places from 0 to 1, shape (num, 32)."""
+    """Features of `num` places from 0 to 1, shape (num, 16)."""
     return features(np.linspace(0, 1, num))
 
 
-class Hyper(NamedTuple):
-    """What is fitted; variances are squares of the losses' unit."""
-
-    mean: float  # m
-    scale: float  # a, variance of f
-    noise: float  # variance of a loss around f
-
-
 class Posterior(NamedTuple):
-    """Of f(x) = Phi(x) w, given losses."""
+    """Of f(x) = Phi(x) w, given losses, at one correlation c and k ratios r; in the axes in which the weights are independent."""
 
-    weights: Array  # mean of w, (32,)
-    covariance: Array  # of w, (32, 32)
+    correlation: float  # c
+    probability: Array  # of each ratio, (k,); all pairs of c and r that `fit` returns sum to 1
+    axes: Array  # Phi(x) axes are the features in these axes, (16, 16)
+    weights: Array  # mean of each weight, (16, k)
+    variances: Array  # of each weight, (16, k)
+    mean: Array  # m, (k,)
+    scale: Array  # a, (k,)
+    noise: Array  # r a, variance of a loss around f, (k,)
 
 
-def fit(x: Array, y: Array) -> Hyper:
-    """Mean, scale and noise of the greatest likelihood.
+def whiten(values: Array, times: Times, correlation: float) -> tuple[Array, float]:
+    """Columns of which AR(1) noise becomes white with its variance unchanged, and the log determinant of the noise's correlation matrix.
 
-    For a given ratio r = noise / scale the best mean and scale are known in closed form, which leaves one number to search: r, from
-    1e-6 to 1e4, on a grid and then on a finer one around the best.
+    Args:
+        values: Rows in order of time, shape (n, columns).
+        times: Whole and rising, shape (n,); rows may be left out between them.
+        correlation: c, of neighbours in time, in [0, 1).
+
+    >>> whiten(np.array([[1.0], [2.0]]), np.array([0, 1]), 0.6)[0].ravel().tolist()  # (2 - 0.6 * 1) / 0.8
+    [1.0, 1.75]
+    """
+    c = correlation ** np.diff(times)
+    width = np.sqrt(1 - c * c)
+    rest = (values[1:] - c[:, None] * values[:-1]) / width[:, None]
+    return np.concatenate([values[:1], rest]), 2 * float(np.log(width).sum())
+
+
+def fit(x: Array, y: Array, times: Times) -> list[Posterior]:
+    """The process, given losses, for every correlation and ratio that is not negligible.
 
     Args:
         x: Places in [0, 1], shape (n,).
         y: Losses, shape (n,).
+        times: Of the losses, whole and rising, shape (n,): the clock of the noise.
     """
-    n, phi = len(y), features(x)
-    eigenvalues, vectors = np.linalg.eigh(phi.T @ phi)
-    eigenvalues = np.maximum(eigenvalues, 0.0)
-    turned = phi @ vectors
-
-    def inner(u: Array, v: Array, r: Array) -> Array:
-        """Product u (Phi Phi' + r)^-1 v, for each r."""
-        return np.asarray((u @ v - ((u @ turned) * (v @ turned) / (r[:, None] + eigenvalues)).sum(1)) / r)
-
-    def profile(r: Array) -> tuple[Array, Array, Array]:
-        """-2 log likelihood but for a constant, mean and scale, for each r."""
-        one = np.ones(n)
-        mean = inner(one, y, r) / inner(one, one, r)
-        scale = np.maximum(inner(y, y, r) - mean * inner(one, y, r), max(1e-12 * float(y @ y), 1e-300)) / n
-        return n * np.log(scale * r) + np.log1p(eigenvalues / r[:, None]).sum(1), mean, scale
-
-    coarse = np.geomspace(1e-6, 1e4, 81)
-    fine = coarse[np.argmin(profile(coarse)[0])] * np.geomspace(10**-0.125, 10**0.125, 81)
-    cost, mean, scale = profile(fine)
-    best = int(np.argmin(cost))
-    return Hyper(float(mean[best]), float(scale[best]), float(scale[best] * fine[best]))
-
-
-def condition(x: Array, y: Array, hyper: Hyper) -> Posterior:
-    """The process, given losses `y` at places `x`, both of shape (n,)."""
-    phi = features(x)
-    precision = phi.T @ phi / hyper.noise + np.eye(NUM_FEATURES) / hyper.scale
-    covariance = np.asarray(np.linalg.inv(precision), np.float64)
-    return Posterior(covariance @ (phi.T @ (y - hyper.mean)) / hyper.noise, covariance)
+    n, r = len(y), NOISE_RATIOS[:, None]
+    columns = np.column_stack([features(x), np.ones(n), y])
+    costs, found = [], []
+    for correlation in CORRELATIONS:
+        white, log_det = whiten(columns, times, correlation)
+        gram = white.T @ white
+        eigenvalues, axes = np.linalg.eigh(gram[:NUM_FEATURES, :NUM_FEATURES])
+        shrunk = np.maximum(eigenvalues, 0.0) + r
+        of_one, of_y = (axes.T @ gram[:NUM_FEATURES, NUM_FEATURES + i] for i in range(2))
+        (ones, cross), (_, squares) = gram[NUM_FEATURES:, NUM_FEATURES:]
+        # products u (Phi Phi' + r)^-1 v, for each r
+        ones = (ones - (of_one * of_one / shrunk).sum(1)) / r[:, 0]
+        cross = (cross - (of_one * of_y / shrunk).sum(1)) / r[:, 0]
+        squares = (squares - (of_y * of_y / shrunk).sum(1)) / r[:, 0]
+        mean = cross / ones
+        scale = np.maximum(squares - mean * cross, max(1e-12 * float(y @ y), 1e-300)) / n
+        costs.append(n * np.log(scale * r[:, 0]) + np.log(shrunk / r).sum(1) + log_det)  # -2 log likelihood but for a constant
+        found.append((axes, ((of_y - mean[:, None] * of_one) / shrunk).T, (scale[:, None] * r / shrunk).T, mean, scale))
+    probability = np.exp(-0.5 * (np.asarray(costs) - np.min(costs)))
+    probability[probability < NEGLIGIBLE] = 0.0
+    probability /= probability.sum()
+    return [
+        Posterior(correlation, p[p > 0], axes, w[:, p > 0], v[:, p > 0], m[p > 0], a[p > 0], (a * NOISE_RATIOS)[p > 0])
+        for correlation, p, (axes, w, v, m, a) in zip(CORRELATIONS, probability, found, strict=True)
+        if p.any()
+    ]
 
 
 def rise(posterior: Posterior, low: Array, high: Array, *, jitter: float) -> Array:
@@ -99,22 +130,12 @@ def rise(posterior: Posterior, low: Array, high: Array, *, jitter: float) -> Arr
 
     Args:
         posterior: Of the process.
-        low: Features of places x, shape (n, 32).
-        high: Features of places x', likewise, or of one, (32,).
+        low: Features of places x, shape (n, 16), or of one, (1, 16).
+        high: Features of places x', likewise.
         jitter: Added to the variance of each rise.
 
     Returns:
-        Values z, shape (n,).
+        Values z, shape (n, k), for each ratio of the posterior.
     """
-    apart = high - low
-    variance = ((apart @ posterior.covariance) * apart).sum(1) + jitter
-    return np.asarray(apart @ posterior.weights / np.sqrt(variance))
-
-
-def p_of(z: float) -> float:
-    """Phi(z), the normal distribution.
-
-    >>> round(p_of(1.6449), 4)
-    0.95
-    """
-    return 0.5 * math.erfc(-z / math.sqrt(2))
+    apart = (high - low) @ posterior.axes
+    return np.asarray(apart @ posterior.weights / np.sqrt((apart * apart) @ posterior.variances + jitter))

@@ -1,23 +1,27 @@
-"""The main job: the tuned reference, the same recipe with only the batch changed, and the plan, over seeds; did accuracy hold?"""
+"""The main job: the tuned reference, the same recipe with only the batch changed, and the plan, over seeds; did accuracy hold?
+
+Runs that share a seed share their initial weights and the order of the data, so that arms are compared pair by pair (verdict.py).
+"""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
+from bigbatch.core.checks import Diverged, Interrupted, UserError
 from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
-from bigbatch.study.noninferiority import Verdict, noninferiority
+from bigbatch.study.expectation import expectation
+from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.loop import fit
 from bigbatch.train.result import Result
 
 MARGIN_POINTS = 0.5
-CONFIDENCE = 0.95
 SUFFIX = ".comparison.json"
 
 
@@ -35,9 +39,20 @@ class Arm(NamedTuple):
         return [100 * result.test_score for result in self.results if not result.diverged]
 
     @property
+    def by_seed(self) -> list[float | None]:
+        """Test score of every run, in points, in the order of seeds; None for one that diverged."""
+        return [None if result.diverged else 100 * result.test_score for result in self.results]
+
+    @property
     def num_diverged(self) -> int:
         """Runs that diverged."""
         return sum(result.diverged for result in self.results)
+
+    @property
+    def seeds_without_score(self) -> list[int]:
+        """Seeds of the runs that ended well and whose test score is not a number."""
+        first = self.recipe.seed
+        return [first + i for i, score in enumerate(self.by_seed) if score is not None and not math.isfinite(score)]
 
 
 @dataclass(frozen=True)
@@ -48,31 +63,75 @@ class Comparison:
     metric: str
     plan: Plan
     arms: tuple[Arm, Arm, Arm]  # reference, batch only, planned
-    margin: float  # points
+    design: Design
 
-    def verdict(self, arm: Arm) -> Verdict:
-        """The non-inferiority test of an arm against the reference; an arm with diverged runs is lost.
+    @property
+    def margin(self) -> float:
+        """Points that may be lost without calling it a loss."""
+        return self.design.margin
 
-        Against a reference that diverged itself nothing can be decided.
+    def verdict(self, arm: Arm) -> SeedsVerdict:
+        """The test of an arm against the reference, over the seeds that both ran.
+
+        Undecided, with no difference, where `cannot_be_judged` says why.
         """
-        if self.arms[0].num_diverged:
-            return Verdict("undecided", float("nan"), None, None)
-        if arm.num_diverged:
-            return Verdict("lost", float("nan"), None, None)
-        return noninferiority(arm.scores, self.arms[0].scores, margin=self.margin, confidence=CONFIDENCE)
+        num = min(len(arm.results), len(self.arms[0].results))
+        if self.cannot_be_judged(arm):
+            nothing = Rate(0, num)
+            return SeedsVerdict("undecided", math.nan, None, None, 0, nothing, Rate(arm.num_diverged, num), floored=False)
+        return judge_seeds(arm.by_seed[:num], self.arms[0].by_seed[:num], self.design)
+
+    def cannot_be_judged(self, arm: Arm) -> str:
+        """Why nothing can be said of an arm, in words; empty if it can be judged."""
+        reference = self.arms[0]
+        for each in (reference, arm):
+            if seeds := each.seeds_without_score:
+                named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                return f"the test score of {each.name}, {named}, is not a number; see why the task's scores are not finite"
+        died = Rate(reference.num_diverged, len(reference.results))
+        if died.cases / died.runs > self.design.bad_share:
+            return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
+        return ""
 
     def sentence(self, arm: Arm) -> str:
         """The verdict in words."""
-        verdict, reference, start = self.verdict(arm), self.arms[0], f"{arm.name} at {arm.recipe.batch.global_batch:,}"
-        if reference.num_diverged:
-            return f"{start}: can't be judged: {reference.num_diverged} of {len(reference.results)} runs of the reference diverged; tune it"
-        if arm.num_diverged:
-            return f"{start}: did not hold: {arm.num_diverged} of {len(arm.results)} runs diverged"
-        words = {"held": "held", "lost": "did not hold", "undecided": "undecided (run more seeds)"}[verdict.outcome]
-        text = f"{start}: {words}: {verdict.difference:+.2f} points of {self.metric}"
-        if verdict.lower is None or verdict.upper is None:
-            return text + ", one run an arm gives no interval"
-        return text + f" [{verdict.lower:+.2f}, {verdict.upper:+.2f}], margin -{self.margin:g} at {100 * CONFIDENCE:g} %"
+        start = f"{arm.name} at {arm.recipe.batch.global_batch:,}"
+        if why := self.cannot_be_judged(arm):
+            return f"{start}: can't be judged: {why}"
+        return f"{start}: {self._in_words(self.verdict(arm), self.arms[0].num_diverged)}"
+
+    def _in_words(self, verdict: SeedsVerdict, reference_diverged: int) -> str:
+        design, confidence = self.design, self.design.confidence
+        text = {"held": "held", "lost": "did not hold", "undecided": "undecided"}[verdict.outcome]
+        if verdict.pairs:
+            text += f": {verdict.difference:+.2f} points of {self.metric}{_interval(verdict)} over {verdict.pairs} seeds"
+        text += f", margin -{design.margin:g} at {100 * confidence:g} %"
+        if verdict.floored:
+            text += f"; differences scatter by less than one test sample, {design.resolution:.2g} points, which is taken instead"
+        if verdict.diverged.cases:
+            text += f"; {verdict.diverged.words(confidence)} runs diverged"
+        if reference_diverged:
+            text += f"; {reference_diverged} of the reference's diverged too"
+        rare = f"at {100 * confidence:g} % fewer than {math.ceil(100 * verdict.bad.at_most(confidence))} % are"
+        what = f"bad (more than {design.margin:g} below every run of the reference)"
+        text += f"; {verdict.bad.cases or 'none'} of {verdict.bad.runs} runs {what}: {rare}"
+        return text + (self._what_is_missing(verdict) if verdict.outcome == "undecided" else "")
+
+    def _what_is_missing(self, verdict: SeedsVerdict) -> str:
+        design, runs = self.design, verdict.bad.runs
+        if verdict.bad.cases == 0 and design.max_seeds < design.least_runs:
+            share = 1 - (1 - design.confidence) ** (1 / design.max_seeds)
+            return (
+                f'. "held" needs {design.least_runs} runs, none of them bad: --max-seeds {design.least_runs}, or --bad-share '
+                f"{math.ceil(100 * share) / 100:.2g} to let more of them be bad"
+            )
+        if runs >= design.max_seeds:
+            return f". {runs} seeds did not decide; a new comparison needs more, or a wider margin"
+        return f". Up to {design.max_seeds} seeds are tried"
+
+    def expectation(self) -> str:
+        """What the design can be expected to say, from the runs so far, in words."""
+        return expectation(self.design, [arm.by_seed for arm in self.arms])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads."""
@@ -80,6 +139,8 @@ class Comparison:
             "task": self.task,
             "metric": self.metric,
             "margin": self.margin,
+            "design": asdict(self.design),
+            "expectation": self.expectation(),
             "rule": self.plan.rule,
             "reason": self.plan.reason,
             "warnings": list(self.plan.warnings),
@@ -102,6 +163,17 @@ class Comparison:
         }
 
 
+def _interval(verdict: SeedsVerdict) -> str:
+    match verdict.lower, verdict.upper:
+        case None, None:
+            return ", no interval"
+        case None, upper:
+            return f", at most {upper:+.2f},"
+        case lower, None:
+            return f", at least {lower:+.2f},"
+    return f" [{verdict.lower:+.2f}, {verdict.upper:+.2f}]"
+
+
 class Row(NamedTuple):
     """One line of the table of a comparison."""
 
@@ -118,12 +190,12 @@ def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
     """The table of a stored comparison: one row an arm, over the runs that did not diverge."""
     for arm in comparison["arms"]:
         good = [result for result in arm["results"] if not result["diverged"]]
-        scores = [100 * result["test_score"] for result in good]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(good) > 1 else ""
+        scores = [100 * result["test_score"] for result in good if result["test_score"] is not None]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         yield Row(
             arm["name"],
             f"{arm['global_batch']:,}",
-            f"{statistics.fmean(scores):.2f}{spread} %" if good else "-",
+            f"{statistics.fmean(scores):.2f}{spread} %" if scores else "-",
             f"{arm['results'][0]['updates']:,}",
             f"{statistics.median(r['samples_per_s'] for r in good):,.0f}" if good else "-",
             f"{statistics.median(r['train_s'] for r in good):.1f}" if good else "-",
@@ -137,9 +209,11 @@ def scale(
     to: int,
     rule: str = "auto",
     seeds: int = 3,
+    max_seeds: int | None = None,
     recipe: Recipe | None = None,
     out: str | Path,
     margin: float = MARGIN_POINTS,
+    bad_share: float = 0.2,
     noise_scale: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -147,19 +221,23 @@ def scale(
 ) -> Comparison:
     """Train three arms over seeds and compare them on the test set.
 
+    After the first seeds, each arm goes on by one seed at a time, with the reference, until it is decided.
+
     Args:
         task: A task, or its name.
         to: Global batch to scale to.
         rule: As in `plan`.
-        seeds: Runs an arm; seeds 0 to seeds - 1 are added to the recipe's own.
+        seeds: Runs an arm before the first verdict; seeds from the recipe's own on.
+        max_seeds: Runs an arm at most; 14, or `seeds` if that is more, if left out. The same as `seeds` for a fixed number.
         recipe: The tuned reference; the task's named recipe if left out.
         out: Folder of every run. Finished runs found there are used as they are, unfinished ones continued; several comparisons of
             one reference share it.
         margin: Points of the score that may be lost without calling it a loss.
+        bad_share: Share of runs that may be bad without calling it a loss, as in `verdict.Design`.
         noise_scale: As in `plan`.
         overrides: As in `plan`.
         quiet: Show no progress.
-        say: Called with a line of text before each run.
+        say: Called with a line of text before each run, and with what the design can be expected to say.
 
     Returns:
         The comparison, also written to `out`.
@@ -168,36 +246,64 @@ def scale(
         UserError: On bad arguments, data or folder.
         Interrupted: After Ctrl-C; run the same call again to go on.
     """
-    check_positive("seeds", seeds)
-    check_positive("margin", margin)
+    design = Design(margin, seeds, max(seeds, 14) if max_seeds is None else max_seeds, bad_share)
     task = load_task(task) if isinstance(task, str) else task
     reference = recipe or Recipe.named(task.name)
     if to == reference.batch.global_batch:
         raise UserError(f"to = {to}: is the reference's own batch; choose another")
     planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides)
     only = plan(reference, global_batch=to, rule="none").recipe
+    design = replace(design, resolution=100 / max(1, len(task.splits().test)))  # type: ignore[arg-type]
     folder = make_folder(Path(out))
     arms = [
-        ("reference", "reference", reference),
-        ("batch only", f"batch-{to}-only", only),
-        (planned.rule if planned.rule != "none" else "none (planned)", f"batch-{to}-{planned.rule}", planned.recipe),
+        Arm("reference", "reference", reference, ()),
+        Arm("batch only", f"batch-{to}-only", only, ()),
+        Arm(planned.rule if planned.rule != "none" else "none (planned)", f"batch-{to}-{planned.rule}", planned.recipe, ()),
     ]
-    finished = []
-    for number, (name, sub, arm_recipe) in enumerate(arms):
-        results = []
-        for seed in range(reference.seed, reference.seed + seeds):
-            place = folder / sub / f"seed-{seed}"
-            if say is not None:
-                known = ", found finished" if (place / "result.json").exists() else ""
-                say(f"arm {number + 1} of 3, {name}, batch {arm_recipe.batch.global_batch:,}, seed {seed}{known}")
-            results.append(_run(task, arm_recipe.replace({"seed": seed}), place, name, quiet))
-            if say is not None and results[-1].diverged and not known:
-                say((place / "diverged.txt").read_text().strip())
-        finished.append(Arm(name, sub, arm_recipe, tuple(results)))
-    comparison = Comparison(task.name, task.metric, planned, (finished[0], finished[1], finished[2]), margin)
+
+    def compared() -> Comparison:
+        return Comparison(task.name, task.metric, planned, (arms[0], arms[1], arms[2]), design)
+
+    if say is not None:
+        say(expectation(design, [_known(folder / "reference", reference, design)]))
+    for runs in range(seeds, design.max_seeds + 1):
+        going = arms[1:] if runs == seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
+        if not going:
+            break
+        for number in range(len(arms)):
+            if number == 0 or arms[number] in going:
+                arms[number] = _up_to(runs, arms[number], number, task, folder, quiet, say)
+        if say is not None and runs == seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
+            say(compared().expectation())
+    comparison = compared()
     content = json.dumps(comparison.to_dict(), indent=2).encode()
     write_atomically(folder / f"batch-{to}-{planned.rule}{SUFFIX}", content)
     return comparison
+
+
+def _goes_on(comparison: Comparison, arm: Arm) -> bool:
+    return not comparison.cannot_be_judged(arm) and comparison.verdict(arm).outcome == "undecided"
+
+
+def _known(folder: Path, recipe: Recipe, design: Design) -> list[float | None]:
+    """Scores of the reference's runs that are finished already."""
+    places = (folder / f"seed-{seed}" / "result.json" for seed in range(recipe.seed, recipe.seed + design.max_seeds))
+    results = [Result.from_json(place.read_text()) for place in places if place.exists()]
+    return [None if result.diverged else 100 * result.test_score for result in results]
+
+
+def _up_to(runs: int, arm: Arm, number: int, task: Task, folder: Path, quiet: bool, say: Callable[[str], None] | None) -> Arm:
+    """The arm with so many runs; those that it lacks are trained, or found finished."""
+    results = list(arm.results)
+    for seed in range(arm.recipe.seed + len(results), arm.recipe.seed + runs):
+        place = folder / arm.folder / f"seed-{seed}"
+        known = ", found finished" if (place / "result.json").exists() else ""
+        if say is not None:
+            say(f"arm {number + 1} of 3, {arm.name}, batch {arm.recipe.batch.global_batch:,}, seed {seed}{known}")
+        results.append(_run(task, arm.recipe.replace({"seed": seed}), place, arm.name, quiet))
+        if say is not None and results[-1].diverged and not known:
+            say((place / "diverged.txt").read_text().strip())
+    return arm._replace(results=tuple(results))
 
 
 def _run(task: Task, recipe: Recipe, folder: Path, name: str, quiet: bool) -> Result:
