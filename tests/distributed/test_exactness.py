@@ -60,7 +60,8 @@ def assert_same(folder, expected):
     assert [line["samples"] for line in updates] == [line["samples"] for line in whole_updates]
     assert [line["loss"] for line in updates] == pytest.approx([line["loss"] for line in whole_updates], rel=1e-9)
     test, whole_test = (next(line for line in some if line.get("split") == "test") for some in (lines, whole_lines))
-    assert (test["score"], test["num_samples"]) == (whole_test["score"], whole_test["num_samples"])
+    assert test["num_samples"] == whole_test["num_samples"]
+    assert test["score"] == pytest.approx(whole_test["score"], abs=1.5 / test["num_samples"])  # one near a tie may go either way
 
 
 @pytest.mark.parametrize("name", RUNS)

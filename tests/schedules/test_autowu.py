@@ -160,8 +160,9 @@ def judge_of(autowu):
 
 
 @settings(max_examples=25, deadline=None)
-@given(times=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+@given(times=st.integers(-10, 10).map(lambda power: 2.0**power), seed=st.integers(0, 100))
 def test_the_unit_of_the_loss_does_not_matter(times, seed):
+    """Powers of two, which round nothing: by others a vote near its bound might change sides."""
     losses = [bowl(10 ** (-5 + 5 * t / 60), seed=seed) for t in range(55)]
     x = np.arange(55) / 54
     assert judge(x, losses, confidence=0.95, seed=0) == judge(x, [times * y for y in losses], confidence=0.95, seed=0)

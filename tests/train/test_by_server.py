@@ -73,7 +73,7 @@ def test_synchronous_is_one_worker_alone(tmp_path):
     served = run(Normed(), NORMED, tmp_path / "served", workers=3)
     assert (served.updates, served.samples) == (alone.updates, alone.samples)
     assert served.test_loss == pytest.approx(alone.test_loss, abs=1e-10)
-    assert served.validation_score == alone.validation_score
+    assert served.validation_score == pytest.approx(alone.validation_score, abs=1.5 / 200)  # one sample near a tie may go either way
     one, other = saved(tmp_path / "alone"), saved(tmp_path / "served")
     for key, value in one["model"].items():  # running statistics too
         torch.testing.assert_close(other["model"][key], value, rtol=0, atol=1e-10)
