@@ -108,6 +108,16 @@ def bigbatch_recipe():
     return Recipe.named("digits/mlp").to_toml()
 
 
+def test_what_keeps_a_resume_from_equal_bits_is_one_line(tmp_path):
+    train = ["train", "digits/mlp", "--set", "budget.epochs=1", "--set", "batch.micro_batch=32", "--out", tmp_path / "run", "--quiet"]
+    assert bigbatch(*train).stderr == ""
+    (tmp_path / "run" / "result.json").unlink()
+    (line,) = bigbatch(*train, "--resume", MKL_CBWR="COMPATIBLE").stderr.splitlines()
+    assert line.startswith(
+        f"warning: checkpoint {tmp_path / 'run' / 'last.pt'}: continues to rounding, not bit for bit (MKL_CBWR: COMPATIBLE"
+    )
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     command = ["train", "digits/mlp", "--set", "budget.epochs=300", "--set", "batch.micro_batch=32", "--out", "run", "--quiet"]
     program = [sys.executable, "-m", "bigbatch", *command]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.timeout(400)
 def test_twenty_kills_change_no_bit(tmp_path):
     seed = 20260701

@@ -117,6 +117,7 @@ class Stopped:
         monkeypatch.setattr(Pulse, "beat", lambda self, *, interrupted, save: Beat(True, False) if next(counts) == updates else None)
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize(
     "changes",
     [
@@ -193,6 +194,7 @@ def test_once_the_share_is_zero_an_update_costs_nothing_more(tmp_path, monkeypat
     assert not torch.equal(weights(tmp_path / "run")["1.weight"], weights(tmp_path / "on")["1.weight"])
 
 
+@pytest.mark.bit_for_bit
 def test_a_plain_run_is_not_touched(tmp_path):
     """Whatever is not asked for changes nothing: the loss that is recorded is the clean one."""
     run(DIGITS.replace({"adversarial": None}), tmp_path / "plain")

@@ -95,7 +95,9 @@ class Reader:
     def _of_groups(self, pending: Sequence[Pending], sq: Tensor) -> tuple[Tensor, Tensor]:
         """Squared norms of the groups of each update, weighted and added up, and of its whole gradient; both (updates, parameters)."""
         most = max(1, *(len(p.passes) for p in pending))
-        rows, ends, factors = [], [], []
+        rows: list[int] = []
+        ends: list[int] = []
+        factors: list[float] = []
         for p in pending:
             start, size = ends[-1] + 1 if ends else 0, len(p.passes)
             rows += [start + min(number, size) for number in range(most)]  # those that it lacks: the whole, times zero
