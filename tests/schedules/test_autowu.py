@@ -137,6 +137,7 @@ def test_short_runs():
         assert all(0 < rate <= 1 for rate in rates)
 
 
+@pytest.mark.bit_for_bit
 def test_more_losses_than_are_drawn():
     """3,000 updates: fits of 100, five draws of 500, and the mean of their five rates."""
     losses = [bowl(10 ** (-5 + 5 * t / 1500), noise=0.1, seed=7) for t in range(1400)]
@@ -190,6 +191,7 @@ def test_a_batch_that_grows_does_not_move_the_minimum():
     assert 0.018 < autowu.switch.factor < 0.05
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("stop", [0, 3, 60, 150, 170, 199])
 def test_resumed_anywhere_it_is_the_same_schedule(stop):
     whole = run(AutoWU(total_samples=20_000), bowl)
