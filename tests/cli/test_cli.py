@@ -9,6 +9,7 @@ import time
 
 import pytest
 from tests.cli.command import bigbatch
+from tests.limits import LIMIT_S
 
 SMALL = ["--set", "budget.epochs=1", "--set", "batch.micro_batch=32"]
 
@@ -122,12 +123,12 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     command = ["train", "digits/mlp", "--set", "budget.epochs=300", "--set", "batch.micro_batch=32", "--out", "run", "--quiet"]
     program = [sys.executable, "-m", "bigbatch", *command]
     running = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     record = tmp_path / "run" / "record.jsonl"
     while time.monotonic() < deadline and not (record.exists() and record.read_text().count('"update"') > 5):
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 130
     assert err.startswith("interrupted: stopped after update ")
     assert "continue with the same command and --resume" in err
@@ -150,7 +151,7 @@ def test_a_bar_on_a_terminal(tmp_path):
             break
         shown += part
     os.close(parent)
-    assert running.wait(timeout=60) == 0
+    assert running.wait(timeout=LIMIT_S) == 0
     text = shown.decode()
     assert "\x1b[" in text
     assert "━" in text

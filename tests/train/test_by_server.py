@@ -67,7 +67,6 @@ def saved(out):
     return torch.load(out / "last.pt", weights_only=True)
 
 
-@pytest.mark.timeout(120)
 def test_synchronous_is_one_worker_alone(tmp_path):
     alone = fit(Normed(), NORMED.replace({"comm": {"kind": "all_reduce"}}), out=tmp_path / "alone", **QUIET)
     served = run(Normed(), NORMED, tmp_path / "served", workers=3)
@@ -83,7 +82,6 @@ def test_synchronous_is_one_worker_alone(tmp_path):
         assert {**theirs, "loss": 0} == {**mine, "loss": 0}
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "changes", [{"comm.reduction": "sum", "optimizer.weight_decay": 1e-3}, {"comm.servers": 3}], ids=["sum", "servers"]
 )
@@ -98,7 +96,6 @@ def test_a_sum_and_several_servers_change_nothing(tmp_path, changes):
     assert other["optimizer"]["state"].keys() == one["optimizer"]["state"].keys()
 
 
-@pytest.mark.timeout(120)
 def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
     changes = {
         "comm.mode": "asynchronous",
@@ -128,7 +125,6 @@ def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
 
 
 @pytest.mark.bit_for_bit
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_stopped_synchronous_run_resumes_bit_for_bit_with_any_number_of_workers(tmp_path, servers):
     recipe = NAMED.replace({"comm.gradients_per_update": 4, "comm.servers": servers, "budget.updates": 300})
@@ -154,7 +150,6 @@ def test_a_stopped_synchronous_run_resumes_bit_for_bit_with_any_number_of_worker
     assert updates == list(range(1, 301))
 
 
-@pytest.mark.timeout(60)
 def test_a_target_ends_the_run_and_a_finished_one_is_returned(tmp_path):
     recipe = NAMED.replace({"budget.updates": 2000})
     result = run(Digits(), recipe, tmp_path, target=0.6, measure_test=False)

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tests.limits import LIMIT_S
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import CheckpointError, OutputError
@@ -151,7 +152,7 @@ def test_a_disk_that_fills_up_during_a_checkpoint(tmp_path):
     (tmp_path / "recipe.toml").write_text(SHORT.to_toml())
     out = tmp_path / "run"
     command = [sys.executable, "-c", FILLS_UP, str(out), str(tmp_path / "recipe.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode != 0
     assert "OutputError: can't write" in done.stderr
     assert "the earlier file is intact; free some space, then continue with --resume" in done.stderr

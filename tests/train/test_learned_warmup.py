@@ -150,7 +150,7 @@ def test_two_workers_decide_alike_and_as_one(tmp_path):
 
     jobs = [*(job(name, name) for name in recipes), job("plain", "cut", stop_after=40), job("plain", "cut", resume=True)]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(SCRIPT, 2, tmp_path, str(tmp_path / "jobs.json"), timeout_s=200)
+    run_ranks(SCRIPT, 2, tmp_path, str(tmp_path / "jobs.json"))
     for name in ("plain", "returns"):
         run(recipes[name], tmp_path / "alone" / name)
         (mine,), (theirs,) = lines_of(tmp_path / "alone" / name, "switch"), lines_of(tmp_path / name, "switch")
