@@ -1,4 +1,6 @@
-"""What every test shares: one thread per worker, a cache of its own, and no state of an earlier test."""
+"""What every test shares: one thread per worker, a cache of its own, and no state of an earlier test; and how to repeat tests."""
+
+import os
 
 import pytest
 import torch
@@ -11,10 +13,28 @@ settings.load_profile("shared")
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory):
-    torch.set_num_threads(1)
+    if (threads := os.environ.get("BIGBATCH_TEST_THREADS", "1")) != "default":
+        torch.set_num_threads(int(threads))
     patch = pytest.MonkeyPatch()
     patch.setenv("BIGBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.delenv("BIGBATCH_DATA", raising=False)
     patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
     yield
     patch.undo()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--repeat", type=int, default=1, metavar="N", help="run every test N times")
+
+
+def pytest_generate_tests(metafunc):
+    times = metafunc.config.getoption("--repeat")
+    if times > 1:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(times), indirect=True, ids="time {}".format)
+
+
+@pytest.fixture
+def repetition(request):
+    """Which time it is, with --repeat."""
+    return request.param

@@ -4,6 +4,7 @@ import pytest
 from tests.distributed.ranks import run_ranks
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_every_way_of_going_together(world, tmp_path):

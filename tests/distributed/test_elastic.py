@@ -66,6 +66,7 @@ def test_gossip_goes_on_with_the_workers_that_are_left(tmp_path):
     assert left_behind(job.out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_all_are_killed_and_the_run_is_resumed_bit_for_bit(tmp_path, straight):
     whole = Job(tmp_path / "whole", *LONG, "--workers", "3", cwd=tmp_path)

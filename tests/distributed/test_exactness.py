@@ -133,6 +133,7 @@ def gossip(method, **changes):
     return recipe_of("sgd", 16).replace({"optimizer.nesterov": False, "budget.samples": 20 * 128, **comm, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_gossip_with_everyone_is_all_reduce_and_resumes_bit_for_bit(tmp_path):
     """On the complete graph with equal shares, DmSGD's weights are those of one worker after every update."""

@@ -9,6 +9,7 @@ import pytest
 from tests.limits import LIMIT_S
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_twenty_kills_change_no_bit(tmp_path):
     seed = 20260701

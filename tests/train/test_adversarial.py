@@ -117,6 +117,7 @@ class Stopped:
         monkeypatch.setattr(Pulse, "beat", lambda self, *, interrupted, save: Beat(True, False) if next(counts) == updates else None)
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 @pytest.mark.parametrize(
     "changes",

@@ -124,6 +124,7 @@ def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
     assert bigbatch.Result.from_json((tmp_path / "result.json").read_text()) == result
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_stopped_synchronous_run_resumes_bit_for_bit_with_any_number_of_workers(tmp_path, servers):

@@ -146,6 +146,7 @@ fit("digits/mlp", recipe, out=sys.argv[1], quiet=True, tensorboard=False, save_e
 """
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_a_disk_that_fills_up_during_a_checkpoint(tmp_path):
     """The run stops with a readable error, the earlier checkpoint survives whole, and the run goes on from it to the same end."""

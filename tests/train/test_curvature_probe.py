@@ -132,6 +132,7 @@ def test_a_run_that_was_killed_sees_the_same_from_there_on(tmp_path, update):
     assert result.curvature_s == pytest.approx(sum(lines), abs=1e-3), "of both sessions"
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_two_workers_see_what_one_sees_and_are_not_disturbed(tmp_path):
     shared = {"curvature": {"every_updates": 20, "samples": 65, "tolerance": 1e-6}, "precision": "float64"}

@@ -140,6 +140,7 @@ def test_groups_keep_their_ratios():
     assert all(max(lrs) == pytest.approx(10 * min(lrs)) for lrs in seen if min(lrs) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_two_workers_decide_alike_and_as_one(tmp_path):
     recipes = {"plain": AUTOWU, "returns": AUTOWU.replace(EXPLODES), "gossip": AUTOWU.replace({"comm": {"kind": "gossip"}})}

@@ -165,6 +165,7 @@ class _MapStyleDigits(DigitsMLP):
         return Splits(_MapStyle(train, self.spoil), _MapStyle(validation), _MapStyle(test))
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_a_map_style_data_set_gives_the_same_run_through_worker_processes():
     assert run(task=_MapStyleDigits()).test_loss == run().test_loss
