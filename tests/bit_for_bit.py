@@ -132,7 +132,7 @@ def run_pytest(environment, marked, times, tests, end, by_test):
 def count(report, by_test):
     for case in ET.parse(report).iter("testcase"):
         if case.find("skipped") is None:
-            name = f"{case.get('classname')}::{re.sub(r'-?time [0-9]+', '', case.get('name')).replace('[]', '')}"
+            name = f"{case.get('classname')}::{re.sub(r'time [0-9]+-|-?time [0-9]+', '', case.get('name')).replace('[]', '')}"
             counts = by_test.setdefault(name, {"runs": 0, "red": 0})
             counts["runs"] += 1
             counts["red"] += case.find("failure") is not None or case.find("error") is not None

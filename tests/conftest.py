@@ -2,9 +2,14 @@
 
 import os
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+THREADS = os.environ.get("BIGBATCH_TEST_THREADS", "1")
+if THREADS == "1":  # before numpy is imported, and for what tests start: threads that wait for one another make a busy machine crawl
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # On a shared machine time says nothing about a test; a failure prints the seed to repeat it with.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -13,8 +18,8 @@ settings.load_profile("shared")
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory):
-    if (threads := os.environ.get("BIGBATCH_TEST_THREADS", "1")) != "default":
-        torch.set_num_threads(int(threads))
+    if THREADS != "default":
+        torch.set_num_threads(int(THREADS))
     patch = pytest.MonkeyPatch()
     patch.setenv("BIGBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.delenv("BIGBATCH_DATA", raising=False)

@@ -2,13 +2,12 @@
 
 import os
 import sys
-import warnings
-from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, NoReturn
 
 import typer
 
 from bigbatch.cli import critical, curvature, doctor, noise, papers, plan, report, scale, simulate, tasks, train
+from bigbatch.cli.notices import warn_in_one_line
 from bigbatch.comm.launch import leave, watch_launcher
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 
@@ -41,7 +40,7 @@ def options(
 def main() -> None:
     """Run the program. Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 4 workers lost, 130 interrupted."""
     watch_launcher()
-    warnings.showwarning = _show_warning
+    warn_in_one_line()
     if "--debug" in sys.argv:
         os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -54,21 +53,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing more was saved", file=sys.stderr)
         _end(130)
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Our own as one line that says what it says; others as Python does."""
-    if issubclass(category, UserWarning) and "bigbatch" in Path(filename).parts:
-        print(f"warning: {message}", file=file or sys.stderr)
-    else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _end(code: int) -> NoReturn:

@@ -24,9 +24,10 @@ SETTINGS = (
     "ONEDNN_MAX_CPU_ISA",
     "DNNL_MAX_CPU_ISA",
     "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
     "CUBLAS_WORKSPACE_CONFIG",
 )
-"""Environment variables by which libraries choose kernels; those of torch and of threads show in what torch says itself."""
+"""Environment variables by which libraries choose kernels, and numpy its threads; those of torch show in what it says itself."""
 
 
 def arithmetic() -> dict[str, Any]:
