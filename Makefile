@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup setup-dev lint test demo docs bench bench-links papers clean
+.PHONY: help setup setup-dev lint test test-bits demo docs bench bench-links papers clean
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -30,6 +30,9 @@ lint: $(VENV)/dev  ## formatting, lint, types, layers
 
 test: lint  ## set up and run all checks and tests
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+test-bits: $(VENV)/dev  ## repeat the tests of equal bits under other threads, instruction sets and load
+	$(BIN)/python tests/bit_for_bit.py --jobs $(JOBS)
 
 demo: $(BIN)/bigbatch  ## set up and run the main job on real images, in minutes
 	@BIN=$(BIN) sh examples/demo.sh

@@ -1,8 +1,15 @@
-"""What every test shares: one thread per worker, a cache of its own, and no state of an earlier test."""
+"""What every test shares: one thread per worker, a cache of its own, and no state of an earlier test; and how to repeat tests."""
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+import os
+
+THREADS = os.environ.get("BIGBATCH_TEST_THREADS", "1")
+if THREADS == "1":  # before numpy is imported, and for what tests start: threads that wait for one another make a busy machine crawl
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # On a shared machine time says nothing about a test; a failure prints the seed to repeat it with.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -11,10 +18,28 @@ settings.load_profile("shared")
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory):
-    torch.set_num_threads(1)
+    if THREADS != "default":
+        torch.set_num_threads(int(THREADS))
     patch = pytest.MonkeyPatch()
     patch.setenv("BIGBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.delenv("BIGBATCH_DATA", raising=False)
     patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
     yield
     patch.undo()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--repeat", type=int, default=1, metavar="N", help="run every test N times")
+
+
+def pytest_generate_tests(metafunc):
+    times = metafunc.config.getoption("--repeat")
+    if times > 1:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(times), indirect=True, ids="time {}".format)
+
+
+@pytest.fixture
+def repetition(request):
+    """Which time it is, with --repeat."""
+    return request.param

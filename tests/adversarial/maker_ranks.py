@@ -125,7 +125,7 @@ def a_slow_trainer(rank):
 
 if __name__ == "__main__":
     rank, name = int(os.environ["RANK"]), sys.argv[1]
-    timeout = timedelta(seconds=TIMEOUT_S.get(name, 30))
+    timeout = timedelta(seconds=TIMEOUT_S.get(name, 300))
     dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=2, timeout=timeout)
     torch.set_num_threads(1)
     globals()[name](rank)

@@ -80,6 +80,7 @@ def test_gradient_is_that_of_autograd_through_the_auxiliary_batch_norms():
     torch.testing.assert_close(found, expected.grad, rtol=0, atol=1e-14)
 
 
+@pytest.mark.bit_for_bit
 def test_everything_else_is_left_as_found():
     model, (x, y) = normalised(dropout=0.5).train(), batch()
     losses(model(x), y).sum().backward()
@@ -101,6 +102,7 @@ def test_everything_else_is_left_as_found():
     assert not torch.equal(attack.directions([(x, y), (x, y)], 0)[1], first[0])
 
 
+@pytest.mark.bit_for_bit
 def test_other_weights_than_the_models_own():
     model, (x, y) = normalised().train(), batch()
     old = state_of(model, copied=True)

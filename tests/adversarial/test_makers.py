@@ -14,17 +14,17 @@ SCRIPT = Path(__file__).with_name("maker_ranks.py")
 
 @pytest.mark.parametrize("name", ["what_one_would_make_oneself", "training_goes_on_meanwhile", "a_trainer_that_stops"])
 def test_two_ranks(tmp_path, name):
-    run_ranks(SCRIPT, 2, tmp_path, name, timeout_s=60)
+    run_ranks(SCRIPT, 2, tmp_path, name)
 
 
 def test_a_lost_maker_is_an_error_at_once(tmp_path):
-    logs = run_ranks(SCRIPT, 2, tmp_path, "a_lost_maker", timeout_s=60)
+    logs = run_ranks(SCRIPT, 2, tmp_path, "a_lost_maker")
     assert "lost after" in logs[0]
 
 
 def test_a_maker_outwaits_a_trainer_that_evaluates(tmp_path):
     """Exchanges time out after 2 s here; between two orders 4 may pass."""
-    run_ranks(SCRIPT, 2, tmp_path, "a_slow_trainer", timeout_s=60)
+    run_ranks(SCRIPT, 2, tmp_path, "a_slow_trainer")
 
 
 def test_only_a_gpu_has_streams():

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from tests.limits import LIMIT_S
+
 
 def bigbatch(*arguments, cwd=None, expect=0, **environment):
     done = subprocess.run(
@@ -12,7 +14,7 @@ def bigbatch(*arguments, cwd=None, expect=0, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == expect, done.stdout + done.stderr

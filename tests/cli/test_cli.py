@@ -9,6 +9,7 @@ import time
 
 import pytest
 from tests.cli.command import bigbatch
+from tests.limits import LIMIT_S
 
 SMALL = ["--set", "budget.epochs=1", "--set", "batch.micro_batch=32"]
 
@@ -108,16 +109,26 @@ def bigbatch_recipe():
     return Recipe.named("digits/mlp").to_toml()
 
 
+def test_what_keeps_a_resume_from_equal_bits_is_one_line(tmp_path):
+    train = ["train", "digits/mlp", "--set", "budget.epochs=1", "--set", "batch.micro_batch=32", "--out", tmp_path / "run", "--quiet"]
+    assert bigbatch(*train).stderr == ""
+    (tmp_path / "run" / "result.json").unlink()
+    (line,) = bigbatch(*train, "--resume", MKL_CBWR="COMPATIBLE").stderr.splitlines()
+    assert line.startswith(
+        f"warning: checkpoint {tmp_path / 'run' / 'last.pt'}: continues to rounding, not bit for bit (MKL_CBWR: COMPATIBLE"
+    )
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     command = ["train", "digits/mlp", "--set", "budget.epochs=300", "--set", "batch.micro_batch=32", "--out", "run", "--quiet"]
     program = [sys.executable, "-m", "bigbatch", *command]
     running = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     record = tmp_path / "run" / "record.jsonl"
     while time.monotonic() < deadline and not (record.exists() and record.read_text().count('"update"') > 5):
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 130
     assert err.startswith("interrupted: stopped after update ")
     assert "continue with the same command and --resume" in err
@@ -140,7 +151,7 @@ def test_a_bar_on_a_terminal(tmp_path):
             break
         shown += part
     os.close(parent)
-    assert running.wait(timeout=60) == 0
+    assert running.wait(timeout=LIMIT_S) == 0
     text = shown.decode()
     assert "\x1b[" in text
     assert "━" in text

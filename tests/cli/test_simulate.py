@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.command import bigbatch
+from tests.limits import LIMIT_S
 
 from bigbatch.cli import units
 from bigbatch.cli.simulate import simulate
@@ -57,7 +58,7 @@ def test_several_numbers_a_doctor_and_a_target(tmp_path):
 def test_needs_no_torch(tmp_path):
     code = f"import sys; sys.argv = ['bigbatch', *{COMMAND}]; from bigbatch.cli.app import app; app(standalone_mode=False)"
     check = f"{code}\nassert not {{'torch', 'sklearn', 'scipy'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -108,6 +108,7 @@ def main():
     model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=PowerSGD(rank=4, start_updates=2)))  # full rank of the smaller matrix
     close(model, expected, atol=0.2)
 
+    check_sums(ranks)
     check_agreement(ranks)
     check_evaluation(ranks)
     check_top_k(rank, world)
@@ -233,6 +234,18 @@ def check_groups(ranks, start, stop):
         dist.all_gather(everyone, buffer)
         assert torch.equal(everyone[0], everyone[1]) == (momentum == "reset")
         assert buffer.any() == (momentum == "keep")
+
+
+def check_sums(ranks):
+    """One value's sum has the same bits, however many are added in one call: how many losses are read at once, the clock decides."""
+    each = [torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(rank)) for rank in range(ranks.world_size)]
+    expected = [sum(values) for values in zip(*(values.tolist() for values in each), strict=True)]  # Python's, from the first rank on
+    for size in (1, 7, 40):
+        together = [ranks.sum_(piece.clone()) for piece in each[ranks.rank].split(size)]
+        assert torch.cat(together).tolist() == expected, size
+    counts = torch.tensor(ranks.rank)
+    assert ranks.sum_(counts) is counts
+    assert counts == sum(range(ranks.world_size))
 
 
 def local_sgd(ranks, start, stop):

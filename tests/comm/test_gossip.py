@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("gossip_ranks.py")
 
 @pytest.mark.parametrize("name", ["averages", "refusals"])
 def test_ranks(tmp_path, name):
-    run_ranks(SCRIPT, 4, tmp_path, name, timeout_s=60)
+    run_ranks(SCRIPT, 4, tmp_path, name)
 
 
 def weights_after(update, log):
@@ -28,7 +28,7 @@ def weights_after(update, log):
 
 
 def test_a_lost_neighbour(tmp_path):
-    logs = run_ranks(SCRIPT, 4, tmp_path, "lost_neighbour", timeout_s=60)
+    logs = run_ranks(SCRIPT, 4, tmp_path, "lost_neighbour")
     assert "worker 3 is lost" in logs[0]
     assert "worker 3 is lost" in logs[2]
     assert "is lost" not in logs[1]  # no neighbour of worker 3

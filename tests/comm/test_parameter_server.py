@@ -32,7 +32,6 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", [sgd, partial(torch.optim.AdamW, lr=0.01)], ids=["sgd", "adamw"])
 def test_synchronous_is_one_worker_on_the_joined_batch(make):
     model, *_ = problem()
@@ -52,7 +51,6 @@ def test_synchronous_is_one_worker_on_the_joined_batch(make):
     assert server.ledger.histogram == {0: 34 * 4}
 
 
-@pytest.mark.timeout(60)
 def test_asynchronous_learns_within_its_bound_and_counts_its_bytes():
     model, inputs, targets = problem()
     server = ParameterServer(
@@ -79,7 +77,6 @@ def test_asynchronous_learns_within_its_bound_and_counts_its_bytes():
     assert server.traffic["sent_bytes"] >= 800 * weights
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_is_gone_is_missed_and_its_work_done_by_another():
     model, *_ = problem()
     server = ParameterServer(model.parameters(), Ledger(total_samples=60, global_batch=20, gradients_per_update=2))
@@ -101,7 +98,6 @@ def test_a_worker_that_is_gone_is_missed_and_its_work_done_by_another():
     assert server.ledger.intervals == [[0, 60]]
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_comes_back_takes_its_own_place_and_one_that_leaves_is_not_waited_for():
     model, *_ = problem()
     server = ParameterServer(model.parameters(), Ledger(total_samples=40, global_batch=20, gradients_per_update=2))
@@ -126,7 +122,6 @@ def test_a_worker_that_comes_back_takes_its_own_place_and_one_that_leaves_is_not
         server.finish()
 
 
-@pytest.mark.timeout(60)
 def test_wrong_tokens_models_jobs_and_addresses():
     model, *_ = problem()
     server = ParameterServer(model.parameters(), Ledger(total_samples=10, global_batch=5), job="this")
@@ -187,7 +182,6 @@ def messages(server, chance, number):
         yield frames
 
 
-@pytest.mark.timeout(120)
 def test_ten_thousand_bad_messages_change_nothing(tmp_path):
     seed = 20261121
     print(f"seed {seed}")
@@ -262,7 +256,6 @@ def test_ten_thousand_bad_messages_change_nothing(tmp_path):
     assert server.ledger.version == 100
 
 
-@pytest.mark.timeout(60)
 def test_a_server_that_goes_down_and_comes_back_applies_nothing_twice():
     """Linear loss, so that the weight counts the updates: each takes exactly 1 from it."""
     total, batch, chance = 300, 3, random.Random(7)
@@ -306,7 +299,6 @@ def test_a_server_that_goes_down_and_comes_back_applies_nothing_twice():
     assert max(ledger.histogram) <= 4
 
 
-@pytest.mark.timeout(60)
 def test_a_server_that_ends_every_connection_is_given_up(monkeypatch):
     monkeypatch.setattr("bigbatch.comm.line.MOST_LOSSES", 3)
     monkeypatch.setattr("bigbatch.comm.line.RECONNECT_MS", 10)
@@ -317,7 +309,6 @@ def test_a_server_that_ends_every_connection_is_given_up(monkeypatch):
     server.close()
 
 
-@pytest.mark.timeout(60)
 def test_the_smallest_model_goes_with_a_token_longer_than_it():
     w = torch.zeros(1, requires_grad=True)
     server = ParameterServer([w], Ledger(total_samples=4, global_batch=2), token="x" * 256)

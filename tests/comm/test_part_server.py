@@ -45,7 +45,6 @@ def serve_part(number, addresses, make):
     server.close()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("bound", [0, 3])
 def test_three_servers_are_one(bound):
     make = partial(torch.optim.Adam, lr=0.01)
@@ -101,7 +100,6 @@ def test_three_servers_are_one(bound):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
-@pytest.mark.timeout(60)
 def test_work_of_an_earlier_life_is_refused_by_a_part_too():
     with reserved_ports(2) as ports:
         addresses = [f"tcp://127.0.0.1:{port}" for port in ports]

@@ -425,15 +425,15 @@ def test_tls_trusts_only_the_authority_that_was_named(tmp_path, open_store):
 
 def test_four_processes_meet_and_go_on_without_the_server(own_server, tmp_path):
     """All-reduce, barrier and new_group; then the server is killed: only new_group fails, and soon."""
-    output = run_ranks(RANKS, 4, tmp_path, "meet", own_server.url, str(own_server.pid), timeout_s=200)
+    output = run_ranks(RANKS, 4, tmp_path, "meet", own_server.url, str(own_server.pid))
     assert [text.splitlines()[-1] for text in output] == ["done"] * 4
 
 
 def test_a_server_that_dies_before_the_rendezvous_is_named_by_every_rank(own_server, tmp_path):
-    output = run_ranks(RANKS, 2, tmp_path, "server_dies_first", own_server.url, str(own_server.pid), timeout_s=200)
+    output = run_ranks(RANKS, 2, tmp_path, "server_dies_first", own_server.url, str(own_server.pid))
     assert all("refused: Redis at 127.0.0.1" in text for text in output)
 
 
 def test_a_missing_rank_is_a_time_out_that_names_the_key(server, tmp_path):
-    output = run_ranks(RANKS, 2, tmp_path, "rank_is_missing", server.url, "0", timeout_s=200)
+    output = run_ranks(RANKS, 2, tmp_path, "rank_is_missing", server.url, "0")
     assert "refused: key" in output[0]

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.limits import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = ["torch", "torch.distributed.tensor", "torch.func", "torch._dynamo", "scipy.optimize", "scipy.stats", "pydantic"]
 """No plugin of pytest, and nothing of which it rewrites the assertions."""
-TIMEOUT_S = 280
 
 
 class Done(NamedTuple):
@@ -28,7 +29,7 @@ def run_tests_against(copy: Path, test: str) -> Done:
     forks.set_forkserver_preload(SLOW)
     process = forks.Process(target=_run, args=(copy, test, output))
     process.start()
-    process.join(TIMEOUT_S)
+    process.join(LIMIT_S)
     if process.is_alive():
         process.kill()
         process.join()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "bigbatch"
@@ -71,7 +72,7 @@ def test_no_public_argument_is_a_bare_batch_size():
 )
 def test_what_needs_no_torch_imports_none(code):
     check = f"{code}\nimport sys\nassert not {{'torch', 'sklearn', 'matplotlib', 'scipy'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
 
 

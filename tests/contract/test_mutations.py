@@ -195,6 +195,7 @@ CASES = [
     ("study.time_to_target", "_way", "seconds", None),
     ("study.time_to_target", "_way", "worker_hours", None),
     ("core.machine", "matmul_gflops", "", None),
+    ("core.ordered_sum", "add_in_order", "", None),
     ("noise.critical_batch", "steps_needed", "", None),
     ("noise.critical_batch", "samples_needed", "", None),
     ("noise.critical_batch", "overhead", "steps_ratio", None),

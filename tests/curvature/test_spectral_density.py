@@ -129,6 +129,7 @@ def test_a_single_eigenvalue_has_a_curve():
     assert spectral_density(Diagonal([3.0] * 50)).curve().width == pytest.approx(0.03)
 
 
+@pytest.mark.bit_for_bit
 def test_progress_and_seed():
     told = []
     density = spectral_density(Diagonal(np.linspace(0, 1, 90)), steps=10, starts=2, progress=lambda *seen: told.append(seen))

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.limits import LIMIT_S
+
 
 class Job:
     """Start one; `command` follows `bigbatch train`."""
@@ -21,7 +23,7 @@ class Job:
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
-    def wait_for_updates(self, number, timeout_s=120):
+    def wait_for_updates(self, number, timeout_s=LIMIT_S):
         end = time.monotonic() + timeout_s
         while sum(line["kind"] == "update" for line in self.lines()) < number:
             assert time.monotonic() < end, f"no {number} updates within {timeout_s} s"
@@ -33,7 +35,7 @@ class Job:
         found = [(pid, parent) for pid, parent, command in descendants(self.process.pid) if "train" in command and is_worker(command)]
         return sorted(found)
 
-    def end(self, timeout_s=150):
+    def end(self, timeout_s=LIMIT_S):
         """Exit code and what was said."""
         try:
             _, said = self.process.communicate(timeout=timeout_s)
@@ -69,7 +71,7 @@ def descendants(pid):
     return found
 
 
-def left_behind(out, wait_s=10):
+def left_behind(out, wait_s=100):
     """Processes of a job that are still there after a while."""
     end = time.monotonic() + wait_s
     while left := [process for process in processes() if str(out) in process[2]]:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.limits import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -15,7 +17,7 @@ def leave():
     os._exit(0)
 
 
-def run_ranks(script, world, folder, *arguments, timeout_s=120):
+def run_ranks(script, world, folder, *arguments, timeout_s=LIMIT_S):
     """Start `world` processes of a script; it finds RANK, WORLD_SIZE and STORE (a file) in its environment.
 
     Raises:

@@ -24,13 +24,13 @@ SPLIT = {
 }
 
 
-def started(folder, world, jobs, timeout_s=150):
+def started(folder, world, jobs):
     """Runs of the trainer, one after the other, on so many ranks."""
     folder.mkdir()
     task = {"task": "fashion_mnist/resnet8"}
     whole = [{**task, **job, "options": {"measure_test": False, **job.get("options", {})}} for job in jobs]
     (folder / "jobs.json").write_text(json.dumps(whole))
-    run_ranks(SCRIPT, world, folder, str(folder / "jobs.json"), timeout_s=timeout_s)
+    run_ranks(SCRIPT, world, folder, str(folder / "jobs.json"))
 
 
 def job(out, recipe, **options):

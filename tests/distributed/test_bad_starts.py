@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 from tests.cli.command import bigbatch
 from tests.comm.test_redis_store import redis_server
+from tests.limits import LIMIT_S
 
 from bigbatch.comm.launch import Workers
 from bigbatch.core.checks import UserError
@@ -22,7 +23,7 @@ def start(folder, *ranks, world=None, **environment):
     with closing(socket.create_server(("127.0.0.1", 0))) as s:
         port = s.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": str(world or len(ranks)), "BIGBATCH_TIMEOUT_S": "15", **environment}
+    shared |= {"WORLD_SIZE": str(world or len(ranks)), "BIGBATCH_TIMEOUT_S": "120", **environment}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "bigbatch", "train", *command],
@@ -34,7 +35,7 @@ def start(folder, *ranks, world=None, **environment):
         )
         for rank, command in ranks
     ]
-    end = time.monotonic() + 90
+    end = time.monotonic() + LIMIT_S
     try:
         said = [p.communicate(timeout=max(end - time.monotonic(), 0.1))[1] for p in processes]  # the watchdog: a hang fails the test
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import links
+from tests.limits import LIMIT_S
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +39,7 @@ def namespaces(prefix):
 def test_an_all_reduce_takes_what_the_rate_allows():
     with links.shaped_hosts(2, rate_mbit=100) as hosts:
         assert len(namespaces(hosts.prefix)) == 3
-        outputs = hosts.run(Path(__file__).with_name("links_rank.py"), timeout_s=60)
+        outputs = hosts.run(Path(__file__).with_name("links_rank.py"), timeout_s=LIMIT_S)
     assert namespaces(hosts.prefix) == []
     for total, seconds in (output.split() for output in outputs):
         assert float(total) == 3.0
@@ -49,7 +50,7 @@ def test_a_failed_rank_takes_the_others_with_it_and_says_why(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text("import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('out of paper')\ntime.sleep(600)\n")
     with links.shaped_hosts(2) as hosts, pytest.raises(links.LinksError, match="out of paper"):
-        hosts.run(script, timeout_s=60)
+        hosts.run(script, timeout_s=LIMIT_S)
     assert namespaces(hosts.prefix) == []
 
 
@@ -69,7 +70,7 @@ def test_sigterm_removes_the_hosts_and_what_runs_in_them(tmp_path):
             time.sleep(0.02)
         pids = [int(pid) for line in namespaces(prefix) for pid in links.command("ip", "netns", "pids", line.split()[0]).split()]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert process.wait(timeout=LIMIT_S) == 128 + signal.SIGTERM
     assert len(pids) == 3, "two ranks and the switch"
     assert namespaces(prefix) == []
     for pid in pids:

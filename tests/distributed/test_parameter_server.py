@@ -5,9 +5,9 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 import torch
 from tests.distributed.jobs import Job, descendants, left_behind
+from tests.limits import LIMIT_S
 
 UPDATES, SAMPLES = 1622, 51_880
 LONG = ["digits/mlp", "--set", "budget.epochs=40", "--set", "batch.micro_batch=8", "--comm", "parameter_server"]
@@ -26,7 +26,7 @@ def processes(job):
     return found
 
 
-def kill(job, role, wait_s=60):
+def kill(job, role, wait_s=LIMIT_S):
     end = time.monotonic() + wait_s
     while role not in (now := processes(job)):
         assert time.monotonic() < end, f"no {role}"
@@ -44,7 +44,6 @@ def assert_whole(job):
     assert left_behind(job.out) == []
 
 
-@pytest.mark.timeout(300)
 def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
     settings = {"mode": "asynchronous", "staleness_bound": 4, "damping": "inverse", "servers": 2}
     sets = [part for name, value in settings.items() for part in ("--set", f"comm.{name}={value}")]
@@ -59,12 +58,11 @@ def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
     assert_whole(job)
 
 
-@pytest.mark.timeout(300)
 def test_a_polite_stop_a_resume_with_fewer_and_no_orphans(tmp_path):
     job = Job(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
     job.wait_for_updates(100)
     job.process.send_signal(signal.SIGTERM)
-    code, said = job.end(timeout_s=60)
+    code, said = job.end()
     assert code == 130, said
     assert said.count("interrupted: stopped after update") == 1
     done = [line["update"] for line in job.lines() if line["kind"] == "update"]

@@ -103,7 +103,7 @@ def main(folder, seed):
             child = fork(broken)
             kind = "anywhere"
             if number % 4 == 0:  # half of them in the updates, half wherever the start has come to
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 60
                 while stamp(broken) == before and time.monotonic() < deadline:
                     time.sleep(0.002)
             time.sleep(chance.uniform(0, 0.25))

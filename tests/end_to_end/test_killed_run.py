@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.limits import LIMIT_S
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 def test_twenty_kills_change_no_bit(tmp_path):
     seed = 20260701
     print(f"seed {seed}")
     program = Path(__file__).with_name("killed_run.py")
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path), str(seed)], capture_output=True, text=True, timeout=380, check=False
+        [sys.executable, str(program), str(tmp_path), str(seed)], capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout.splitlines()[-1])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from tests.limits import LIMIT_S
 
 from bigbatch import Recipe, fit, scale
 from bigbatch.report import write_report
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
 def test_in_headless_chromium(folder, tmp_path):
     common = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
     page = f"file://{folder / 'report.html'}"
-    shown = subprocess.run([*common, "--dump-dom", page], capture_output=True, text=True, timeout=120, check=True)
+    shown = subprocess.run([*common, "--dump-dom", page], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert ":CONSOLE" not in shown.stderr
     plots = re.findall(r'<svg role="img" aria-label="([^"]+)"', shown.stdout)
     assert len(plots) == 10
@@ -41,7 +42,7 @@ def test_in_headless_chromium(folder, tmp_path):
         "Learning rate by samples",
     }
     assert shown.stdout.count('class="verdict') == 4
-    subprocess.run([*common, f"--screenshot={tmp_path / 'report.png'}", page], capture_output=True, timeout=120, check=True)
+    subprocess.run([*common, f"--screenshot={tmp_path / 'report.png'}", page], capture_output=True, timeout=LIMIT_S, check=True)
     assert (tmp_path / "report.png").stat().st_size > 50_000
 
 
@@ -50,7 +51,7 @@ def test_a_console_error_would_be_seen(tmp_path):
     """The guard of the test above."""
     (tmp_path / "broken.html").write_text("<script>undefinedFunction()</script>")
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'broken.html'}"]
-    assert ":CONSOLE" in subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+    assert ":CONSOLE" in subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True).stderr
 
 
 def test_is_self_contained(folder):

@@ -16,6 +16,7 @@ from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.top_k import TopK
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
+from bigbatch.noise.reader import ALL, Pending, Reader
 
 SIZES = [1, 3, 2, 2, 1, 3, 4, 8]  # of the groups
 
@@ -79,6 +80,19 @@ def check_own(ranks):
         assert tuple(alone(ranks.rank, make, own=True)) == pytest.approx(expected, rel=1e-9)
 
 
+def check_reading():
+    """An update's values have the same bits, however many are read at once: that many, the clock decides."""
+    readers = {own: Reader({ALL: range(6)}, 100.0, torch.device("cpu"), dist.group.WORLD, sharded=False, own=own) for own in (False, True)}
+    updates = []
+    for update in range(30):
+        chance = torch.Generator().manual_seed(100 * update + dist.get_rank())
+        *passes, whole = ([*row.unbind()] for row in torch.rand(5, 6, generator=chance))
+        updates.append(Pending(passes, [32.0] * 4, whole, torch.rand(3, generator=chance), (8.0, 4.0, 1.0, 1 / 8), 1.0))
+    for own, reader in readers.items():
+        alone = [measured for update in updates for measured in reader.read([update])]
+        assert reader.read(updates) == alone, own
+
+
 def main():
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
@@ -99,6 +113,7 @@ def main():
                 assert mine.noise_along == pytest.approx(theirs.noise_along, rel=tolerance, nan_ok=True)
         assert together.noise_scale == pytest.approx(estimate.noise_scale, rel=10 * tolerance), name
     check_own(ranks)
+    check_reading()
     if rank == 0:
         print("all agree")
     leave()

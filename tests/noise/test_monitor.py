@@ -71,6 +71,7 @@ def test_weights_that_are_not_those_of_the_samples():
         assert abs(values.mean() - truth) < 4 * values.std() / len(values) ** 0.5
 
 
+@pytest.mark.bit_for_bit
 def test_nothing_else_changes():
     model = net()
     plain = copy.deepcopy(model)

@@ -92,6 +92,7 @@ def test_idle_passes_take_no_factors():
     assert model.weight.grad.item() == 2 * 3 + 2 * 5
 
 
+@pytest.mark.bit_for_bit
 def test_a_run_with_it_differs_and_is_repeated_by_its_seed():
     recipe = RECIPE.replace({"budget.epochs": 1})
     quiet = {"quiet": True, "tensorboard": False}

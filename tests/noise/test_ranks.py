@@ -4,6 +4,8 @@ import pytest
 from tests.distributed.ranks import run_ranks
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_and_micro_batches_agree(world, tmp_path):
     """1 process x 8 micro-batches, 2 x 4 and 4 x 2: DistributedDataParallel, compressed or not, and FSDP2."""

@@ -64,6 +64,7 @@ def test_gradients_are_untouched(make):
     assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
 
 
+@pytest.mark.bit_for_bit
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_resume_is_bit_for_bit(make, dtype):

@@ -210,8 +210,9 @@ def test_more_losses_than_blocks():
 
 
 @settings(max_examples=25, deadline=None)
-@given(times=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+@given(times=st.integers(-10, 10).map(lambda power: 2.0**power), seed=st.integers(0, 100))
 def test_the_unit_of_the_loss_does_not_matter(times, seed):
+    """Powers of two, which round nothing: by others a vote near its bound might change sides."""
     losses = [bowl(10 ** (-5 + 5 * t / 60), seed=seed) for t in range(55)]
     x = np.arange(55) / 54
     assert judge(x, losses, confidence=0.95) == pytest.approx(judge(x, [times * y for y in losses], confidence=0.95), abs=1e-6)
@@ -239,6 +240,7 @@ def test_a_batch_that_grows_does_not_move_the_minimum():
     assert 0.012 < autowu.switch.factor < 0.05
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("stop", [0, 3, 60, 150, 170, 199])
 def test_resumed_anywhere_it_is_the_same_schedule(stop):
     whole = run(AutoWU(total_samples=20_000), bowl)

@@ -49,6 +49,8 @@ def test_finished_runs_are_not_repeated_and_the_reference_is_shared(tmp_path, mo
     assert other.arms[0].results == first.arms[0].results
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     straight = compare_digits(tmp_path / "straight")
     original, calls = compare.fit, []

@@ -112,6 +112,8 @@ def test_the_report_shows_it(runs):
     assert "Spectral density" not in write_report(runs / "large").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 def test_batch_norm_is_evaluated_as_saved_and_computed_anew_on_the_line(tmp_path):
     class Normed(DigitsMLP):
         name = "normed"

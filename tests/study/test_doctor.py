@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import UserError
 from bigbatch.core.machine import usable_cores
 from bigbatch.simulate.alpha_beta import AlphaBeta
@@ -24,6 +25,8 @@ def test_one_worker(tmp_path, monkeypatch):
     assert report.data.tried[1] == str(tmp_path / "absent")
     assert report.settings["OMP_NUM_THREADS"] == "1"
     assert (report.exchange, report.all_reduce, report.link) == (None, None, None)
+    assert report.repeats is True
+    assert report.arithmetic == arithmetic()
     assert report.ready
     assert list(tmp_path.iterdir()) == []
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()

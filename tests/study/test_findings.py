@@ -46,12 +46,20 @@ def test_a_good_machine_has_nothing_to_note():
     ]
 
 
+def test_what_equal_bits_need():
+    facts = {"num_threads": 2, "torch": "2.13.0", "processor": "a processor", "cpu_capability": "AVX2"}
+    same = "2 threads, torch 2.13.0 and processor (a processor, AVX2)"
+    last = but(repeats=True, arithmetic=facts).findings[-1]
+    assert (last.severity, last.text) == ("ok", f"a gradient has the same bits each time: runs resume bit for bit with the same {same}")
+
+
 PROBLEMS = {
     "cores": ({"workers": 5}, "more workers than cores: 5 workers on 4 cores; a step will not get faster", "use at most 4 workers"),
     "backends": ({"machine__backends": ()}, "this torch has neither gloo nor NCCL", "install a torch"),
     "failure": ({"failures": ("rank 1 died; mend it",)}, "rank 1 died; mend it", ""),
 }
 NOTES = {
+    "bits": ({"repeats": False}, "the same gradient did not have the same bits each time", "on a CPU, set MKL_CBWR=COMPATIBLE"),
     "cores of GPUs": (
         {"workers": 2, "machine__cores": 1, "machine__gpus": GPUS},
         "more workers than cores: 2 workers on 1 core; loading",

@@ -14,6 +14,7 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import Elsewhere as AnErrorElsewhere
 from bigbatch.core.checks import RecipeError
 from bigbatch.tasks import Splits, load_task
+from bigbatch.tasks.classification import Classification
 from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.train.adversarial import paired
 from bigbatch.train.build import build_optimizer
@@ -116,6 +117,8 @@ class Stopped:
         monkeypatch.setattr(Pulse, "beat", lambda self, *, interrupted, save: Beat(True, False) if next(counts) == updates else None)
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize(
     "changes",
     [
@@ -142,6 +145,44 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, changes):
         assert_same(out, tmp_path / "whole")
 
 
+class Odd(Classification):
+    """Samples of seven numbers: 28 bytes, which pieces of a larger tensor seldom begin at a cache line with."""
+
+    name = "odd"
+
+    def __init__(self):
+        self.places = []  # bytes behind a cache line at which the inputs of training passes begin
+
+    def splits(self):
+        chance = torch.Generator().manual_seed(0)
+        data = TensorDataset(torch.rand(200, 7, generator=chance), torch.randint(3, (200,), generator=chance))
+        return Splits(data, data, data)
+
+    def model(self):
+        model = nn.Linear(7, 3)
+        model.register_forward_pre_hook(lambda module, inputs: self.places.append(inputs[0].data_ptr() % 64))
+        return model
+
+
+@pytest.mark.bit_for_bit
+def test_what_is_held_is_multiplied_at_the_same_places_after_a_resume(tmp_path, monkeypatch):
+    """Where a matrix begins in memory decides how MKL rounds: pieces of what a checkpoint held must begin where new ones do."""
+    recipe = Recipe(
+        num_train_samples=200,
+        optimizer={"name": "sgd", "lr": 0.1},
+        batch={"global_batch": 25, "micro_batch": 5},
+        budget={"updates": 8},
+        adversarial={"eps": 0.1, "tau": 3},
+    )
+    run(recipe, tmp_path / "whole", Odd())
+    Stopped(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "cut", Odd())
+    run(recipe, tmp_path / "cut", resumed := Odd(), resume=True)
+    assert set(resumed.places) == {0}
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_once_the_share_is_zero_an_update_costs_nothing_more(tmp_path, monkeypatch):
     passes, original = [], nn.functional.cross_entropy
     monkeypatch.setattr(nn.functional, "cross_entropy", lambda *args, **rest: passes.append(1) or original(*args, **rest))
@@ -154,6 +195,7 @@ def test_once_the_share_is_zero_an_update_costs_nothing_more(tmp_path, monkeypat
     assert not torch.equal(weights(tmp_path / "run")["1.weight"], weights(tmp_path / "on")["1.weight"])
 
 
+@pytest.mark.bit_for_bit
 def test_a_plain_run_is_not_touched(tmp_path):
     """Whatever is not asked for changes nothing: the loss that is recorded is the clean one."""
     run(DIGITS.replace({"adversarial": None}), tmp_path / "plain")

@@ -12,6 +12,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.noise.simple_noise_scale import simple_noise_scale
 from bigbatch.tasks import Splits
 from bigbatch.tasks.digits_mlp import DigitsMLP
+from bigbatch.tasks.models import mlp
 from bigbatch.tasks.task import Task
 from bigbatch.train.build_batch import build_scheduled_batch, check_batch_control
 from bigbatch.train.record import read_record
@@ -113,6 +114,7 @@ def test_each_sample_once_an_epoch_whatever_the_batch_does(tmp_path, in_memory):
     assert task.seen == plain.seen, "the order is the same as at a fixed batch"
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("kind", RULES)
 def test_a_rule_changes_what_it_should_and_resumes_bit_for_bit(tmp_path, kind):
     """Interrupted at its 43rd forward pass, wherever the rule then stands."""
@@ -212,10 +214,41 @@ def test_what_is_recorded_is_what_the_gradients_say(tmp_path):
 
 
 def test_measuring_changes_nothing_but_rounding(tmp_path):
-    run(DIGITS.replace({"batch.micro_batch": 8}), tmp_path / "plain")
-    run(DIGITS.replace({"batch.micro_batch": 8}), tmp_path / "measured", measure_noise=True)
+    """In float64. The last update has 19 samples: 8 + 8 + 3 in a plain run, 5 + 5 + 5 + 4 where noise is measured."""
+    recipe = DIGITS.replace({"batch.micro_batch": 8, "precision": "float64"})
+    run(recipe, tmp_path / "plain")
+    run(recipe, tmp_path / "measured", measure_noise=True)
+    for name, value in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "measured")[name], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.bit_for_bit
+def test_measuring_changes_nothing_where_updates_are_cut_alike(tmp_path):
+    """Each update has 32 samples, in passes of 8 anyway: what is measured is only looked at."""
+    recipe = DIGITS.replace({"batch.micro_batch": 8, "budget.epochs": None, "budget.updates": 100})
+    run(recipe, tmp_path / "plain")
+    run(recipe, tmp_path / "measured", measure_noise=True)
+    assert len(lines_of(tmp_path / "measured", "noise")) == 100
     for name, value in weights(tmp_path / "plain").items():
         assert torch.equal(value, weights(tmp_path / "measured")[name])
+
+
+class Deep(DigitsMLP):
+    """Six parameters: a product with six rows is rounded in more ways than one by any processor with vectors."""
+
+    def model(self):
+        return mlp([64, 16, 16, 10])
+
+
+@pytest.mark.bit_for_bit
+@pytest.mark.parametrize("kind", ["cabs", "adascale", "noise_scale"])
+def test_how_often_values_are_read_changes_nothing(tmp_path, monkeypatch, kind):
+    """Losses and norms are read when a quarter of a second has passed, together: after every update, or as late as can be."""
+    for every_s in (0.0, 1e9):
+        monkeypatch.setattr("bigbatch.train.loop.PULSE_S", every_s)
+        run(recipe_with(kind), tmp_path / str(every_s), Deep(), save_every_s=1e9)
+    for lines in ("batch", "noise", "update"):
+        assert lines_of(tmp_path / "0.0", lines) == lines_of(tmp_path / "1000000000.0", lines)
 
 
 GHOST = Recipe.named("fashion_mnist/resnet8")

@@ -4,10 +4,12 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from tests.limits import LIMIT_S
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import CheckpointError, OutputError
@@ -23,13 +25,14 @@ def run(out, recipe=SHORT, **kwargs):
 def test_holds_everything_and_loads_without_running_code(tmp_path):
     run(tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert set(state) == {"format", "recipe", "model", "optimizer", "progress", "workers", "num_threads"}
+    assert set(state) == {"format", "recipe", "model", "optimizer", "progress", "workers", "arithmetic"}
     assert Recipe.from_toml(state["recipe"]) == SHORT
     assert state["progress"][0] == [960, 30] or tuple(state["progress"][0]) == (960, 30)
     assert set(state["workers"][0]["random"]) == {"python", "numpy", "torch", "cuda"}
     assert (tmp_path / "run" / "best.pt").exists()
 
 
+@pytest.mark.bit_for_bit
 def test_random_states_come_back(tmp_path):
     run(tmp_path / "run", save_every_s=0)
     draws = []
@@ -143,12 +146,14 @@ fit("digits/mlp", recipe, out=sys.argv[1], quiet=True, tensorboard=False, save_e
 """
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 def test_a_disk_that_fills_up_during_a_checkpoint(tmp_path):
     """The run stops with a readable error, the earlier checkpoint survives whole, and the run goes on from it to the same end."""
     (tmp_path / "recipe.toml").write_text(SHORT.to_toml())
     out = tmp_path / "run"
     command = [sys.executable, "-c", FILLS_UP, str(out), str(tmp_path / "recipe.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode != 0
     assert "OutputError: can't write" in done.stderr
     assert "the earlier file is intact; free some space, then continue with --resume" in done.stderr
@@ -175,13 +180,30 @@ def test_a_file_system_that_is_really_full(tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_another_number_of_threads_is_warned_about(tmp_path):
+def test_other_arithmetic_is_warned_about(tmp_path, monkeypatch):
+    """Threads, and settings by which libraries choose their kernels; in one line that names both sides."""
     run(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     threads = torch.get_num_threads()
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    changed = rf"\(num_threads: {threads + 1} here, {threads} there; MKL_CBWR: COMPATIBLE here, not set there\)"
     try:
         torch.set_num_threads(threads + 1)
-        with pytest.warns(UserWarning, match=f"the run had {threads} threads and goes on with {threads + 1}"):
+        with pytest.warns(UserWarning, match=f"last.pt: continues to rounding, not bit for bit {changed}; for equal bits, resume with"):
             run(tmp_path / "run", resume=True)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_checkpoint_that_knows_its_threads_alone(tmp_path):
+    """Of version 0.1.0."""
+    run(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    for threads, warned in ((torch.get_num_threads(), 0), (99, 1)):
+        torch.save({**{k: v for k, v in state.items() if k != "arithmetic"}, "num_threads": threads}, tmp_path / "run" / "last.pt")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run(tmp_path / "run", resume=True)
+        (tmp_path / "run" / "result.json").unlink()
+        assert len([w for w in told if f"num_threads: {torch.get_num_threads()} here, 99 there" in str(w.message)]) == warned

@@ -79,6 +79,7 @@ def assert_same_run(one, other):
         assert torch.equal(mine["random"]["numpy"][1], theirs["random"]["numpy"][1])
 
 
+@pytest.mark.bit_for_bit
 def test_looking_changes_no_bit_of_the_run_and_says_what_it_costs(tmp_path):
     run(NOISY, tmp_path / "without")
     result = run(NOISY.replace(LOOKS), tmp_path / "with")
@@ -116,6 +117,7 @@ def test_it_is_the_top_of_the_dense_hessian_of_those_samples(tmp_path):
     assert look["trace"]["value"] == pytest.approx(dense.trace().item(), rel=0.4)
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("update", [15, 24])
 def test_a_run_that_was_killed_sees_the_same_from_there_on(tmp_path, update):
     recipe = NOISY.replace(LOOKS)
@@ -130,6 +132,8 @@ def test_a_run_that_was_killed_sees_the_same_from_there_on(tmp_path, update):
     assert result.curvature_s == pytest.approx(sum(lines), abs=1e-3), "of both sessions"
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 def test_two_workers_see_what_one_sees_and_are_not_disturbed(tmp_path):
     shared = {"curvature": {"every_updates": 20, "samples": 65, "tolerance": 1e-6}, "precision": "float64"}
     ring = {"comm": {"kind": "gossip", "method": "d_psgd", "topology": "ring"}}

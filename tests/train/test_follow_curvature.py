@@ -127,6 +127,7 @@ def test_a_look_costs_what_is_said_and_ends_at_the_largest_batch(tmp_path):
     assert looks[-1]["samples"] < 11 * PERIOD
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("stop", [6, 11, 17, 22])
 def test_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
     recipe = SMALL.replace({"precision": "bfloat16", "batch.rule.tolerance": 0.05})

@@ -68,6 +68,7 @@ def test_records_every_update_and_evaluation(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test_score"] == result.test_score
 
 
+@pytest.mark.bit_for_bit
 def test_the_same_seed_gives_the_same_run_and_another_another():
     assert run().test_loss == run().test_loss
     assert run().test_loss != run(recipe=RECIPE.replace({"seed": 1})).test_loss
@@ -164,6 +165,8 @@ class _MapStyleDigits(DigitsMLP):
         return Splits(_MapStyle(train, self.spoil), _MapStyle(validation), _MapStyle(test))
 
 
+@pytest.mark.slow
+@pytest.mark.bit_for_bit
 def test_a_map_style_data_set_gives_the_same_run_through_worker_processes():
     assert run(task=_MapStyleDigits()).test_loss == run().test_loss
 
@@ -196,6 +199,7 @@ def test_an_output_folder_that_is_not_writable():
         run(out="/proc/run")
 
 
+@pytest.mark.bit_for_bit
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_the_run_goes_on_to_the_same_end(tmp_path, number):
     class Stops(DigitsMLP):

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from bigbatch.cli import critical, curvature, doctor, noise, papers, plan, report, scale, simulate, tasks, train
+from bigbatch.cli.notices import warn_in_one_line
 from bigbatch.comm.launch import leave, watch_launcher
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 
@@ -39,6 +40,7 @@ def options(
 def main() -> None:
     """Run the program. Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 4 workers lost, 130 interrupted."""
     watch_launcher()
+    warn_in_one_line()
     if "--debug" in sys.argv:
         os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bigbatch.comm.launch import JOB, watch_launcher
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
+from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
 TIMEOUT_S = 120.0
@@ -42,10 +43,11 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Add up over all workers, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values, group=self.group)
-        return values
+        """Add up over all workers, in place and in the order of their ranks: the sum of one value does not depend on the others.
+
+        For a few values: every worker receives those of all others.
+        """
+        return sum_over_ranks_(values, self.group) if self.world_size > 1 else values
 
     def max_(self, values: Tensor) -> Tensor:
         """Largest over all workers, in place."""

@@ -137,7 +137,7 @@ class Krylov:
 
     def vectors(self, coordinates: Array) -> Tensor:
         """V, shape (k, n), of coordinates (m, k)."""
-        return torch.from_numpy(coordinates.T.copy()).to(self._rows) @ self._rows[: self.multiplied]
+        return torch.tensor(coordinates.T, dtype=self._rows.dtype, device=self._rows.device) @ self._rows[: self.multiplied]
 
     def restart(self, coordinates: Array, *, frontier: bool = True) -> None:
         """Keep the vectors of some coordinates (m, p) only (thick restart), and the rows that are not multiplied yet."""

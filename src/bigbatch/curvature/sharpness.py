@@ -179,7 +179,7 @@ def keskar_sharpness(
         return weights.to(at.start.device, at.start.dtype)
 
     def f(y: Vector) -> tuple[float, Vector]:
-        step = torch.from_numpy(y) if A is None else A @ torch.from_numpy(y).to(A.dtype)
+        step = torch.from_numpy(y) if A is None else A @ torch.tensor(y, dtype=A.dtype)
         value, gradient = at.loss_and_gradient(told(x + step))
         if progress is not None:
             progress(at.evaluations, None)

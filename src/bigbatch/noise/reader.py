@@ -1,4 +1,7 @@
-"""From the norms that a monitor left on the device to signal and noise: read at once for many updates, summed over ranks."""
+"""From the norms that a monitor left on the device to signal and noise: read at once for many updates, summed over ranks.
+
+An update's values have the same bits, however many others are read with it: see `bigbatch.core.ordered_sum`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.ordered_sum import add_in_order, sum_over_ranks_
 from bigbatch.noise.simple_noise_scale import Groups, NoiseScale, noise_of_groups
 
 ALL = "all"
@@ -63,9 +67,7 @@ class Reader:
         self._world_size = dist.get_world_size(group) if group is not None else 1
         self._averaged = 1 if own else self._world_size  # gradients are means over so many ranks
         self._copies = 1.0 if sharded else 1.0 / self._averaged  # every rank adds its shard, or its copy, to the sum
-        self._members = torch.zeros(len(parts[ALL]), len(parts), dtype=torch.float64, device=device)
-        for column, numbers in enumerate(parts.values()):
-            self._members[list(numbers), column] = 1.0
+        self._numbers = [list(numbers) for numbers in parts.values()]
 
     def read(self, pending: Sequence[Pending]) -> list[Measured]:
         """Signal and noise of each update."""
@@ -73,27 +75,43 @@ class Reader:
             return []
         rows = self._rows(pending)
         if self._group is not None and not self._own:
-            dist.all_reduce(rows, group=self._group)
+            sum_over_ranks_(rows, self._group)
         measured = [self._split(row) for row in rows.tolist()]
         return self._mean_over_ranks(measured) if self._group is not None and self._own else measured
 
     def _rows(self, pending: Sequence[Pending]) -> Tensor:
         """What is summed over ranks, shape (updates, columns): by part the squared norms of groups and whole; along; counts."""
         wide: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
-        num_parameters = len(self._members)
-        scales = torch.tensor([p.scale for p in pending], **wide).unsqueeze(1)
+        scales = torch.tensor([p.scale for p in pending], **wide)
         norms = [norm for p in pending for of_group in (*p.passes, p.whole) for norm in of_group]
-        sq = torch.stack(norms).double().square().view(-1, num_parameters)  # groups of the first update, its whole, groups of the second
-        ends = torch.tensor([len(p.passes) + 1 for p in pending]).cumsum(0) - 1
-        is_whole = torch.zeros(len(sq), dtype=torch.bool).index_fill_(0, ends, True).to(self._device)
-        passes, whole = sq[~is_whole], sq[is_whole] * scales * self._copies
-        factors = torch.tensor([f for p in pending for f in p.factors], **wide).unsqueeze(1)
-        owners = torch.tensor([i for i, p in enumerate(pending) for _ in p.factors], device=self._device, dtype=torch.int64)
-        sq_norms = torch.zeros(len(pending), num_parameters, **wide).index_add_(0, owners, passes * factors) * scales
+        sq = torch.stack(norms).double().square().view(-1, len(pending[0].whole))  # groups of the first update, its whole, groups of ...
+        sq_norms, whole = self._of_groups(pending, sq)
+        columns = [*self._of_parts(sq_norms, scales), *self._of_parts(whole, scales * self._copies)]
         along = torch.stack([p.along for p in pending]).double()
-        along = along * torch.cat([scales, scales * self._copies, torch.full_like(scales, self._copies)], dim=1)
+        factors = torch.stack([scales, scales * self._copies, torch.full_like(scales, self._copies)], dim=1)
         counts = torch.tensor([p.counts for p in pending], **wide)
-        return torch.cat([sq_norms @ self._members, whole @ self._members, along, counts], dim=1)
+        return torch.cat([torch.stack(columns, dim=1), along * factors, counts], dim=1)
+
+    def _of_groups(self, pending: Sequence[Pending], sq: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared norms of the groups of each update, weighted and added up, and of its whole gradient; both (updates, parameters)."""
+        most = max(1, *(len(p.passes) for p in pending))
+        rows: list[int] = []
+        ends: list[int] = []
+        factors: list[float] = []
+        for p in pending:
+            start, size = ends[-1] + 1 if ends else 0, len(p.passes)
+            rows += [start + min(number, size) for number in range(most)]  # those that it lacks: the whole, times zero
+            factors += [*p.factors, *[0.0] * (most - size)]
+            ends.append(start + size)
+        weights = torch.tensor(factors, dtype=torch.float64, device=self._device).unsqueeze(1)
+        weighted = torch.where(weights == 0, 0.0, sq[rows] * weights).view(len(pending), most, sq.shape[1])
+        whole = sq[ends]
+        return add_in_order([torch.zeros_like(whole), *weighted.unbind(1)]), whole
+
+    def _of_parts(self, values: Tensor, scales: Tensor) -> list[Tensor]:
+        """Sums over the parameters of each part, each (updates,), from (updates, parameters)."""
+        columns = [torch.zeros_like(scales), *values.unbind(1)]
+        return [add_in_order([columns[i] for i in (0, *(n + 1 for n in numbers))]) * scales for numbers in self._numbers]
 
     def _split(self, row: list[float]) -> Measured:
         """Signal and noise from the sums of one update."""
@@ -114,6 +132,6 @@ class Reader:
         """The mean of what every rank measured by itself; NaN where one of them could not."""
         values = [[v for scale in m.parts.values() for v in scale] + [m.noise_along] for m in measured]
         means = torch.tensor(values, dtype=torch.float64, device=self._device) / self._world_size
-        dist.all_reduce(means, group=self._group)
+        sum_over_ranks_(means, self._group)
         rows = means.tolist()
         return [Measured({name: NoiseScale(*row[2 * i : 2 * i + 2]) for i, name in enumerate(self.parts)}, row[-1]) for row in rows]

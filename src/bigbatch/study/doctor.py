@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from bigbatch import __version__
 from bigbatch.comm.preflight import Exchange, measure_exchange
+from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.machine import Disk, Machine, disk_speed, look_at_machine, matmul_gflops
 from bigbatch.simulate.alpha_beta import AlphaBeta, fit_alpha_beta, ring_link
@@ -55,6 +56,8 @@ class Report:
         all_reduce: Model fitted to their all-reduces.
         link: The same as a cost per message, had it been a ring.
         failures: What went wrong, in words.
+        arithmetic: What the last bits of a run depend on, with the threads that this process has.
+        repeats: Whether the same gradient had the same bits each time; None where that was not tried.
     """
 
     workers: int
@@ -70,6 +73,8 @@ class Report:
     all_reduce: AlphaBeta | None
     link: AlphaBeta | None
     failures: tuple[str, ...]
+    arithmetic: dict[str, Any] = dataclasses.field(default_factory=dict)
+    repeats: bool | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -135,6 +140,8 @@ def examine(workers: int = 1, *, data: Path | None = None, out: Path | None = No
         all_reduce=model,
         link=ring_link(model, workers=workers) if model else None,
         failures=tuple(failures),
+        arithmetic=arithmetic(),
+        repeats=repeats(device="cuda" if machine.gpus else "cpu"),
     )
 
 

@@ -33,7 +33,7 @@ class Finding:
 def findings_of(report: "Report") -> tuple[Finding, ...]:
     """All findings of a report; problems first, then notes, then what is in order."""
     found = [Finding("problem", failure) for failure in report.failures]
-    for check in (_cores, _gpus, _backends, _threads, _host, _load, _memory, _speedup, _exchange, _disk, _data):
+    for check in (_cores, _gpus, _backends, _threads, _host, _load, _memory, _speedup, _exchange, _disk, _data, _bits):
         found += check(report)
     return tuple(sorted(found, key=lambda f: ("problem", "note", "ok").index(f.severity)))
 
@@ -125,6 +125,18 @@ def _data(r: "Report") -> Iterator[Finding]:
         yield Finding("note", text, HOW_TO_GET)
     else:
         yield Finding("ok", f"Fashion-MNIST loads in {r.data.seconds:.1f} s from {r.data.folder}")
+
+
+def _bits(r: "Report") -> Iterator[Finding]:
+    if r.repeats is None:
+        return
+    if r.repeats:
+        a = r.arithmetic
+        same = f"{_count(a['num_threads'], 'thread')}, torch {a['torch']} and processor ({a['processor']}, {a['cpu_capability']})"
+        yield Finding("ok", f"a gradient has the same bits each time: runs resume bit for bit with the same {same}")
+    else:
+        text = "the same gradient did not have the same bits each time: a run that is resumed continues to rounding, not bit for bit"
+        yield Finding("note", text, "on a CPU, set MKL_CBWR=COMPATIBLE; on a GPU, call torch.use_deterministic_algorithms(True)")
 
 
 def _count(number: int, word: str) -> str:

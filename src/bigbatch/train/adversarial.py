@@ -20,6 +20,7 @@ from bigbatch.adversarial.fgsm import Attack, Batch
 from bigbatch.adversarial.makers import RemoteMaker, StreamMaker, serve_examples
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
+from bigbatch.core.alignment import aligned
 from bigbatch.core.checks import Elsewhere, RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.layers.split_batch_norm import adversarial_stream
@@ -124,7 +125,7 @@ class Adversary(Passes):
         if not share.num_samples:
             return []
         own = (part[share.start : share.start + share.num_samples] for part in whole)
-        return list(zip(*(torch.split(part, sizes[idle:]) for part in own), strict=True))
+        return list(zip(*(map(aligned, torch.split(part, sizes[idle:])) for part in own), strict=True))
 
 
 def _joined(pieces: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

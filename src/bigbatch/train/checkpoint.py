@@ -4,6 +4,7 @@ import io
 import random
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
+from bigbatch.core.arithmetic import arithmetic, differences
 from bigbatch.core.checks import CheckpointError, RecipeError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
@@ -72,7 +74,7 @@ def save_checkpoint(
         "optimizer": optimizer_state,
         "progress": [tuple(progress.clock), *progress[1:]],
         "workers": workers,
-        "num_threads": torch.get_num_threads(),
+        "arithmetic": arithmetic(),
     }
     ranks.together(lambda: write_atomically(path, _to_bytes(state)) if path is not None else None)
 
@@ -92,7 +94,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
-    (dropout) then differs.
+    (dropout) then differs. Other arithmetic (see `bigbatch.core.arithmetic`) than the run had is warned about.
 
     Returns:
         Where the run stood.
@@ -115,17 +117,23 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
         comm.load_whole_states(optimizer, state["model"], state["optimizer"])
         if ranks.rank < len(state["workers"]):
             _restore_random_states(state["workers"][ranks.rank]["random"])
-        if state["num_threads"] != torch.get_num_threads():
-            warnings.warn(
-                f"the run had {state['num_threads']} threads and goes on with {torch.get_num_threads()}: sums may round differently",
-                stacklevel=2,
-            )
+        if ranks.first:
+            _warn_of_other_arithmetic(path, state)
         clock, *rest = state["progress"]
         return Progress(Clock(*clock), *rest)
     except (KeyError, TypeError, RuntimeError, RecipeError) as error:
         raise CheckpointError(
             f"checkpoint {path}: does not fit this version of the model ({' '.join(str(error).split())}); start again in another --out"
         ) from error
+
+
+def _warn_of_other_arithmetic(path: Path, state: Mapping[str, Any]) -> None:
+    """Say what keeps the run from continuing bit for bit, if anything."""
+    here = arithmetic()
+    there = state.get("arithmetic") or {**here, "num_threads": state["num_threads"]}  # of an earlier version: threads alone
+    if changed := differences(here, there):
+        text = f"checkpoint {path}: continues to rounding, not bit for bit ({'; '.join(changed)}); for equal bits, resume with the same"
+        warnings.warn(text, stacklevel=3)
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

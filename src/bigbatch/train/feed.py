@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from bigbatch.core.alignment import aligned
+
 MicroBatch = tuple[Tensor, Tensor]  # inputs (n, ...), targets (n, ...)
 
 
@@ -22,7 +24,7 @@ def feed(dataset: Dataset[Any], batches: Iterable[Tensor], *, device: torch.devi
         dtype: Of floating-point inputs.
 
     Yields:
-        (inputs, targets) in the order of `batches`.
+        (inputs, targets) in the order of `batches`; inputs begin at 64 bytes, see `bigbatch.core.alignment`.
     """
     if isinstance(dataset, TensorDataset):
         inputs, targets = dataset.tensors
@@ -42,7 +44,7 @@ def feed(dataset: Dataset[Any], batches: Iterable[Tensor], *, device: torch.devi
 
 
 def _move(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return inputs.to(device, dtype if inputs.is_floating_point() else None, non_blocking=True)
+    return aligned(inputs.to(device, dtype if inputs.is_floating_point() else None, non_blocking=True))
 
 
 class _Lists:

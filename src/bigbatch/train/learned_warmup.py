@@ -60,17 +60,11 @@ class LearnedWarmup:
             self._test(before, clock)
 
     def take(self) -> None:
-        """Read the losses since the last call. Called by every worker after the same updates.
-
-        Each worker's are added up in the order of the workers, so that the sum does not depend on how many updates are read at once.
-        """
+        """Read the losses since the last call. Called by every worker after the same updates."""
         if not self._untold:
             return
         untold, self._untold = self._untold, []
-        own = torch.stack([loss for *_, loss in untold])
-        rows = torch.zeros(self._ranks.world_size, len(own), dtype=own.dtype, device=own.device)
-        rows[self._ranks.rank] = own
-        sums = self._ranks.sum_(rows).cpu().sum(0).tolist()
+        sums = self._ranks.sum_(torch.stack([loss for *_, loss in untold])).tolist()
         for (clock, num_samples, _), sum_loss in zip(untold, sums, strict=True):
             self.autowu.see(clock, sum_loss / num_samples)
 

@@ -76,8 +76,9 @@ def fit(
         recipe: What to run; the task's named recipe if left out.
         out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`;
             None writes nothing.
-        resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped. A finished run's
-            result is returned as it is.
+        resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped, with what
+            `bigbatch.core.arithmetic` names unchanged (threads, torch, kind of CPU or GPU, workers); what differs is warned about.
+            A finished run's result is returned as it is.
         evaluate_every: Epochs between evaluations on the validation set; the last update is always followed by one.
         measure_test: Whether to use the test set at the end; False while settings are being chosen (its scores are then NaN).
         save_every_s: Least seconds between two checkpoints; 0 saves after every update.
@@ -87,7 +88,7 @@ def fit(
         title: What the progress display calls the run.
         compile: Train through `torch.compile`; rounds otherwise, so resume with the same.
         measure_noise: Whether to record signal and noise of every update's gradient, cut into four micro-batches at least; "layers":
-            of each layer too.
+            of each layer too. Changes weights by the rounding of that cut, and not at all where updates are cut so anyway.
         measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
         keep_checkpoints: Whether to keep a checkpoint of every evaluation in `out`, `update-*.pt`: so much of the disk for each.
         target: End after the first evaluation whose validation score reaches it.

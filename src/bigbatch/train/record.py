@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
@@ -207,11 +208,8 @@ def environment() -> dict[str, Any]:
     """Where a run ran, without names of hosts or users."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "machine": platform.machine(),
-        "num_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **arithmetic(),
     }
 
 
