@@ -203,7 +203,7 @@ def test_muon_has_both_its_rates_searched(tmp_path, fake):
     from bigbatch import plan
 
     runs = fake()
-    study(tmp_path, max_epochs=1000, recipe=plan(RECIPE, global_batch=32, rule="muon").recipe)
+    study(tmp_path, max_epochs=1000, recipe=plan(RECIPE, global_batch=64, rule="muon").recipe)
     ratios = {round(recipe.optimizer.adam_lr / recipe.optimizer.lr, 6) for recipe, _ in runs.calls}
     assert len(ratios) == 1
 

@@ -10,9 +10,12 @@ Formula: (S/S_min - 1) (E/E_min - 1) = 1,   E = B S,   B_crit = E_min / S_min,  
              2 (l_max - l_profile) <= n log(1 + t^2 / (n - 2))
          which for a linear model without stopped runs is the t interval itself, and tends to the usual chi-square bound.
 Units:   updates in S, samples in E and B; sigma is the scatter of log S, 0.1 being about 10 %.
-Differs: the paper fits in log space by least squares; the stopped runs, the intervals and their Student quantile are ours.
-Limits:  a theory of the training loss at tuned rates. Scatter is taken as independent from run to run: a rate that is off at one batch
-         shifts all its seeds, unseen. A bound over a factor of 1,000 outside what was measured is given as 0 or infinity.
+         A rate that is off at one batch shifts all its seeds alike: more seeds make the scatter of runs smaller, not that shift. So the
+         means of batches are compared with the scatter of seeds (F test of lack of fit, batches - 2 degrees of freedom over the seeds'
+         own), and unless they agree (p >= 0.25) each batch counts once, by its mean, with batches - 2 degrees of freedom.
+Differs: the paper fits in log space by least squares; the stopped runs, the intervals, their Student quantile and the test are ours.
+Limits:  a theory of the training loss at tuned rates. A bound over a factor of 1,000 outside what was measured is given as 0 or infinity.
+         Unless three batches need ten updates or more, the target is refused: fewer are mostly rounding and warm-up.
 """
 
 import math
@@ -37,6 +40,9 @@ PAPER = Paper(
     study="studies/critical_batch",
 )
 REACH = math.log(1000)
+LEAST_AGREEMENT = 0.25
+"""Least p of the test of lack of fit with which the scatter of runs is believed."""
+FEW_UPDATES = 10
 LEAST_SCATTER = 1e-6  # of log S: keeps the likelihood of points without noise finite, and smooth
 Array = NDArray[np.float64]
 
@@ -45,7 +51,7 @@ class Run(NamedTuple):
     """One run to the target, or as far as it got."""
 
     global_batch: int  # samples
-    updates: int  # when it first reached the target; made in all where it did not
+    updates: float  # when it first reached the target; made in all where it did not
     reached: bool = True
 
 
@@ -67,6 +73,8 @@ class CriticalBatch(NamedTuple):
     num_runs: int
     num_censored: int  # of these, stopped before they reached the target
     confidence: float
+    lack_of_fit: float = float("nan")  # p of the test; NaN with one seed a batch
+    by_batch: bool = False  # whether each batch counted once
 
 
 class Overhead(NamedTuple):
@@ -124,7 +132,8 @@ def fit_critical_batch(runs: Sequence[Run], confidence: float = 0.95) -> Critica
     >>> round(fit_critical_batch([Run(100, 1100), Run(500, 300), Run(1000, 200), Run(5000, 120)]).critical_batch.value)
     1000
     """
-    f = _fit(runs, confidence)
+    f, p_fit = _fit_of_batches(runs, confidence)
+    by_batch, num_runs, reached = p_fit < LEAST_AGREEMENT, len(runs), sum(run.reached for run in runs)
     span = (float(f.steps.min()) - REACH, float(f.steps.max()) + REACH)
     min_steps = _interval(f, f.p, span, partial(_through, f, math.inf))
     span = (span[0] + float(f.batches.min()), span[1] + float(f.batches.max()))
@@ -135,7 +144,45 @@ def fit_critical_batch(runs: Sequence[Run], confidence: float = 0.95) -> Critica
     if f.b < f.range[0] + 0.01:
         min_samples, critical_batch = min_samples._replace(value=0.0, lower=0.0), critical_batch._replace(value=0.0, lower=0.0)
     n = int(f.reached.sum())
-    return CriticalBatch(min_steps, min_samples, critical_batch, f.sigma * math.sqrt(n / (n - 2)), len(runs), len(runs) - n, confidence)
+    sigma = f.sigma * math.sqrt(n / (n - 2))
+    return CriticalBatch(min_steps, min_samples, critical_batch, sigma, num_runs, num_runs - reached, confidence, p_fit, by_batch)
+
+
+def lack_of_fit(runs: Sequence[Run]) -> float:
+    """How likely the batches lie so far from the fitted curve by the scatter of seeds alone: p of the F test; NaN where it can't be made.
+
+    >>> seeds = [Run(b, round(s * factor)) for b, s in ((100, 1100), (500, 300), (1000, 200), (5000, 120)) for factor in (0.95, 1.05)]
+    >>> lack_of_fit(seeds) > 0.9, lack_of_fit([Run(b, 2 * s if b == 500 else s) for b, s, _ in seeds]) < 0.001
+    (True, True)
+    """
+    reached = [run for run in runs if run.reached]
+    groups = {run.global_batch: [math.log(r.updates) for r in reached if r.global_batch == run.global_batch] for run in reached}
+    degrees = len(groups) - 2, sum(len(group) - 1 for group in groups.values())
+    if min(degrees) < 1:
+        return float("nan")
+    f = _fit(reached, 0.95)
+    curve = {batch: float(np.logaddexp(f.p, f.p + f.b - math.log(batch))) for batch in groups}
+    within = sum(float(np.var(group)) * len(group) for group in groups.values()) + LEAST_SCATTER**2
+    between = sum(len(group) * (float(np.mean(group)) - curve[batch]) ** 2 for batch, group in groups.items())
+    return float(stats.f.sf(between / degrees[0] / (within / degrees[1]), *degrees))
+
+
+def _fit_of_batches(runs: Sequence[Run], confidence: float) -> tuple["_Fit", float]:
+    """The fit to the runs, or to the means of batches where these lie too far from it; and the p of that."""
+    f = _fit(runs, confidence)
+    p = lack_of_fit(runs)
+    return (_fit(_means(runs), confidence) if p < LEAST_AGREEMENT else f), p
+
+
+def _means(runs: Sequence[Run]) -> list[Run]:
+    """One run for each batch, of the geometric mean of its updates; stopped, if one of its runs was."""
+    groups: dict[int, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.global_batch, []).append(run)
+    return [
+        Run(batch, math.exp(sum(math.log(run.updates) for run in group) / len(group)), all(run.reached for run in group))
+        for batch, group in groups.items()
+    ]
 
 
 def predicted_steps(runs: Sequence[Run], batches: Sequence[float], confidence: float = 0.95) -> list[Estimate]:
@@ -149,7 +196,7 @@ def predicted_steps(runs: Sequence[Run], batches: Sequence[float], confidence: f
     Raises:
         UserError: As `fit_critical_batch`, or if a batch is not positive.
     """
-    f, estimates = _fit(runs, confidence), []
+    (f, _), estimates = _fit_of_batches(runs, confidence), []
     for batch in batches:
         check_positive("global_batch", batch)
         value = f.p + float(np.logaddexp(0, f.b - math.log(batch)))
@@ -193,6 +240,13 @@ def _fit(runs: Sequence[Run], confidence: float) -> _Fit:
     if len(reached) < 3:
         rule = "two unknowns and a scatter need three at least; lower the target, train longer or add batches"
         raise UserError(f"{len(reached)} of {len(known)} batches reached the target: {rule}")
+    beyond = {run.global_batch for run in runs if run.updates >= FEW_UPDATES}
+    if len(beyond) < 3:
+        counts = ", ".join(f"{run.updates:.0f}" for run in runs[:5]) + (", ..." if len(runs) > 5 else "")
+        raise UserError(
+            f"updates = {counts}: {len(known) - len(beyond)} of {len(known)} batches reach the target within {FEW_UPDATES} updates, where "
+            "warm-up and rounding decide; raise the target"
+        )
     batches, steps = (np.log([float(run[i]) for run in runs]) for i in (0, 1))
     span = (float(batches.min()) - REACH, float(batches.max()) + REACH)
     f = _Fit(batches, steps, np.array([run.reached for run in runs]), span)

@@ -7,7 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from bigbatch.core.checks import UserError
-from bigbatch.noise.interval import ratio_of_means
+from bigbatch.noise.interval import doubt_of, ratio_of_means
+
+DOUBTS = {
+    "drifts": "drifts: the interval is of these updates, and not of others",
+    "heavy tails": "heavy tails: one update decides, and the interval is too narrow",
+}
+"""What a doubt means for the interval."""
 
 
 class NoiseEstimate(NamedTuple):
@@ -20,10 +26,12 @@ class NoiseEstimate(NamedTuple):
     noise: float  # mean tr(S) of one sample
     num_updates: int
     num_skipped: int = 0  # updates that told nothing: not finite, or of one group of samples
+    doubt: str = ""  # see `doubt_of`
 
     def __str__(self) -> str:
         skipped = f", {self.num_skipped:,} skipped" if self.num_skipped else ""
-        return f"{self.in_words()} ({self.num_updates:,} update{'s' * (self.num_updates != 1)}{skipped})"
+        doubt = f"; {DOUBTS[self.doubt]}" if self.doubt else ""
+        return f"{self.in_words()} ({self.num_updates:,} update{'s' * (self.num_updates != 1)}{skipped}{doubt})"
 
     def in_words(self) -> str:
         """The value to two digits, with its interval.
@@ -32,11 +40,15 @@ class NoiseEstimate(NamedTuple):
         '910 [700, 1,200]'
         >>> NoiseEstimate(float("nan"), 480.0, float("inf"), -0.1, 912.3, 400).in_words()
         'at least 480'
+        >>> NoiseEstimate(0.75, 0.0, float("inf"), 5.3, 4.0, 48).in_words()
+        '0.75 [0, no upper bound]'
         """
         if self.noise == self.signal == 0:
             return "no noise scale: every gradient is zero"
         if self.noise_scale == 0 and self.upper == 0:
             return "0: the gradients of all samples are equal"
+        if math.isinf(self.upper) and self.lower == 0 and not math.isnan(self.noise_scale):
+            return f"{two_digits(self.noise_scale)} [{two_digits(self.lower)}, no upper bound]"
         if math.isinf(self.upper):
             return f"at least {two_digits(self.lower)}" if self.lower > 0 else "no signal yet: any batch is possible"
         if math.isnan(self.noise_scale):
@@ -72,7 +84,8 @@ def estimate(signals: Sequence[float], noises: Sequence[float], *, confidence: f
         )
     interval = ratio_of_means(usable[1], usable[0], confidence=confidence)
     signal, noise = usable.mean(axis=1).tolist()
-    return NoiseEstimate(*interval, signal, noise, usable.shape[1], num_skipped)
+    doubt = doubt_of(usable[1], usable[0])
+    return NoiseEstimate(*interval, signal, noise, usable.shape[1], num_skipped, doubt)
 
 
 def two_digits(value: float) -> str:

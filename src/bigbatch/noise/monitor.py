@@ -20,6 +20,7 @@ millisecond to one an update of the shipped models on a CPU, 1.6 to 1.7 % on one
     print(monitor.estimate())                               # such as "910 [700, 1,200] (400 updates)"
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -34,9 +35,10 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.sharding import local
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.reader import ALL, Measured, Pending, Reader
+from bigbatch.noise.simple_noise_scale import NoiseScale
 
-KEPT, READ_AFTER = 100_000, 100
-"""Updates that are remembered; updates after which values are read from the device unasked."""
+KEPT, SAVED, READ_AFTER = 100_000, 10_000, 100
+"""Updates that are remembered; those that a state dict holds; updates after which values are read from the device unasked."""
 SMALL, HELD = 2**15, 2**18
 """Elements of a gradient that is small, and of small ones that are kept for a moment, to be measured by one call."""
 Precondition = Callable[[str, Tensor], Tensor]
@@ -96,6 +98,8 @@ class NoiseScaleMonitor:
             {ALL: list(number.values()), **members}, population, first.device, process_group, sharded=self._sharded, own=own
         )
         self._direction: list[Tensor] | None = None
+        self._single = 0  # updates of one pass, in a row
+        self._left: list[tuple[int, int] | None] | None = None  # gradients as the last pass left them
         self._sq_along: Tensor = self._zero
         self._sq_observed: Tensor | None = None
         self._no_along = self._zero.repeat(3)
@@ -132,6 +136,7 @@ class NoiseScaleMonitor:
             self._counts = tuple(old + more for old, more in zip(self._counts, new, strict=True))
             if self._direction is not None:
                 self._sq_along = self._sq_along + torch.stack(self._dots).sum().square() * (num_samples / weight**2)
+        self._left = [_identity(p) for p in self._named.values()]
         self._begin_pass()
 
     def update(self, *, loss_scale: float = 1.0) -> None:
@@ -140,7 +145,12 @@ class NoiseScaleMonitor:
         Args:
             loss_scale: Of a gradient scaler (`scaler.get_scale()`): what the losses were multiplied by. Call this before `unscale_`: the
                 passes were measured as they came, and the whole must be like them.
+
+        Raises:
+            UserError: If gradients were changed since the last `micro_batch`: clipped, unscaled, averaged, or set to zero.
         """
+        self._check_unchanged()
+        self._check_passes()
         gradients = [torch.zeros_like(local(p)) if p.grad is None else local(p.grad) for p in self._named.values()]
         if self._precondition is not None:
             named = zip(self._named.items(), gradients, strict=True)
@@ -162,6 +172,28 @@ class NoiseScaleMonitor:
         self._begin_update()
         if len(self._pending) >= READ_AFTER:
             self._read()
+
+    def _check_unchanged(self) -> None:
+        if self._left is None or self._sq_observed is not None:
+            return
+        for (name, p), left in zip(self._named.items(), self._left, strict=True):
+            if _identity(p) != left:
+                raise UserError(
+                    f"the gradient of {name!r} was changed between micro_batch() and update(): the whole gradient is no longer the sum "
+                    "of its passes, and the noise scale would be wrong; call update() right after the last backward(), before clipping, "
+                    "unscale_, averaging and zero_grad (with Transformers' Trainer: not in on_pre_optimizer_step, which comes after "
+                    "clipping)"
+                )
+
+    def _check_passes(self) -> None:
+        """Say early, and once, that updates of a single pass tell nothing."""
+        self._single = self._single + 1 if len(self._passes) * self._reader.num_sharing < 2 else 0
+        if self._single == 3:
+            warnings.warn(
+                "three updates of one backward pass each: one gradient can't tell signal from noise, and there will be no noise scale; "
+                "split the batch into two micro-batches at least (or use two ranks)",
+                stacklevel=3,
+            )
 
     def observe(self, own: Tensor, mean: Tensor) -> None:  # noqa: ARG002  as `AllReduce` calls its observers
         """Gradients of this rank, flat, before they are exchanged; of all buckets, in any order.
@@ -207,12 +239,31 @@ class NoiseScaleMonitor:
         return estimate([s.signal for s in scales], [s.noise for s in scales], confidence=confidence)
 
     def state_dict(self) -> dict[str, Any]:
-        """The direction that `along` measures by; values that were not read yet are lost."""
-        return {"direction": self._direction}
+        """What was measured, of the last 10,000 updates, and the direction that `along` measures by; tensors and plain values.
+
+        On several ranks, up to 100 updates whose values were not read yet are left out: reading takes all ranks.
+        """
+        if not self._reader.communicates:
+            self._read()
+        rows = [[v for scale in m.parts.values() for v in scale] + [m.noise_along] for m in list(self._measured)[-SAVED:]]
+        measured = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 2 * len(self._reader.parts) + 1)
+        return {"direction": self._direction, "measured": measured, "parts": list(self._reader.parts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`; estimates go on from what was measured before.
+
+        Raises:
+            UserError: If other parts were measured.
+        """
         self._direction = state["direction"]
+        if "measured" not in state:  # saved before estimates were kept
+            return
+        if state["parts"] != self._reader.parts:
+            raise UserError(f"parts {self._reader.parts}: {state['parts']} were measured before; measure the same parts, or start anew")
+        self._measured.clear()
+        for row in state["measured"].tolist():
+            scales = [NoiseScale(*row[2 * i : 2 * i + 2]) for i in range(len(self._reader.parts))]
+            self._measured.append(Measured(dict(zip(self._reader.parts, scales, strict=True)), row[-1]))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -282,6 +333,12 @@ class NoiseScaleMonitor:
         self._sq_observed = None
         self._sq_along = self._zero
         self._counts = (0.0,) * 4
+        self._left = None
+
+
+def _identity(p: nn.Parameter) -> tuple[int, int] | None:
+    """Which tensor the gradient is, and how often it was written; None for no gradient. Does not look at values."""
+    return None if p.grad is None else (id(p.grad), p.grad._version)
 
 
 def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:

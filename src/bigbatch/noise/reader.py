@@ -69,6 +69,16 @@ class Reader:
         self._copies = 1.0 if sharded else 1.0 / self._averaged  # every rank adds its shard, or its copy, to the sum
         self._numbers = [list(numbers) for numbers in parts.values()]
 
+    @property
+    def communicates(self) -> bool:
+        """Whether reading takes all ranks."""
+        return self._group is not None
+
+    @property
+    def num_sharing(self) -> int:
+        """Ranks whose passes are compared with each other."""
+        return self._averaged
+
     def read(self, pending: Sequence[Pending]) -> list[Measured]:
         """Signal and noise of each update."""
         if not pending:

@@ -73,7 +73,7 @@ class CriticalStudy:
 
     @cached_property
     def fit(self) -> CriticalBatch | None:
-        """The trade-off; None where fewer than three batches reached the target."""
+        """The trade-off; None where fewer than three batches reached the target, or it is reached at once."""
         with contextlib.suppress(UserError):
             return fit_critical_batch(self.runs, CONFIDENCE)
         return None
@@ -83,7 +83,9 @@ class CriticalStudy:
         if self.fit is not None:
             return in_words(self.fit, [point.global_batch for point in self.points])
         reached = sum(point.updates is not None for point in self.points)
-        return f"no fit: {reached} of {len(self.points)} batches reached the target, three must; lower the target or train longer"
+        if reached < 3:
+            return f"no fit: {reached} of {len(self.points)} batches reached the target, three must; lower the target or train longer"
+        return "no fit: the target is reached within the first updates, where warm-up and rounding decide; raise the target"
 
     def doubts(self) -> Iterator[str]:
         """What the study doesn't know, each in one line."""
@@ -93,7 +95,13 @@ class CriticalStudy:
         )
         if len(self.runs) == len(self.points):
             yield "one run a batch: what seeds change and what the formula misses can't be told apart; run more seeds"
-        yield "the intervals hold the scatter between runs; a rate that is off at one batch shifts its runs together, unseen by them"
+        if self.fit is not None and self.fit.by_batch:
+            yield (
+                f"batches lie further from the curve than seeds explain (p = {self.fit.lack_of_fit:.2g}), as where a rate is off at some: "
+                "the intervals count each batch once, so more batches narrow them, and more seeds do not"
+            )
+        elif len(self.runs) != len(self.points):
+            yield "batches lie as near to the curve as seeds do: the intervals hold the scatter between runs"
         for point in self.points:
             if point.at_edge:
                 yield f"batch {point.global_batch:,}: its best rate, {point.lr:.3g}, is at the edge of those tried; another may be better"
