@@ -19,7 +19,21 @@ def test_runs(path, tmp_path):
 def test_own_task_on_the_command_line(tmp_path):
     (tmp_path / "own_task.py").write_text((ROOT / "examples" / "own_task.py").read_text())
     subprocess.run([sys.executable, "own_task.py"], cwd=tmp_path, check=True, timeout=300, capture_output=True)
-    command = ["-m", "bigbatch", "scale", "own_task:Wine", "--recipe", "wine.toml", "--to", "32", "--seeds", "2", "--max-seeds", "2", "--quiet"]
+    command = [
+        "-m",
+        "bigbatch",
+        "scale",
+        "own_task:Wine",
+        "--recipe",
+        "wine.toml",
+        "--to",
+        "32",
+        "--seeds",
+        "2",
+        "--max-seeds",
+        "2",
+        "--quiet",
+    ]
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "batch only at 32" in done.stdout
@@ -29,7 +43,7 @@ def test_own_task_on_the_command_line(tmp_path):
 @pytest.mark.timeout(200)
 def test_the_demo_falls_back_to_digits_where_there_is_no_fashion_mnist(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BIN": str(Path(sys.executable).parent), "OUT": str(tmp_path / "demo")}
-    environment |= {"SEEDS": "2", "BIGBATCH_DATA": str(tmp_path / "empty"), "BIGBATCH_CACHE": str(tmp_path / "cache")}
+    environment |= {"SEEDS": "2", "MAX_SEEDS": "2", "BIGBATCH_DATA": str(tmp_path / "empty"), "BIGBATCH_CACHE": str(tmp_path / "cache")}
     demo = ["sh", str(ROOT / "examples" / "demo.sh")]
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=420, check=False)
     assert done.returncode == 0, done.stderr
