@@ -20,10 +20,10 @@ Differs: tests every S/120 samples, not every epoch, and patience in tests, so t
          10 losses.
          Half-way, or at a loss that is not finite, the switch comes all the same, and goes back to x* too; the released code starts
          its decay from the rate reached, 1.0, and leaves such losses out. Its half cosine starts at half the rate, ours at all of it.
-         A loss that probably never fell (P < 0.8, or 0.6 at a loss that is not finite) has no minimum to go back to, and where its mean is lowest
-         is chance. Flat, it goes on at the peak: no rate did harm, and a higher one is more likely to help. Risen from the start, it
-         goes on at the largest rate before a rise was likely, by losses that are cut far higher. Not finite then, at a tenth of the
-         last rate, or less if it rose earlier. The reason of the switch says so.
+         A loss that probably never fell (P < 0.8, or 0.6 at a loss that is not finite) has no minimum to go back to, and where its
+         mean is lowest is chance. Flat, it goes on at the peak: no rate did harm, and a higher one is more likely to help. Risen from
+         the start, it goes on at the largest rate before a rise was likely, by losses that are cut far higher. Not finite then, at a
+         tenth of the last rate, or less if it rose earlier. The reason of the switch says so.
          (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
 Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Noise alone ends
          about one warm-up in twenty early; one in six if waves of it are as long as the warm-up (correlation 0.98 over 100 updates):
@@ -79,6 +79,7 @@ class Judgement(NamedTuple):
     found: bool  # whether the loss has its minimum behind it
     factor: float  # of the peak rate, at the place to go back to
     minimum: float  # that place, samples: the minimum, where there is one
+    lowest: float  # where the loss was lowest on average, samples: by chance, if it never fell
     shape: Shape
 
 
@@ -186,7 +187,7 @@ class AutoWU:
 
     Attributes:
         switch: How the warm-up ended; None during it.
-        minimum: Where the loss was lowest by the last test, or, where it never fell, the last place that did no harm; samples.
+        minimum: Up to where weights may still be wanted, by the last test, samples: where the loss was lowest, or earlier.
 
     Raises:
         UserError: If an argument is out of range.
@@ -270,11 +271,11 @@ class AutoWU:
         if self._lost and shape != "fell":
             tenth = self._share * self._total * math.log(10) / -math.log(self._start)  # samples in which the rate grows by 10
             place = min(place, max(0.0, last - tenth))
-        return Judgement(curve.turned > self._confidence and num >= MIN_LOSSES, self._growth(place), place, shape)
+        return Judgement(curve.turned > self._confidence and num >= MIN_LOSSES, self._growth(place), place, last * curve.lowest, shape)
 
     def adopt(self, clock: Clock, judgement: Judgement) -> Switch | None:
         """Take up what a test found after the update at the clock; the switch, if it is time."""
-        self._tested, self.minimum = self._number(clock), judgement.minimum
+        self._tested, self.minimum = self._number(clock), min(judgement.minimum, judgement.lowest)
         self._streak = self._streak + 1 if judgement.found else 0
         if not self._lost and self._streak >= self._patience:
             reason = "the loss has turned"
