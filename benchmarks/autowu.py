@@ -2,7 +2,7 @@
 
     python benchmarks/autowu.py [--rounds 30]
 
-A test as `bigbatch.schedules.autowu.judge` makes it, over so many losses of a warm-up (means of 64 blocks at most, autocorrelation
+A test as `bigbatch.schedules.autowu.judge` makes it, over so many losses of a warm-up (means of 32 blocks at most, autocorrelation
 averaged over); beside it the paper's test, which has white noise only, by
 GaussianProcessRegressor: fitted to at most 100 losses by its own optimiser (one start), then conditioned on at most 500, five times where
 there are more (once where there are not: five equal draws are one), with the joint covariance of 500 places. Medians over rounds that
@@ -59,10 +59,10 @@ def main():
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of bounds that scikit-learn's optimiser meets
     rows = []
-    judge(*curve(600), confidence=0.95)  # what is made once, is
+    judge(*curve(600))  # what is made once, is
     for n in LOSSES:
         x, y = curve(n)
-        ways = {"bigbatch": lambda x=x, y=y: judge(x, y, confidence=0.95), "scikit-learn": lambda x=x, y=y: by_scikit_learn(x, y)}
+        ways = {"bigbatch": lambda x=x, y=y: judge(x, y), "scikit-learn": lambda x=x, y=y: by_scikit_learn(x, y)}
         seconds = {name: [] for name in ways}
         for _ in range(arguments.rounds):
             for name, way in ways.items():

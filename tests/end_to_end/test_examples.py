@@ -43,7 +43,7 @@ def test_own_task_on_the_command_line(tmp_path):
 
 def test_the_demo_falls_back_to_digits_where_there_is_no_fashion_mnist(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BIN": str(Path(sys.executable).parent), "OUT": str(tmp_path / "demo")}
-    environment |= {"SEEDS": "2", "BIGBATCH_DATA": str(tmp_path / "empty"), "BIGBATCH_CACHE": str(tmp_path / "cache")}
+    environment |= {"SEEDS": "2", "MAX_SEEDS": "2", "BIGBATCH_DATA": str(tmp_path / "empty"), "BIGBATCH_CACHE": str(tmp_path / "cache")}
     demo = ["sh", str(ROOT / "examples" / "demo.sh")]
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr

@@ -53,10 +53,17 @@ def probability(mean, covariance, i, j):
     return norm.cdf((mean[j] - mean[i]) / np.sqrt(variance + 1e-4))
 
 
+def means(x, values):
+    """Over at most 32 equal parts of [0, 1], as many losses in each as can be."""
+    num = int(np.ceil(len(x) / np.ceil(len(x) / 32)))
+    parts = [[v for at, v in zip(x, values, strict=True) if i <= at * num < i + 1 or (at == 1 and i == num - 1)] for i in range(num)]
+    return np.array([sum(part) / len(part) for part in parts])
+
+
 def test(x, losses):
-    """Of at most 64 losses, each its own block: whether the loss has turned, with 0.95, and x*."""
+    """Whether the loss has turned, with 0.95, and x*."""
     y = np.array([min(value, max(losses[:10])) for value in losses])
-    y = y / np.sqrt(np.mean(y**2))
+    x, y = means(x, x), means(x, y / np.sqrt(np.mean(y**2)))
     turned, average = 0.0, np.zeros(200)
     for one, chance in fits(x, y):
         mean, covariance = posterior(x, y, *one, np.linspace(0, 1, 200))
@@ -68,7 +75,7 @@ def test(x, losses):
 
 
 def run(loss_of, total, batch, eta_min=1e-5, eta_max=1.0, rho=0.5):
-    """Rates of a whole run; `loss_of` a rate and the update's number. To 64 losses, each its own block."""
+    """Rates of a whole run; `loss_of` a rate and the update's number."""
     samples, losses, rates, found, tested, switch = [], [], [], [], 0, None
     for t in range(total // batch):
         s = t * batch

@@ -41,7 +41,7 @@ def test_hand_worked():
     w = np.linalg.lstsq(features([0, 0.5, 1]), np.array([1.0, 0.0, 0.0164]), rcond=None)[0]
     places = features(np.linspace(0, 1, 200)) @ w
     certain = Posterior(0.0, np.ones(1), np.eye(16), w[:, None], np.zeros((16, 1)), *np.zeros((3, 1)))
-    curve = curve_of([certain], confidence=0.95)
+    curve = curve_of([certain])
     assert curve.turned == pytest.approx(0.5 * math.erfc(-(places[-1] - places.min()) / 0.01 / math.sqrt(2)), abs=1e-9)
     assert curve.fell == pytest.approx(1)
     assert curve.lowest == np.argmin(places) / 199
@@ -181,6 +181,13 @@ def test_constant_then_cosine():
     assert rates[180] == pytest.approx(autowu.switch.factor / 2)
 
 
+def test_parts_without_losses_are_left_out():
+    """A batch that doubled: places 0, 1/3, 1 fill parts 0, 1 and 2 of 3; of 0, 0.1, 1, part 1 is empty."""
+    assert blocks(np.array([0, 1 / 3, 1]), np.array([1.0, 2, 3]))[2].tolist() == [0, 1, 2]
+    where, what, parts = blocks(np.array([0, 0.1, 1]), np.array([1.0, 2, 3]))
+    assert (where.tolist(), what.tolist(), parts.tolist()) == ([0.05, 1.0], [1.5, 3.0], [0, 2])
+
+
 def test_short_runs():
     fifty = AutoWU(total_samples=5_000)
     run(fifty, bowl, total=5_000)
@@ -194,13 +201,15 @@ def test_short_runs():
 
 
 def test_more_losses_than_blocks():
-    """1,400 losses: means of 64 blocks of 21 or 22; what the blocks hold in themselves does not matter, their order in time does."""
+    """1,400 losses: means over 32 equal parts."""
     losses = np.array([bowl(10 ** (-5 + 5 * t / 1500), noise=0.1, seed=7) for t in range(1400)])
     x = np.arange(1400) / 1399
-    parts = np.array_split(losses, 64)
-    assert blocks(losses) == pytest.approx([part.mean() for part in parts])
-    assert {len(part) for part in parts} == {21, 22}
-    curve = judge(x, losses, confidence=0.95)
+    where, what, parts = blocks(x, losses)
+    for i in range(32):
+        inside = [t for t in range(1400) if 32 * t // 1399 == i or (i == 31 and t == 1399)]
+        assert len(inside) in (43, 44, 45)
+        assert (where[i], what[i], parts[i]) == (pytest.approx(x[inside].mean()), pytest.approx(losses[inside].mean()), i)
+    curve = judge(x, losses)
     assert curve.turned > 0.95
     assert 10 ** (-5 * (1 - curve.lowest * 1399 / 1500)) == pytest.approx(0.02, rel=0.6)
     autowu = AutoWU(total_samples=3_000)
@@ -215,7 +224,7 @@ def test_the_unit_of_the_loss_does_not_matter(times, seed):
     """Powers of two, which round nothing: by others a vote near its bound might change sides."""
     losses = [bowl(10 ** (-5 + 5 * t / 60), seed=seed) for t in range(55)]
     x = np.arange(55) / 54
-    assert judge(x, losses, confidence=0.95) == pytest.approx(judge(x, [times * y for y in losses], confidence=0.95), abs=1e-6)
+    assert judge(x, losses) == pytest.approx(judge(x, [times * y for y in losses]), abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

@@ -13,24 +13,26 @@ Differs: tests every S/120 samples, not every epoch, and patience in tests, so t
          The noise may be autocorrelated, and its correlation and its share of the variance are averaged over by their likelihood; the
          paper has white noise and the one best share, and so takes slow waves of the loss for minima: under AR(1) noise of correlation
          0.9 it ends most warm-ups within a tenth of the run (benchmarks/autowu_false_minima.py compares both). A test
-         takes the means of at most 64 blocks of losses that follow each other: in them white noise on top of the waves averages out,
+         takes the means of losses over at most 32 equal parts of the warm-up so far: in them white noise on top of the waves averages out,
          and nothing is drawn; the paper fits a draw of 100, and five draws of 500 vote, at 500 places.
          A minimum counts only if the loss *fell* first, with the same confidence: 3 tests in a row on noise alone would end the warm-up
          at its beginning. Losses above all of the first 10 are cut there: an explosion must not bend the whole curve. No test before
          10 losses.
          Half-way, or at a loss that is not finite, the switch comes all the same, and goes back to x* too; the released code starts
          its decay from the rate reached, 1.0, and leaves such losses out. Its half cosine starts at half the rate, ours at all of it.
-         A loss that probably never fell (P < 0.8) has no minimum to go back to, and where its mean is lowest is chance. Flat, it goes
-         on at the peak: no rate did harm, and a higher one is more likely to help. Risen from the start, it goes on at the largest rate
-         before the rise was sure, by the losses uncut. Not finite then, at a tenth of the last rate, or less if it rose earlier. The
-         reason of the switch says so.
+         A loss that probably never fell (P < 0.8, or 0.6 at a loss that is not finite) has no minimum to go back to, and where its
+         mean is lowest is chance. Flat, it goes on at the peak: no rate did harm, and a higher one is more likely to help. Risen from
+         the start, it goes on at the largest rate before a rise was likely, by losses that are cut far higher. Not finite then, at a
+         tenth of the last rate, or less if it rose earlier. The reason of the switch says so.
          (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
-Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Where losses
-         scatter as much as they fall and rise, the minimum may be sure only half-way: the rate goes back to it then.
+Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Noise alone ends
+         about one warm-up in twenty early; one in six if waves of it are as long as the warm-up (correlation 0.98 over 100 updates):
+         nothing tells these from a curve. Where losses scatter as much as they fall and rise, the minimum may be sure only half-way:
+         the rate goes back to it then.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -41,7 +43,7 @@ from bigbatch.core.checks import Diverged, UserError, check_positive, unknown
 from bigbatch.core.clock import Clock
 from bigbatch.core.paper import Paper
 from bigbatch.schedules.cosine import cosine
-from bigbatch.schedules.gaussian_process import Array, Posterior, fit, places, rise
+from bigbatch.schedules.gaussian_process import Array, Posterior, Times, fit, places, rise
 
 PAPER = Paper(
     method="AutoWU",
@@ -52,12 +54,14 @@ PAPER = Paper(
     where="warm-up and decay, and the released code",
     study="studies/autowu",
 )
-NUM_BLOCKS, NUM_PLACES = 64, 200
-LIKELY = 0.8  # probability from which the loss is taken to have fallen, so that there is a minimum to go back to
+NUM_BLOCKS, NUM_PLACES = 32, 200
+LIKELY = 0.8  # probability from which the loss is taken to have fallen, so that there is a minimum to go back to, or else to have risen
 JITTER, MIN_LOSSES = 1e-4, 10
+RATHER = 0.6  # the same at a loss that is not finite, where a rate too high would cost the run
+RISE = 10.0  # spreads of the first losses above them: where losses are cut that show only a rise
 COOLDOWN = 0.2  # of the run, at its end, in which "constant_cosine" decays
 Decay = Literal["cosine", "constant_cosine"]
-Shape = Literal["fell", "flat", "rose"]  # fell at some place, likely; else: never surely moved, or only rose
+Shape = Literal["fell", "flat", "rose"]  # likely fell at some place; else: likely never moved, or only rose
 
 
 def growth(progress: float, grow_from: float) -> float:
@@ -75,6 +79,7 @@ class Judgement(NamedTuple):
     found: bool  # whether the loss has its minimum behind it
     factor: float  # of the peak rate, at the place to go back to
     minimum: float  # that place, samples: the minimum, where there is one
+    lowest: float  # where the loss was lowest on average, samples: by chance, if it never fell
     shape: Shape
 
 
@@ -93,11 +98,11 @@ class Curve(NamedTuple):
     turned: float  # probability that it fell and then rose
     fell: float  # probability that it fell
     lowest: float  # x*, where its mean is lowest
-    harmless: float  # the last place before it had surely risen from its start; 1 if it never had
+    harmless: float  # the last place before it had likely risen from its start; 1 if it never had
 
 
-def curve_of(posteriors: list[Posterior], *, confidence: float) -> Curve:
-    """The curve by a fit of losses; a loss has surely risen where the probability of it is above `confidence`."""
+def curve_of(posteriors: list[Posterior]) -> Curve:
+    """The curve by a fit of losses."""
     at = places(NUM_PLACES)
     turned = fell = 0.0
     mean, risen = np.zeros(NUM_PLACES), np.zeros(NUM_PLACES)
@@ -111,49 +116,53 @@ def curve_of(posteriors: list[Posterior], *, confidence: float) -> Curve:
         fell += float(ndtr(drop) @ posterior.probability)
         mean += (f + posterior.mean) @ posterior.probability
         risen += ndtr(from_start) @ posterior.probability
-    harmless = int(np.argmax(risen > confidence)) - 1 if (risen > confidence).any() else NUM_PLACES - 1
+    harmless = max(0, int(np.argmax(risen > LIKELY)) - 1) if (risen > LIKELY).any() else NUM_PLACES - 1
     return Curve(turned, fell, int(np.argmin(mean)) / (NUM_PLACES - 1), harmless / (NUM_PLACES - 1))
 
 
-def scaled(losses: ArrayLike, *, cut: bool = True) -> Array:
-    """Losses divided by their root mean square, cut before at the highest of the first 10, unless told otherwise.
+def scaled(losses: ArrayLike, *, spreads: float = 0.0) -> Array:
+    """Losses cut at the highest of the first 10, or so many of their spreads above it, divided by the root mean square of all.
+
+    A spread is from the lowest to the highest of the first 10, or a hundredth of the highest if that is more.
 
     >>> set(scaled([3.0] * 10 + [1e9]).tolist())
     {1.0}
     """
     y = np.asarray(losses, float)
-    y = np.minimum(y, y[:MIN_LOSSES].max()) if cut else y
+    first = y[:MIN_LOSSES]
+    y = np.minimum(y, first.max() + spreads * max(np.ptp(first), 0.01 * abs(first.max())))
     return np.asarray(y / max(float(np.sqrt(np.mean(y * y))), 1e-300))
 
 
-def blocks(values: ArrayLike) -> Array:
-    """Means of at most 64 blocks of values that follow each other, as many in each as in any other but for one.
+def blocks(x: Array, y: Array) -> tuple[Array, Array, Times]:
+    """Means of x and y over at most 32 equal parts of [0, 1], and the numbers of the parts, without empty ones.
 
-    >>> blocks(range(130)).tolist()[:2], len(blocks(range(130)))
-    ([1.0, 4.0], 44)
+    >>> where, what, parts = blocks(np.linspace(0, 1, 66), np.arange(66.0))
+    >>> what[:2].tolist(), parts[:3].tolist(), len(parts)
+    ([1.0, 4.0], [0, 1, 2], 22)
     """
-    values = np.asarray(values, float)
-    num = -(-len(values) // -(-len(values) // NUM_BLOCKS))
-    return np.array([part.mean() for part in np.array_split(values, num)])
+    num = -(-len(x) // -(-len(x) // NUM_BLOCKS))
+    part = np.minimum((x * num).astype(np.int64), num - 1)
+    counts = np.bincount(part, minlength=num)
+    some = np.flatnonzero(counts)
+    return *(np.bincount(part, values, num)[some] / counts[some] for values in (x, y)), some  # type: ignore[return-value]
 
 
-def judge(x: ArrayLike, losses: Sequence[float], *, confidence: float) -> Curve:
+def judge(x: ArrayLike, losses: ArrayLike) -> Curve:
     """One test.
 
     Args:
         x: Places of the losses, from 0 to 1, shape (n,).
         losses: All finite, in their order, shape (n,).
-        confidence: Above which the curve has surely risen.
 
     Returns:
         The curve.
     """
-    where, num = blocks(x), len(blocks(x))
-    curve = curve_of(fit(where, blocks(scaled(losses)), np.arange(num)), confidence=confidence)
-    if curve.fell > LIKELY or max(losses) <= max(losses[:MIN_LOSSES]):
+    x, y = np.asarray(x, float), np.asarray(losses, float)
+    curve = curve_of(fit(*blocks(x, scaled(y))))
+    if curve.fell > LIKELY or y.max() <= y[:MIN_LOSSES].max():
         return curve
-    uncut = curve_of(fit(where, blocks(scaled(losses, cut=False)), np.arange(num)), confidence=confidence)
-    return curve._replace(harmless=uncut.harmless)
+    return curve._replace(harmless=curve_of(fit(*blocks(x, scaled(y, spreads=RISE)))).harmless)
 
 
 class AutoWU:
@@ -173,12 +182,12 @@ class AutoWU:
         decay: From the switch on.
         tests: In the whole run, but one after an update at most.
         patience: Tests in a row that must find a minimum.
-        confidence: Probability above which a minimum, or a rise without one, is sure.
+        confidence: Probability above which a test finds a minimum.
         seed: Without effect, since nothing is drawn any more.
 
     Attributes:
         switch: How the warm-up ended; None during it.
-        minimum: Where the loss was lowest by the last test, or, where it never fell, the last place that did no harm; samples.
+        minimum: Up to where weights may still be wanted, by the last test, samples: where the loss was lowest, or earlier.
 
     Raises:
         UserError: If an argument is out of range.
@@ -255,17 +264,18 @@ class AutoWU:
         """Test the losses seen so far."""
         num, last = len(self._losses), self._samples[-1]
         x = np.asarray(self._samples, float) / max(last, 1)
-        curve = judge(x, self._losses, confidence=self._confidence)
-        shape: Shape = "fell" if curve.fell > LIKELY else "flat" if curve.harmless >= 1 else "rose"
-        place = last * (curve.lowest if shape == "fell" else max(0.0, curve.harmless))
+        curve = judge(x, self._losses)
+        least = RATHER if self._lost else LIKELY
+        shape: Shape = "fell" if curve.fell > least else "flat" if curve.harmless >= 1 else "rose"
+        place = last * (curve.lowest if shape == "fell" else curve.harmless)
         if self._lost and shape != "fell":
             tenth = self._share * self._total * math.log(10) / -math.log(self._start)  # samples in which the rate grows by 10
             place = min(place, max(0.0, last - tenth))
-        return Judgement(curve.turned > self._confidence and num >= MIN_LOSSES, self._growth(place), place, shape)
+        return Judgement(curve.turned > self._confidence and num >= MIN_LOSSES, self._growth(place), place, last * curve.lowest, shape)
 
     def adopt(self, clock: Clock, judgement: Judgement) -> Switch | None:
         """Take up what a test found after the update at the clock; the switch, if it is time."""
-        self._tested, self.minimum = self._number(clock), judgement.minimum
+        self._tested, self.minimum = self._number(clock), min(judgement.minimum, judgement.lowest)
         self._streak = self._streak + 1 if judgement.found else 0
         if not self._lost and self._streak >= self._patience:
             reason = "the loss has turned"

@@ -90,7 +90,7 @@ class LearnedWarmup:
         switch = self.autowu.adopt(before, judgement)
         if switch is None:
             if self._kept is not None:
-                self._kept.keep(clock.samples, judgement.minimum)
+                self._kept.keep(clock.samples, self.autowu.minimum)
             return
         back = {"weights_of": self._kept.go_back(switch.minimum)} if self._kept is not None else {}
         self._record.switch(clock, **{**switch._asdict(), "samples": clock.samples}, **back, test_s=round(self._test_s, 4))
