@@ -39,6 +39,7 @@ def channels_last(values):
 
 LAYOUTS = {"strided": strided, "cut": cut, "transposed": transposed, "channels_last": channels_last}
 GAPS = {"strided", "cut"}
+COPIED = {*GAPS, "transposed"}
 
 
 def trained(make, params, num=4):
@@ -51,7 +52,7 @@ def trained(make, params, num=4):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_the_contiguous_one(make, layout, dtype):
-    """Bit for bit where the parameter has gaps, for the step is made on a copy; to rounding where sums run in another order."""
+    """Bit for bit where the step is made on a copy (rows apart in memory); to rounding where sums run in another order."""
     plain = tensors(dtype)
     want = trained(make, plain)
     fulls, parts = zip(*(LAYOUTS[layout](p.detach()) for p in tensors(dtype)), strict=True)
@@ -60,7 +61,7 @@ def test_every_layout_is_the_contiguous_one(make, layout, dtype):
     assert all(p.data_ptr() == part.data_ptr() for p, part in zip(params, parts, strict=True))
     got = trained(make, params)
     for a, b in zip(got, want, strict=True):
-        if layout in GAPS:
+        if layout in COPIED:
             assert torch.equal(a, b)
         else:
             rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
@@ -208,3 +209,67 @@ def test_lars_without_momentum():
     w.grad = torch.tensor([0.0, 10.0])
     LARS([w], lr=1.0, momentum=0.0, trust_coefficient=0.1).step()
     assert w.tolist() == pytest.approx([3.0, 3.5])
+
+
+@pytest.mark.parametrize("name", ["AdamP", "SGDP", "SGDP nesterov"])
+def test_a_transposed_parameter_is_projected_by_its_own_rows(name):
+    """Gradients at right angles to each row: the projection took rows in the order of memory, and mixed them."""
+    results = []
+    for transposed in (False, True):
+        torch.manual_seed(0)
+        w = torch.randn(3, 5, dtype=torch.float64)
+        g = torch.randn(3, 5, dtype=torch.float64)
+        g -= (g * w).sum(1, keepdim=True) / w.square().sum(1, keepdim=True) * w
+        p = nn.Parameter(w.T.contiguous().T if transposed else w)
+        optimizer = MAKERS[name]([p])
+        for _ in range(3):
+            p.grad = g.clone()
+            optimizer.step()
+        results.append(p.detach().clone())
+    assert torch.equal(*results)
+
+
+@every
+def test_a_parameter_of_another_shape_is_refused(make):
+    """State of the old shape was handed to a kernel: "free(): invalid next size"."""
+    params = tensors()
+    optimizer = make(params)
+    steps(optimizer, params, 0, 1)
+    params[0].grad = None
+    params[0].data = torch.zeros(60, 40)
+    params[0].grad = torch.ones(60, 40)
+    with pytest.raises(UserError, match=r"of shape \(6, 4\) for a parameter of shape \(60, 40\): must be alike"):
+        optimizer.step()
+
+
+@every
+def test_a_parameter_whose_precision_changes_takes_its_state_along(make):
+    """`model.float()` after steps in float64."""
+    params = tensors(torch.float64)
+    optimizer = make(params)
+    steps(optimizer, params, 0, 2)
+    for p in params:
+        p.grad, p.data = None, p.data.float()
+    steps(optimizer, params, 2, 4)
+    assert all(value.dtype == torch.float32 for state in optimizer.state.values() for value in state.values())
+    assert all(bool(p.isfinite().all()) for p in params)
+
+
+@every
+def test_what_state_lacks_begins_at_zero(make):
+    """torch's SGD without momentum saves `momentum_buffer: None`; another optimizer's state has other names."""
+    params, plain = tensors(), tensors()
+    optimizer, fresh = make(params), make(plain)
+    state = optimizer.state_dict()
+    state["state"] = {number: {"momentum_buffer": None} for number in range(len(params))}
+    optimizer.load_state_dict(state)
+    steps(optimizer, params, 0, 2)
+    steps(fresh, plain, 0, 2)
+    assert all(torch.equal(p, q) for p, q in zip(params, plain, strict=True))
+
+
+def test_interleaved_elements_do_not_share_memory():
+    p = nn.Parameter(torch.arange(8.0).as_strided((3, 2), (2, 3)))
+    LARS([p], lr=1.0)
+    with pytest.raises(UserError, match="of layout torch.sparse_coo: must be dense"):
+        LARS([nn.Parameter(torch.eye(3).to_sparse())], lr=1.0)

@@ -46,36 +46,65 @@ def is_dense(tensor: Tensor) -> bool:
     >>> is_dense(t), is_dense(t.T), is_dense(t[:, :3]), is_dense(t[:1].expand(4, 6))
     (True, True, False, False)
     """
+    return tensor.is_contiguous() or not tensor.numel() or _inner_to_outer(tensor) is not None
+
+
+def has_dense_rows(tensor: Tensor) -> bool:
+    """Whether the tensor is dense and its rows (along the first dimension) follow each other in memory: contiguous, or channels-last.
+
+    >>> import torch
+    >>> t = torch.zeros(4, 6)
+    >>> has_dense_rows(t), has_dense_rows(t.T), has_dense_rows(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    (True, False, True)
+    """
     if tensor.is_contiguous() or not tensor.numel():
         return True
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    dims = _inner_to_outer(tensor)
+    return dims is not None and (tensor.size(0) == 1 or dims[-1] == 0)
 
 
 def overlaps(tensor: Tensor) -> bool:
-    """Whether several elements may share a place in memory, as in an expanded tensor.
+    """Whether elements share a place in memory, as in an expanded tensor.
 
     >>> import torch
-    >>> overlaps(torch.zeros(1, 4).expand(3, 4)), overlaps(torch.zeros(4, 6)[:, :3])
-    (True, False)
+    >>> overlaps(torch.zeros(1, 4).expand(3, 4)), overlaps(torch.zeros(4, 6)[:, :3]), overlaps(torch.zeros(8).as_strided((3, 2), (2, 3)))
+    (True, False, False)
     """
+    if tensor.is_contiguous() or not tensor.numel():
+        return False
+    steps = [(tensor.stride(d), tensor.size(d)) for d in range(tensor.ndim) if tensor.size(d) > 1]
     reached = 0
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
-        if stride <= reached:
-            return bool(tensor.numel())
+    for stride, size in sorted(steps):
+        if stride == 0:
+            return True
+        if stride <= reached:  # rows lie within each other's reach: only their places can tell
+            places = sum(torch.arange(size).mul_(stride).view(-1, *[1] * i) for i, (stride, size) in enumerate(steps))
+            return bool(places.unique().numel() < tensor.numel())  # type: ignore[union-attr]
         reached += stride * (size - 1)
     return False
 
 
 def same_layout(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor with the memory order of `like`: itself where it has it, else a copy."""
-    if tensor.stride() == like.stride() or (tensor.is_contiguous() and like.is_contiguous()):
-        return tensor
-    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    """The tensor with the memory order of `like`, a dense one: itself where it has it, else a copy."""
+    return tensor if lies_as(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def lies_as(tensor: Tensor, like: Tensor) -> bool:
+    """Whether the elements of two tensors of one shape follow each other in the same order, `like` being dense."""
+    if like.is_contiguous():
+        return tensor.is_contiguous()
+    return all(tensor.stride(d) == like.stride(d) for d in range(like.ndim) if like.size(d) > 1)
+
+
+def _inner_to_outer(tensor: Tensor) -> list[int] | None:
+    """Dimensions longer than one in the order of memory, the fastest first; None where there are gaps or shared places."""
+    dims = sorted((d for d in range(tensor.ndim) if tensor.size(d) > 1), key=tensor.stride)
+    expected = 1
+    for d in dims:
+        if tensor.stride(d) != expected:
+            return None
+        expected *= tensor.size(d)
+    return dims
 
 
 def blocks(sizes: tuple[int, ...], limit: int, rows: tuple[int, ...] | None = None) -> tuple[tuple[Piece, ...], ...]:

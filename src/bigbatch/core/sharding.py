@@ -70,10 +70,17 @@ def whole_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """The whole tensor from this rank's shard of something that is laid out as `parameter` (uneven shards too)."""
     if not isinstance(parameter, DTensor):
         return tensor
-    spread = DTensor.from_local(
+    whole: Tensor = part_like(tensor, parameter).full_tensor()  # type: ignore[attr-defined]
+    return whole
+
+
+def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's shard as what it is a part of, laid out as `parameter`, sharing memory; the tensor itself for plain parameters."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return DTensor.from_local(
         tensor, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
-    return spread.full_tensor()
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:

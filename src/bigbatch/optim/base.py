@@ -9,28 +9,32 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.multi_tensor import is_dense, overlaps, same_layout
-from bigbatch.core.sharding import laid_out_as, layout, local
+from bigbatch.core.multi_tensor import has_dense_rows, lies_as, overlaps, same_layout
+from bigbatch.core.sharding import laid_out_as, layout, local, part_like
 
 Rate = float | Tensor
 """A learning rate; as a 0-dim tensor on the parameters' device it may change under a captured CUDA graph."""
 
 
+_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+"""Types of state where it is not the parameter's own."""
+
+
 class Batch(NamedTuple):
     """Parameters of one group with a gradient, of one device, type and layout over ranks."""
 
-    params: list[Tensor]  # what this rank holds, dense: a copy where the parameter itself has gaps in memory
-    grads: list[Tensor]  # in the memory order of their parameters; never written
-    states: list[dict[str, Tensor]]  # likewise
+    params: list[Tensor]  # what this rank holds, row after row in memory: a contiguous copy where the parameter itself lies otherwise
+    grads: list[Tensor]  # all of one type, in the memory order of their parameters; never written
+    states: list[dict[str, Tensor]]  # in the same order, of at least float32
     where: Any  # their layout over ranks, None for plain tensors
     wholes: list[Tensor]  # the parameters as the user knows them
-    copies: list[tuple[Tensor, Tensor]]  # parameters with gaps, and the copies to be written back
+    copies: list[tuple[Tensor, Tensor]]  # parameters that lie otherwise, and the copies to be written back
 
 
 def check_rate(name: str, value: float | Tensor) -> None:
     """Refuse a negative or non-finite setting; tensors of one element are taken as they are (looking would sync the device)."""
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise UserError(f"{name} of shape {tuple(value.shape)}: must be a number or a tensor of one element")
+        raise UserError(f"{name} of shape {tuple(value.shape)}: Tensor {name} must be 1-element; give a number or a tensor of one element")
     if not isinstance(value, Tensor) and not 0 <= value < float("inf"):
         raise UserError(f"{name} = {value}: must be a finite number, zero or above; give such a number")
 
@@ -47,8 +51,10 @@ class BaseOptimizer(Optimizer):
     Gradients are never written, clipped or synchronised; nothing waits for the device. State is float32 for parameters of lower
     precision and the arithmetic is done there; float64 stays float64. Sharded parameters (DTensor) have sharded state.
 
-    A parameter may lie in memory in any order of its dimensions, also with gaps, as a slice does; nothing outside of it is written. Its
-    state follows it by index when its memory format changes. Parameters whose elements share memory (`expand`) are refused.
+    A parameter may lie in memory in any order of its dimensions, also with gaps, as a slice does; nothing outside of it is written. Where
+    its rows do not follow each other in memory, the step is made on a contiguous copy: bit for bit what a contiguous parameter gets.
+    Channels-last parameters are updated in place; their norms are summed in another order, so theirs is the same step to rounding.
+    State follows its parameter by index, and in type, when either changes. Parameters whose elements share memory (`expand`) are refused.
     """
 
     state_names: tuple[str, ...] = ()
@@ -83,11 +89,9 @@ class BaseOptimizer(Optimizer):
             if not group["params"]:
                 raise UserError(f"parameter group {len(self.param_groups) - 1} is empty: give each group a parameter, or leave it out")
             for p in group["params"]:
-                if overlaps(local(p)):
-                    raise UserError(
-                        f"a parameter of shape {tuple(p.shape)} and strides {p.stride()}: its elements share memory, so a step can't be "
-                        "written; give p.contiguous(), or the tensor that it was expanded from"
-                    )
+                if p.layout is not torch.strided:
+                    raise UserError(f"a parameter of layout {p.layout}: must be dense; give p.to_dense()")
+                _refuse_overlap(local(p))
                 if not p.is_floating_point():
                     raise UserError(f"a parameter of type {p.dtype}: must be real floating point; use torch.view_as_real for complex ones")
             self.check_group(group)
@@ -125,6 +129,7 @@ class BaseOptimizer(Optimizer):
 
     def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
         alike: dict[Any, Batch] = {}
+        names = self.state_names_of(group)
         for p in group["params"]:
             grad = p.grad
             if grad is None:
@@ -134,38 +139,52 @@ class BaseOptimizer(Optimizer):
             held, where = p, None
             if isinstance(p, DTensor):
                 held, where, grad = local(p), layout(p), local(laid_out_as(grad, p))
+            if grad.shape != held.shape:
+                raise _other_shape("a gradient", grad, held)
+            own = held
+            if not has_dense_rows(held):
+                _refuse_overlap(held)
+                held = held.contiguous()
             state = self.state[p]
-            if not state:
-                self._init_state(p, state, self.state_names_of(group))
+            self._complete(state, names, p, held)
             if not p.numel():
                 continue
-            key = (p.device, p.dtype, where and (id(where[0]), where[1]))
+            if grad.dtype != p.dtype:
+                grad = grad.to(torch.promote_types(p.dtype, torch.float32))
+            key = (p.device, p.dtype, grad.dtype, where and (id(where[0]), where[1]))
             if key not in alike:
                 alike[key] = Batch([], [], [], where, [], [])
             batch = alike[key]
-            if not is_dense(held):
-                if overlaps(held):
-                    raise UserError(f"a parameter of shape {tuple(p.shape)} and strides {p.stride()}: its elements share memory")
-                held = held.contiguous()
-                batch.copies.append((local(p), held))
             batch.params.append(held)
             batch.grads.append(same_layout(grad, held))
-            batch.states.append(_laid_out_like(held, state) if where is None else state)
+            batch.states.append(state)
             batch.wholes.append(p)
+            if held is not own:
+                batch.copies.append((own, held))
         yield from alike.values()
 
     def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
         """What is kept for each parameter of a group: tensors of its shape, and `step`, a scalar."""
         return self.state_names
 
-    def _init_state(self, p: Tensor, state: dict[str, Any], names: tuple[str, ...]) -> None:
-        """Zeros, in at least float32."""
-        wide = torch.promote_types(p.dtype, torch.float32)
+    def _complete(self, state: dict[str, Any], names: tuple[str, ...], p: Tensor, held: Tensor) -> None:
+        """Give a parameter the state that it lacks (zeros), and what it has the type and memory order of what is updated."""
+        wide = _WIDE.get(p.dtype, p.dtype)
         for name in names:
+            value = state.get(name)
             if name == "step":
-                state[name] = torch.zeros((), dtype=torch.float32, device=p.device)
-            else:
-                state[name] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+                if not isinstance(value, Tensor):  # of a parameter without state, or of an older version
+                    state[name] = torch.full((), value or 0, dtype=torch.float32, device=p.device)
+                elif value.device != p.device:
+                    state[name] = value.to(p.device)
+                continue
+            if value is None:
+                state[name] = value = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+            part = local(value)
+            if part.shape != held.shape:
+                raise _other_shape(f"state {name!r}", part, held)
+            if part.dtype != wide or part.device != held.device or not lies_as(part, held):
+                state[name] = part_like(same_layout(part.to(held.device, wide), held), p)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, hooks included, but state has the precision that it would have begun with, whatever it was saved in.
@@ -193,10 +212,10 @@ class BaseOptimizer(Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, params, strict=True):
             for name, value in given["state"].get(number, {}).items():
-                if name == "step":
-                    self.state[p][name] = torch.as_tensor(value, dtype=torch.float32).to(p.device, copy=True)
-                elif isinstance(value, Tensor):
-                    wide = torch.promote_types(p.dtype, torch.float32)
+                if name == "step" and value is not None:
+                    self.state[p][name] = torch.as_tensor(value, dtype=torch.float32).reshape(()).to(p.device, copy=True)
+                elif isinstance(value, Tensor) and value.is_floating_point():
+                    wide = _WIDE.get(p.dtype, p.dtype)
                     if self.state[p][name].dtype != wide or value.dtype != wide:
                         self.state[p][name] = value.to(p.device, wide, copy=True)
 
@@ -208,12 +227,19 @@ class BaseOptimizer(Optimizer):
                 group.setdefault(name, value)
 
 
-def _laid_out_like(held: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state, which may have been made when its parameter lay in memory in another order."""
-    for name, value in state.items():
-        if value.shape == held.shape and value.stride() != held.stride():
-            state[name] = same_layout(value, held)
-    return state
+def _refuse_overlap(p: Tensor) -> None:
+    if overlaps(p):
+        raise UserError(
+            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()}: its elements share memory, so a step can't be written; "
+            "give p.contiguous(), or the tensor that it was expanded from"
+        )
+
+
+def _other_shape(what: str, value: Tensor, p: Tensor) -> UserError:
+    return UserError(
+        f"{what} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}: must be alike; make a new optimizer when the "
+        "shapes of parameters change, and load the state of the same parameters"
+    )
 
 
 def buffers(batch: Batch, name: str) -> list[Tensor]:
