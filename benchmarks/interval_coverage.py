@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py [--repeats 400]
 
 Noise scale: per-sample gradients of 20 dimensions around a mean of length 1 (times a log-normal first-order autoregression where it
-drifts), 4 groups of 16 (2 with heavy tails: Student's t of 3 degrees) samples an update; the truth is 30 samples. Written beside each
+drifts), 4 groups of 16 samples an update (2 with heavy tails: a multivariate t of 3 degrees); the truth is 30 samples. Written beside each
 coverage: the share of intervals with a doubt said, the coverage of those without, and the median of log(upper / lower).
 Critical batch: eight batches around 1,000 samples, seeds that scatter by 0.08 in log updates, batches shifted by sd 0 or 0.15.
 """
@@ -34,7 +34,9 @@ def updates(rng, n, *, phi=0.0, heavy=False):
     """Unbiased signal and noise of n updates."""
     groups, b = 4, 2 if heavy else 16
     sizes = np.sqrt(autoregression(rng, n, phi) if phi else np.ones(n))
-    e = rng.standard_t(3, (n, groups, b, DIMENSIONS)) / np.sqrt(3) if heavy else rng.standard_normal((n, groups, b, DIMENSIONS))
+    e = rng.standard_normal((n, groups, b, DIMENSIONS))
+    if heavy:  # one length a sample, of Student's t with 3 degrees
+        e /= np.sqrt(rng.chisquare(3, (n, groups, b, 1)))
     mean = (sizes / np.sqrt(DIMENSIONS))[:, None, None] + e.mean(2) * np.sqrt(TRUTH / DIMENSIONS)
     local, whole, B = (mean**2).sum(2).mean(1), (mean.mean(1) ** 2).sum(1), groups * b
     return (B * whole - b * local) / (B - b), (local - whole) / (1 / b - 1 / B)

@@ -126,6 +126,7 @@ def in_pieces(flat: Tensor, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Ten
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """State that has its parameter's shape, in the order of the parameters."""
+    """State that has its parameter's shape, in the order of the parameters; not the count of steps, which a scalar's shape is too."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [v for p in params for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape and v.ndim]
+    states = [(p, name, v) for p in params for name, v in optimizer.state[p].items()]
+    return [v for p, name, v in states if isinstance(v, Tensor) and v.shape == p.shape and name != "step"]
