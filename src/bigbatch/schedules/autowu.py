@@ -148,19 +148,20 @@ def blocks(x: Array, y: Array) -> tuple[Array, Array, Times]:
     return *(np.bincount(part, values, num)[some] / counts[some] for values in (x, y)), some  # type: ignore[return-value]
 
 
-def judge(x: ArrayLike, losses: ArrayLike) -> Curve:
+def judge(x: ArrayLike, losses: ArrayLike, *, rises: bool = True) -> Curve:
     """One test.
 
     Args:
         x: Places of the losses, from 0 to 1, shape (n,).
         losses: All finite, in their order, shape (n,).
+        rises: Whether to look for a rise, too, where the loss did not fall; only the end of a warm-up needs it.
 
     Returns:
         The curve.
     """
     x, y = np.asarray(x, float), np.asarray(losses, float)
     curve = curve_of(fit(*blocks(x, scaled(y))))
-    if curve.fell > LIKELY or y.max() <= y[:MIN_LOSSES].max():
+    if not rises or curve.fell > LIKELY or y.max() <= y[:MIN_LOSSES].max():
         return curve
     return curve._replace(harmless=curve_of(fit(*blocks(x, scaled(y, spreads=RISE)))).harmless)
 
@@ -264,7 +265,7 @@ class AutoWU:
         """Test the losses seen so far."""
         num, last = len(self._losses), self._samples[-1]
         x = np.asarray(self._samples, float) / max(last, 1)
-        curve = judge(x, self._losses)
+        curve = judge(x, self._losses, rises=self._lost or last >= self._share * self._total)
         least = RATHER if self._lost else LIKELY
         shape: Shape = "fell" if curve.fell > least else "flat" if curve.harmless >= 1 else "rose"
         place = last * (curve.lowest if shape == "fell" else curve.harmless)
