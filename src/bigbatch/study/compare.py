@@ -104,7 +104,8 @@ class Comparison:
         design, confidence = self.design, self.design.confidence
         text = {"held": "held", "lost": "did not hold", "undecided": "undecided"}[verdict.outcome]
         if verdict.pairs:
-            text += f": {verdict.difference:+.2f} points of {self.metric}{_interval(verdict)} over {verdict.pairs} seed{'s' * (verdict.pairs > 1)}"
+            seeds = "1 seed" if verdict.pairs == 1 else f"{verdict.pairs} seeds"
+            text += f": {verdict.difference:+.2f} points of {self.metric}{_interval(verdict)} over {seeds}"
         text += f", margin -{design.margin:g} at {100 * confidence:g} %"
         if verdict.floored:
             text += f"; differences scatter by less than one test sample, {design.resolution:.2g} points, which is taken instead"
