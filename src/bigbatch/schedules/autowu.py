@@ -26,9 +26,9 @@ Differs: tests every S/120 samples, not every epoch, and patience in tests, so t
          tenth of the last rate, or less if it rose earlier. The reason of the switch says so.
          (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
 Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Noise alone ends
-         about one warm-up in twenty early; one in six if waves of it are as long as the warm-up (correlation 0.98 over 100 updates):
-         nothing tells these from a curve. Where losses scatter as much as they fall and rise, the minimum may be sure only half-way:
-         the rate goes back to it then.
+         none to one in twenty of warm-ups early, and one in ten to eight where a warm-up of 100 updates has waves that last for 10 to 50
+         of them (correlation 0.9 and 0.98): few waves can't be told from a curve. Where losses scatter as much as they fall and rise, the
+         minimum may be sure only half-way: the rate goes back to it then.
 """
 
 import math
