@@ -43,6 +43,17 @@ def test_train_resume_and_report(tmp_path):
     assert "wrote" in bigbatch("report", tmp_path / "run").stdout
 
 
+def test_scale_says_its_power_first_and_its_table_fits_80_columns(tmp_path):
+    scale = ["scale", "digits/mlp", "--to", 64, "--rule", "linear", *SMALL, "--seeds", 2, "--max-seeds", 3, "--out", tmp_path / "runs"]
+    done = bigbatch(*scale)
+    first = next(line for line in done.stderr.splitlines() if "seeds an arm" in line)
+    assert first.startswith("2 to 3 seeds an arm, margin 0.5 points")
+    assert done.stderr.index(first) < done.stderr.index("arm 1 of 3")
+    table = done.stdout[done.stdout.index("digits/mlp, ") :].splitlines()
+    assert max(len(line.rstrip()) for line in table[:8]) <= 80
+    assert "bad (more than 0.5 below every run of the reference)" in " ".join(done.stdout.split())
+
+
 def test_papers():
     assert "LEGW" in bigbatch("papers").stdout
     one = bigbatch("papers", "legw").stdout
@@ -67,6 +78,8 @@ MISTAKES = {
     "zero batch": (["plan", "digits/mlp", "--global-batch", "0"], "global_batch = 0: must be a finite number above zero"),
     "negative batch": (["scale", "digits/mlp", "--to", "-5"], "global_batch = -5: must be a finite number above zero"),
     "zero seeds": (["scale", "digits/mlp", "--to", "64", "--seeds", "0"], "seeds = 0: must be a finite number above zero"),
+    "fewer at most than at first": (["scale", "digits/mlp", "--to", "64", "--max-seeds", "2"], "max_seeds = 2: must be seeds = 3 or more"),
+    "a share of bad runs of one": (["scale", "digits/mlp", "--to", "64", "--bad-share", "1"], "bad_share = 1.0: must lie between 0 and 1"),
     "negative rate": (["train", "digits/mlp", "--set", "optimizer.lr=-1"], "optimizer.lr = -1: input should be greater than 0"),
     "negative epochs": (["train", "digits/mlp", "--set", "budget.epochs=-1"], "budget.epochs = -1: input should be greater than 0"),
     "missing recipe file": (["train", "digits/mlp", "--recipe", "absent.toml"], "recipe absent.toml: can't be read"),

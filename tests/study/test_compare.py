@@ -110,7 +110,7 @@ def test_sentences():
         'fewer than 78 % are. "held" needs 14 runs, none of them bad: --max-seeds 14, or --bad-share 0.78 to let more of them be bad'
     )
     one = comparison.sentence(comparison.arms[2])
-    assert one.startswith("linear at 32: undecided: +0.00 points of accuracy, no interval over 1 seeds")
+    assert one.startswith("linear at 32: undecided: +0.00 points of accuracy, no interval over 1 seed, ")
     assert "1 of 2 (50 %; 1.26 to 98.7 % at 95 %) runs diverged" in one
     assert one.endswith("2 seeds did not decide; a new comparison needs more, or a wider margin")
 
@@ -128,6 +128,9 @@ def test_a_score_that_is_not_a_number_is_named():
 
 
 def test_one_diverged_run_of_the_reference_does_not_spoil_all():
+    """Nor one of three: at 95 % its share may be as low as 2 %."""
+    three = comparison_of([[0, 90, 90.1], [90, 90, 90.1], [80, 80, 80.1]], bad_share=0.2, max_seeds=14)
+    assert not three.cannot_be_judged(three.arms[1])
     comparison = comparison_of([[0, *FIVE], [90, *FIVE], [80, *[score - 10 for score in FIVE]]], max_seeds=6, resolution=0.1)
     assert comparison.verdict(comparison.arms[2]).outcome == "lost"
     assert "1 of the reference's diverged too" in comparison.sentence(comparison.arms[2])

@@ -26,9 +26,9 @@ Differs: tests every S/120 samples, not every epoch, and patience in tests, so t
          tenth of the last rate, or less if it rose earlier. The reason of the switch says so.
          (Ours, off unless it is used: kept.py also returns to the weights of the minimum. The paper only sets the rate back.)
 Limits:  the loss must mean the same throughout: no label smoothing or mixing that is switched on or off meanwhile. Noise alone ends
-         about one warm-up in twenty early; one in six if waves of it are as long as the warm-up (correlation 0.98 over 100 updates):
-         nothing tells these from a curve. Where losses scatter as much as they fall and rise, the minimum may be sure only half-way:
-         the rate goes back to it then.
+         none to one in twenty of warm-ups early, and one in ten to eight where a warm-up of 100 updates has waves that last for 10 to 50
+         of them (correlation 0.9 and 0.98): few waves can't be told from a curve. Where losses scatter as much as they fall and rise, the
+         minimum may be sure only half-way: the rate goes back to it then.
 """
 
 import math
@@ -148,19 +148,20 @@ def blocks(x: Array, y: Array) -> tuple[Array, Array, Times]:
     return *(np.bincount(part, values, num)[some] / counts[some] for values in (x, y)), some  # type: ignore[return-value]
 
 
-def judge(x: ArrayLike, losses: ArrayLike) -> Curve:
+def judge(x: ArrayLike, losses: ArrayLike, *, rises: bool = True) -> Curve:
     """One test.
 
     Args:
         x: Places of the losses, from 0 to 1, shape (n,).
         losses: All finite, in their order, shape (n,).
+        rises: Whether to look for a rise, too, where the loss did not fall; only the end of a warm-up needs it.
 
     Returns:
         The curve.
     """
     x, y = np.asarray(x, float), np.asarray(losses, float)
     curve = curve_of(fit(*blocks(x, scaled(y))))
-    if curve.fell > LIKELY or y.max() <= y[:MIN_LOSSES].max():
+    if not rises or curve.fell > LIKELY or y.max() <= y[:MIN_LOSSES].max():
         return curve
     return curve._replace(harmless=curve_of(fit(*blocks(x, scaled(y, spreads=RISE)))).harmless)
 
@@ -264,7 +265,7 @@ class AutoWU:
         """Test the losses seen so far."""
         num, last = len(self._losses), self._samples[-1]
         x = np.asarray(self._samples, float) / max(last, 1)
-        curve = judge(x, self._losses)
+        curve = judge(x, self._losses, rises=self._lost or last >= self._share * self._total)
         least = RATHER if self._lost else LIKELY
         shape: Shape = "fell" if curve.fell > least else "flat" if curve.harmless >= 1 else "rose"
         place = last * (curve.lowest if shape == "fell" else curve.harmless)

@@ -45,7 +45,7 @@ def warmup_of(recipe: Recipe) -> Schedule:
             from bigbatch.schedules.autowu import AutoWU  # imports numpy
 
             settings = w.model_dump(exclude={"kind", "return_to_minimum"})
-            return AutoWU(total_samples=recipe.total_samples, seed=recipe.seed, **settings)
+            return AutoWU(total_samples=recipe.total_samples, **settings)
         case other:
             assert_never(other)
 

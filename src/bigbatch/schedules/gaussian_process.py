@@ -80,7 +80,7 @@ def whiten(values: Array, times: Times, correlation: float) -> tuple[Array, floa
         times: Whole and rising, shape (n,); rows may be left out between them.
         correlation: c, of neighbours in time, in [0, 1).
 
-    >>> whiten(np.array([[1.0], [2.0]]), np.array([0, 1]), 0.6)[0].ravel().tolist()  # (2 - 0.6 * 1) / 0.8
+    >>> whiten(np.array([[1.0], [2.0]]), np.array([0, 1]), 0.6)[0].ravel().round(12).tolist()  # (2 - 0.6 * 1) / 0.8
     [1.0, 1.75]
     """
     c = correlation ** np.diff(times)

@@ -89,7 +89,7 @@ class Comparison:
                 named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
                 return f"the test score of {each.name}, {named}, is not a number; see why the task's scores are not finite"
         died = Rate(reference.num_diverged, len(reference.results))
-        if died.cases / died.runs > self.design.bad_share:
+        if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
             return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
         return ""
 
@@ -104,7 +104,8 @@ class Comparison:
         design, confidence = self.design, self.design.confidence
         text = {"held": "held", "lost": "did not hold", "undecided": "undecided"}[verdict.outcome]
         if verdict.pairs:
-            text += f": {verdict.difference:+.2f} points of {self.metric}{_interval(verdict)} over {verdict.pairs} seeds"
+            seeds = "1 seed" if verdict.pairs == 1 else f"{verdict.pairs} seeds"
+            text += f": {verdict.difference:+.2f} points of {self.metric}{_interval(verdict)} over {seeds}"
         text += f", margin -{design.margin:g} at {100 * confidence:g} %"
         if verdict.floored:
             text += f"; differences scatter by less than one test sample, {design.resolution:.2g} points, which is taken instead"
@@ -112,6 +113,8 @@ class Comparison:
             text += f"; {verdict.diverged.words(confidence)} runs diverged"
         if reference_diverged:
             text += f"; {reference_diverged} of the reference's diverged too"
+        if verdict.outcome == "lost":
+            return text
         rare = f"at {100 * confidence:g} % fewer than {math.ceil(100 * verdict.bad.at_most(confidence))} % are"
         what = f"bad (more than {design.margin:g} below every run of the reference)"
         text += f"; {verdict.bad.cases or 'none'} of {verdict.bad.runs} runs {what}: {rare}"
