@@ -23,7 +23,7 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from bigbatch.schedules.autowu import judge, scaled
+from bigbatch.schedules.loss_curve import judge, scaled
 from bigbatch.train.record import environment
 
 NUM_CONDITIONED, NUM_DRAWS, NUM_FITTED, NUM_PLACES = 500, 5, 100, 500  # the paper's

@@ -12,8 +12,9 @@ from tests.reference import autowu as reference
 from bigbatch.core.checks import Diverged, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import AutoWU, ClockLR, set_lr
-from bigbatch.schedules.autowu import Judgement, blocks, curve_of, growth, judge, scaled
+from bigbatch.schedules.autowu import Judgement, growth
 from bigbatch.schedules.gaussian_process import Posterior, features
+from bigbatch.schedules.loss_curve import blocks, curve_of, judge, scaled
 
 
 def bowl(rate, best=0.03, noise=0.01, seed=0):

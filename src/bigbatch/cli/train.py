@@ -1,56 +1,43 @@
 """`bigbatch train`: one run."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bigbatch.cli.settings import (
-    CommKind,
-    Data,
-    NoiseFile,
-    PlanSets,
-    Quiet,
-    RecipeFile,
-    Rule,
-    TaskName,
-    TopologyName,
-    find_recipe,
-    settings_of,
-    split_sets,
-)
+from bigbatch.cli import settings as s
 from bigbatch.cli.values import read_noise_scale
+from bigbatch.cli.workers import launch_workers
 from bigbatch.core.checks import UserError
 
 
 def train(
-    task: TaskName,
-    recipe: RecipeFile = None,
+    task: s.TaskName,
+    recipe: s.RecipeFile = None,
     global_batch: Annotated[int | None, typer.Option("--global-batch", help="Scale the recipe to this batch first.")] = None,
-    rule: Rule = "auto",
-    sets: PlanSets = None,
-    data: Data = None,
-    noise: NoiseFile = None,
+    rule: s.Rule = "auto",
+    sets: s.PlanSets = None,
+    data: s.Data = None,
+    noise: s.NoiseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the record and checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
     keep: Annotated[bool, typer.Option("--keep-checkpoints", help="One of every evaluation, for `bigbatch curvature`.")] = False,
     workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
-    comm: CommKind = None,
-    topology: TopologyName = None,
+    comm: s.CommKind = None,
+    topology: s.TopologyName = None,
     store: Annotated[str | None, typer.Option(envvar="BIGBATCH_STORE", help="redis://... where workers meet; needs --job.")] = None,
     job: Annotated[str | None, typer.Option(envvar="BIGBATCH_JOB", help="Name of the run at the store.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
-    quiet: Quiet = False,
+    quiet: s.Quiet = False,
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
     os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
-    sets, overrides = split_sets(sets)
+    sets, overrides = s.split_sets(sets)
     if overrides and global_batch is None:
         raise UserError(f"--set plan.{next(iter(overrides))}: there is no plan without --global-batch; leave out plan.")
-    chosen = find_recipe(task, recipe, settings_of(comm, topology, sets))
+    chosen = s.find_recipe(task, recipe, s.settings_of(comm, topology, sets))
     if workers is not None:
         raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
     speaks = os.environ.get("RANK", "0") == "0"
@@ -79,17 +66,3 @@ def train(
         f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_looking()}",
         highlight=False,
     )
-
-
-def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
-    """Start this same command as several workers; returns the exit code."""
-    from bigbatch.comm.launch import Workers, launch
-    from bigbatch.comm.supervisor import supervise
-
-    workers = Workers.parse(text)
-    if workers.elastic and out is None:
-        raise UserError(f"--workers {text}: goes on from checkpoints when a worker is lost; give a folder for them with --out")
-    i = next(i for i, argument in enumerate(sys.argv) if argument.partition("=")[0] == "--workers")
-    rest = sys.argv[i + (1 if "=" in sys.argv[i] else 2) :]
-    command = [*sys.argv[1:i], *rest]
-    return supervise(command, workers, num_servers=servers, resumes=out is not None) if servers else launch(command, workers)

@@ -24,11 +24,12 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
+from bigbatch.noise.lack_of_fit import f_test
+from bigbatch.noise.trade_off_likelihood import REACH, Fit, best_at, least, misfit, over_batches, through
 
 PAPER = Paper(
     method="Critical batch from runs",
@@ -39,12 +40,9 @@ PAPER = Paper(
     where="Section 2.3",
     study="studies/critical_batch",
 )
-REACH = math.log(1000)
 LEAST_AGREEMENT = 0.25
 """Least p of the test of lack of fit with which the scatter of runs is believed."""
 FEW_UPDATES = 10
-LEAST_SCATTER = 1e-6  # of log S: keeps the likelihood of points without noise finite, and smooth
-Array = NDArray[np.float64]
 
 
 class Run(NamedTuple):
@@ -135,10 +133,10 @@ def fit_critical_batch(runs: Sequence[Run], confidence: float = 0.95) -> Critica
     f, p_fit = _fit_of_batches(runs, confidence)
     by_batch, num_runs, reached = p_fit < LEAST_AGREEMENT, len(runs), sum(run.reached for run in runs)
     span = (float(f.steps.min()) - REACH, float(f.steps.max()) + REACH)
-    min_steps = _interval(f, f.p, span, partial(_through, f, math.inf))
+    min_steps = _interval(f, f.p, span, partial(through, f, math.inf))
     span = (span[0] + float(f.batches.min()), span[1] + float(f.batches.max()))
-    min_samples = _interval(f, f.p + f.b, span, lambda v: _over_batches(f, lambda b: (v - b, v + 0 * b)))
-    critical_batch = _interval(f, f.b, f.range, lambda v: _at(f, v)[1])
+    min_samples = _interval(f, f.p + f.b, span, lambda v: over_batches(f, lambda b: (v - b, v + 0 * b)))
+    critical_batch = _interval(f, f.b, f.range, lambda v: best_at(f, v)[1])
     if f.b > f.range[1] - 0.01:
         min_steps, critical_batch = min_steps._replace(value=0.0, lower=0.0), critical_batch._replace(value=math.inf, upper=math.inf)
     if f.b < f.range[0] + 0.01:
@@ -157,17 +155,12 @@ def lack_of_fit(runs: Sequence[Run]) -> float:
     """
     reached = [run for run in runs if run.reached]
     groups = {run.global_batch: [math.log(r.updates) for r in reached if r.global_batch == run.global_batch] for run in reached}
-    degrees = len(groups) - 2, sum(len(group) - 1 for group in groups.values())
-    if min(degrees) < 1:
-        return float("nan")
     f = _fit(reached, 0.95)
     curve = {batch: float(np.logaddexp(f.p, f.p + f.b - math.log(batch))) for batch in groups}
-    within = sum(float(np.var(group)) * len(group) for group in groups.values()) + LEAST_SCATTER**2
-    between = sum(len(group) * (float(np.mean(group)) - curve[batch]) ** 2 for batch, group in groups.items())
-    return float(stats.f.sf(between / degrees[0] / (within / degrees[1]), *degrees))
+    return f_test([(curve[batch], group) for batch, group in groups.items()], num_parameters=2)
 
 
-def _fit_of_batches(runs: Sequence[Run], confidence: float) -> tuple["_Fit", float]:
+def _fit_of_batches(runs: Sequence[Run], confidence: float) -> tuple[Fit, float]:
     """The fit to the runs, or to the means of batches where these lie too far from it; and the p of that."""
     f = _fit(runs, confidence)
     p = lack_of_fit(runs)
@@ -200,7 +193,7 @@ def predicted_steps(runs: Sequence[Run], batches: Sequence[float], confidence: f
     for batch in batches:
         check_positive("global_batch", batch)
         value = f.p + float(np.logaddexp(0, f.b - math.log(batch)))
-        estimates.append(_interval(f, value, (value - 2 * REACH, value + 2 * REACH), partial(_through, f, math.log(batch))))
+        estimates.append(_interval(f, value, (value - 2 * REACH, value + 2 * REACH), partial(through, f, math.log(batch))))
     return estimates
 
 
@@ -214,23 +207,10 @@ def min_steps_at(runs: Sequence[Run], critical_batch: float) -> float:
     100
     """
     check_positive("critical_batch", critical_batch)
-    return math.exp(_at(_fit(runs, 0.95), math.log(critical_batch))[0])
+    return math.exp(best_at(_fit(runs, 0.95), math.log(critical_batch))[0])
 
 
-class _Fit(NamedTuple):
-    """The data in logarithms, and the likelihood's maximum. Letters: p = log S_min, b = log B_crit, q = p + b = log E_min."""
-
-    batches: Array  # log B_i
-    steps: Array  # log S_i
-    reached: NDArray[np.bool_]
-    range: tuple[float, float]  # of b
-    p: float = 0.0
-    b: float = 0.0
-    sigma: float = 0.0
-    limit: float = 0.0  # of the negative log-likelihood, for values inside an interval
-
-
-def _fit(runs: Sequence[Run], confidence: float) -> _Fit:
+def _fit(runs: Sequence[Run], confidence: float) -> Fit:
     if not 0 < confidence < 1:
         raise UserError(f"confidence = {confidence}: must lie between 0 and 1; 0.95 is usual")
     for run in runs:
@@ -249,62 +229,14 @@ def _fit(runs: Sequence[Run], confidence: float) -> _Fit:
         )
     batches, steps = (np.log([float(run[i]) for run in runs]) for i in (0, 1))
     span = (float(batches.min()) - REACH, float(batches.max()) + REACH)
-    f = _Fit(batches, steps, np.array([run.reached for run in runs]), span)
-    b, cost = _least(lambda bs: np.array([_at(f, b)[1] for b in np.atleast_1d(bs)]), span)
-    p, n = np.array(_at(f, b)[0]), int(f.reached.sum())
+    f = Fit(batches, steps, np.array([run.reached for run in runs]), span)
+    b, cost = least(lambda bs: np.array([best_at(f, b)[1] for b in np.atleast_1d(bs)]), span)
+    p, n = np.array(best_at(f, b)[0]), int(f.reached.sum())
     limit = cost + n / 2 * math.log1p(stats.t.ppf((1 + confidence) / 2, n - 2) ** 2 / (n - 2))
-    return f._replace(p=float(p), b=b, sigma=float(_misfit(f, p, p + b)[1]), limit=limit)
+    return f._replace(p=float(p), b=b, sigma=float(misfit(f, p, p + b)[1]), limit=limit)
 
 
-def _misfit(f: _Fit, p: Array, q: Array) -> tuple[Array, Array]:
-    """Least negative log-likelihood over sigma, and that sigma, for arrays of (p, q).
-
-    With u = 1/sigma it is -n log u + u^2 R/2 - sum log Phi(u c), convex in u: Newton's method, from the optimum without stopped runs.
-    """
-    excess = f.steps - np.logaddexp(p[..., None], q[..., None] - f.batches)
-    c = -excess[..., ~f.reached]  # how far beyond the stop the fit lies
-    n = excess[..., f.reached].shape[-1]
-    R = np.square(excess[..., f.reached]).sum(-1) + n * LEAST_SCATTER**2
-    u = np.sqrt(n / R)
-    for _ in range(100 if c.shape[-1] else 0):
-        x = np.maximum(u[..., None] * c, -1e4)  # lower ones only on the way: at the optimum x^2 is at most n
-        hazard = np.exp(-np.square(x) / 2 - special.log_ndtr(x)) / math.sqrt(2 * math.pi)
-        slope = -n / u + R * u - (c * hazard).sum(-1)
-        curvature = n / u**2 + R + (c**2 * hazard * np.maximum(hazard + x, 0)).sum(-1)
-        before, u = u, np.clip(u - slope / curvature, u / 4, 4 * u)
-        if np.all(np.abs(u - before) <= 1e-10 * u):
-            break
-    return -n * np.log(u) + u**2 * R / 2 - special.log_ndtr(u[..., None] * c).sum(-1), 1 / u
-
-
-def _at(f: _Fit, b: float) -> tuple[float, float]:
-    """The best p where B_crit is given, the mean of those of the runs or more where some were stopped, and its misfit."""
-    own = f.steps - np.logaddexp(0, b - f.batches)
-    p = float(own[f.reached].mean())
-    if f.reached.all():
-        return p, float(_misfit(f, np.array(p), np.array(p + b))[0])
-    return _least(lambda ps: _misfit(f, ps, ps + b)[0], (p, float(own.max()) + REACH))
-
-
-def _over_batches(f: _Fit, path: Callable[[Array], tuple[Array, Array]]) -> float:
-    """Least negative log-likelihood over B_crit, p and q being functions of it."""
-    return _least(lambda b: _misfit(f, *path(b))[0], (f.range[0] - REACH, f.range[1] + REACH))[1]
-
-
-def _through(f: _Fit, log_batch: float, v: float) -> float:
-    """Least negative log-likelihood of the curves with log S = v at a batch."""
-    return _over_batches(f, lambda b: (p := v - np.logaddexp(0, b - log_batch), p + b))
-
-
-def _least(cost: Callable[[Array], Array], span: tuple[float, float]) -> tuple[float, float]:
-    """Where a function of one number is least, and its value there: a scan, then Brent's method around the best."""
-    best = int(np.argmin(cost(grid := np.linspace(*span, 40))))
-    around = grid[max(best - 1, 0)], grid[min(best + 1, 39)]
-    found = optimize.minimize_scalar(lambda x: float(np.squeeze(cost(np.array(x)))), bounds=around, options={"xatol": 1e-9})
-    return float(found.x), float(found.fun)
-
-
-def _interval(f: _Fit, estimate: float, span: tuple[float, float], profile: Callable[[float], float]) -> Estimate:
+def _interval(f: Fit, estimate: float, span: tuple[float, float], profile: Callable[[float], float]) -> Estimate:
     """Exponentials of the estimate and of where the profile leaves the limit, below and above."""
 
     def crossing(end: float, unbounded: float) -> float:

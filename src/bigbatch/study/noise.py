@@ -177,4 +177,6 @@ def _up_to(value: NoiseEstimate) -> str:
 
 
 def _plain(value: NoiseEstimate) -> dict[str, Any]:
-    return {k: v if isinstance(v, int) or math.isfinite(v) else None for k, v in value._asdict().items()} | {"words": value.in_words()}
+    return {k: v if isinstance(v, int | str) or math.isfinite(v) else None for k, v in value._asdict().items()} | {
+        "words": value.in_words()
+    }
