@@ -18,6 +18,7 @@ from bigbatch.noise.critical_batch import (
     samples_needed,
     steps_needed,
 )
+from bigbatch.noise.lack_of_fit import f_test
 
 EXACT = [Run(100, 1100), Run(500, 300), Run(1000, 200), Run(5000, 120)]  # S_min = 100, B_crit = 1,000, E_min = 100,000
 
@@ -202,6 +203,8 @@ def test_lack_of_fit_by_hand():
     assert lack_of_fit(on) > 0.9
     assert lack_of_fit([r._replace(updates=2 * r.updates) if r.global_batch == 500 else r for r in on]) < 0.01
     assert math.isnan(lack_of_fit([Run(b, s) for b, s in curve.items()]))
+    by_hand = f_test([(0.0, [-1.0, 1.0]), (0.0, [1.0, 3.0]), (0.0, [-1.0, 1.0])], num_parameters=1)  # F = (8 / 2) / (6 / 3) = 2
+    assert by_hand == pytest.approx((1 + 2 * 2 / 3) ** -1.5, rel=1e-6)  # of (2, 3) degrees: (1 + 2 F / 3)^(-3/2)
 
 
 def test_a_target_that_is_reached_at_once_is_refused():
