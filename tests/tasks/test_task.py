@@ -1,5 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 import torch
+from tests.limits import LIMIT_S
 
 from bigbatch import UserError
 from bigbatch.recipe import Recipe, recipe_names
@@ -70,3 +74,13 @@ def test_an_import_error_inside_the_users_module_is_not_hidden(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         load_task("broken_task:Task")
+
+
+def test_a_narrow_resnet_trains_on_any_processor():
+    """In a process of its own: channels-last, oneDNN's AVX2 kernel of a narrow shortcut corrupted memory, and the process died."""
+    program = (
+        "import torch; from bigbatch.tasks.models import resnet8; torch.set_num_threads(1); net = resnet8(width=4)\n"
+        "for _ in range(20): net(torch.randn(32, 1, 28, 28)).square().mean().backward()"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
