@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 FEWEST_CHANNELS = 8
 """For channels-last: with fewer, the weight gradient of a strided 1x1 convolution writes outside of its memory in oneDNN's AVX2 kernel.
 
