@@ -268,7 +268,7 @@ def test_resumed_anywhere_it_is_the_same_schedule(stop):
 
 def test_one_decides_for_all():
     """Three copies see the same losses; the first's judgement, sent as text, makes the same switch of each."""
-    copies, clock = [AutoWU(total_samples=20_000, seed=seed) for seed in range(3)], Clock()
+    copies, clock = [AutoWU(total_samples=20_000) for _ in range(3)], Clock()
     while copies[0].switch is None:
         rate = copies[0](clock)
         for each in copies:

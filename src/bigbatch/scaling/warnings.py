@@ -30,7 +30,7 @@ class Remedy(NamedTuple):
     def options(self) -> list[str]:
         """As options of the command line."""
         sets = [(name, value) for name, value in self.reference.items()] + [(f"plan.{name}", value) for name, value in self.planned.items()]
-        options = [f"--set {name}={_exact(value)}" for name, value in sets]
+        options = [f"--set {name}={value}" for name, value in sets]
         options += [f"--global-batch {self.global_batch}"] if self.global_batch is not None else []
         return options + ([f"--rule {self.rule}"] if self.rule is not None else [])
 
@@ -218,7 +218,3 @@ def _groups(reference: Recipe, planned: Recipe, k: float) -> Iterator[PlanWarnin
             "choose a multiple",
             Remedy(global_batch=nearest if fits else nearest - ghost),
         )
-
-
-def _exact(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

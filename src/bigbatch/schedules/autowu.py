@@ -104,7 +104,6 @@ class AutoWU:
         tests: In the whole run, but one after an update at most.
         patience: Tests in a row that must find a minimum.
         confidence: Probability above which a test finds a minimum.
-        seed: Without effect, since nothing is drawn any more.
 
     Attributes:
         switch: How the warm-up ended; None during it.
@@ -132,7 +131,6 @@ class AutoWU:
         tests: int = 120,
         patience: int = 3,
         confidence: float = 0.95,
-        seed: int = 0,
     ) -> None:
         for name, count in {"total_samples": total_samples, "tests": tests, "patience": patience}.items():
             check_positive(name, count, "give a whole number above zero")
@@ -141,7 +139,6 @@ class AutoWU:
                 raise UserError(f"{name} = {value}: must lie between 0 and 1; the paper's is {usual:g}")
         if decay not in get_args(Decay):
             raise UserError(unknown("decay", decay, get_args(Decay)))
-        del seed
         self.switch: Switch | None = None
         self.minimum = 0.0
         self._total, self._start, self._share, self._decay = total_samples, grow_from, share, decay
