@@ -85,6 +85,20 @@ def test_without_preparation_the_ends_are_the_checkpoints(bend):
     assert all(map(math.isfinite, found.losses))  # a variance on a straight line beyond the ends would be negative
 
 
+@pytest.mark.parametrize("score", [lambda o, y: o.argmax(1) == y, lambda o, y: (o.argmax(1) == y).float().mean()], ids=["bool", "mean"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_scores_are_counted_once_however_often_the_loss_is_called(score, reduction):
+    (start, end), batches = states(), samples()
+    found = path(network(), start, end, torch.nn.CrossEntropyLoss(reduction=reduction), batches, scores=score, points=[0, 1])
+    assert found.scores == pytest.approx([loss_of(state, batches)[1] for state in (start, end)])
+
+
+def test_a_score_of_another_shape_is_refused():
+    (start, end), batches = states(), samples()
+    with pytest.raises(UserError, match="score of batch 0 is of shape"):
+        path(network(), start, end, F.cross_entropy, batches, scores=lambda o, y: o)
+
+
 def test_running_statistics_stay_within_the_ends_and_numbers_are_the_nearer_ones():
     start, end = states()
     start["1.running_var"] *= 0.01

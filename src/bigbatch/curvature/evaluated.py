@@ -43,7 +43,7 @@ def evaluated(model: nn.Module, loss: Loss, piece: Piece, weights: dict[str, Ten
     with drawing_from(piece.number, model), FastSecondDerivatives():
         outputs = functional_call(model, weights | buffers, args, kwargs)
         value = loss(outputs, piece.targets)
-        total = _summed(value, piece)
+        total = summed(value, piece, "loss")
         doubt = check_plain_mean(loss, outputs, piece.targets, value, piece.samples)
     return Graph([weights[name] for name in chosen], outputs, total, doubt)
 
@@ -64,12 +64,16 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
-def _summed(value: Any, piece: Piece) -> Tensor:
-    """The sum over samples of their losses, or of their mean."""
+def summed(value: Any, piece: Piece, what: str) -> Tensor:
+    """The sum over samples of their losses or scores, or of their mean.
+
+    Raises:
+        UserError: If there is neither one a sample nor a scalar, or the sum is not finite; it is called `what` then.
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape not in ((), (piece.samples,)):
         told = f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise UserError(f"loss of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
+        raise UserError(f"{what} of batch {piece.batch} is {told}: must be one a sample, ({piece.samples},), or their mean, ()")
     total = value * piece.samples if value.dim() == 0 else value.sum()
     if not total.isfinite():
-        raise NotFinite(f"loss of batch {piece.batch} is {total.detach():g}: must be finite; look at the weights and the data")
+        raise NotFinite(f"{what} of batch {piece.batch} is {total.detach():g}: must be finite; look at the weights and the data")
     return total

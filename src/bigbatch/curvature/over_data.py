@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.curvature.checksum import checksum
-from bigbatch.curvature.evaluated import Graph, Loss, evaluated, refuse_sums
+from bigbatch.curvature.evaluated import Graph, Loss, evaluated, refuse_sums, summed
 from bigbatch.curvature.fixed_batches import FixedBatches, Piece
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.left_as_found import left_as_found
@@ -145,15 +145,32 @@ class OverData(ABC):
             UserError: As for products.
         """
 
+        return self.loss_and_score(None)[0]
+
+    def loss_and_score(self, score: Loss | None) -> tuple[float, float]:
+        """The mean loss, and the mean of another function of outputs and targets, such as 1 for a right answer; 0 without one.
+
+        Args:
+            score: Is called once a micro-batch and gives n numbers or their mean, as the loss does; None for the loss alone.
+
+        Raises:
+            UserError: As for products.
+        """
+
         def work() -> Share:
-            total, samples = self._zeros(), 0
+            total, samples = self._zeros(2), 0
             with torch.no_grad(), self._pass() as weights:
                 for piece in self._batches:
-                    total += self._evaluate(piece, weights).loss
+                    graph = self._evaluate(piece, weights)
+                    total[0] += graph.loss
+                    if score is not None:
+                        scored = score(graph.outputs, piece.targets)
+                        total[1] += summed(scored.to(total.dtype) if isinstance(scored, Tensor) else scored, piece, "score")
                     samples += piece.samples
             return Share(total, samples)
 
-        return float(self._mean(work))
+        loss, mean_score = self._mean(work).tolist()
+        return loss, mean_score
 
     def gradient(self) -> Tensor:
         """The gradient of the mean loss towards the chosen parameters, shape (n,).

@@ -118,15 +118,7 @@ def path(
     for name, state in (("start_state", start_state), ("end_state", end_state)):
         _check(name, state, own.state_dict())
     weights = {name for name, _ in own.named_parameters(remove_duplicate=False)}
-    seen: list[float] = []
-
-    def watched(outputs: Any, targets: Any) -> Tensor:
-        if scores is not None:
-            value = scores(outputs, targets)
-            seen.append(float(value.double().sum() if value.dim() else value * len(targets)))
-        return loss(outputs, targets)
-
-    data = Hessian(own, watched, batches, parameters=own.parameters(), micro_batch=micro_batch, memory_bytes=0)
+    data = Hessian(own, loss, batches, parameters=own.parameters(), micro_batch=micro_batch, memory_bytes=0)
     losses, scored = [], []
     with left_as_found(model):
         for i, a in enumerate(where, 1):
@@ -134,9 +126,9 @@ def path(
             own.load_state_dict({name: _point(a, *both, weight=name in weights, bend=bend) for name, *both in ends})
             if prepare is not None:
                 prepare(own)
-            seen.clear()
-            losses.append(data.loss())
-            scored.append(sum(seen) / data.samples)
+            at = data.loss_and_score(scores)
+            losses.append(at[0])
+            scored.append(at[1])
             if progress is not None:
                 progress(i, len(where))
     return Path(tuple(where), tuple(losses), None if scores is None else tuple(scored))
