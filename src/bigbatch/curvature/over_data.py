@@ -144,7 +144,6 @@ class OverData(ABC):
         Raises:
             UserError: As for products.
         """
-
         return self.loss_and_score(None)[0]
 
     def loss_and_score(self, score: Loss | None) -> tuple[float, float]:
