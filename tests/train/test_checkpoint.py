@@ -132,7 +132,7 @@ import torch
 from bigbatch import Recipe, fit
 from bigbatch.train import loop
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))  # as the process that goes on
 recipe = Recipe.from_toml(open(sys.argv[2]).read())
 saves = []
 original = loop.save_checkpoint
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_during_a_checkpoint(tmp_path):
     """The run stops with a readable error, the earlier checkpoint survives whole, and the run goes on from it to the same end."""
     (tmp_path / "recipe.toml").write_text(SHORT.to_toml())
     out = tmp_path / "run"
-    command = [sys.executable, "-c", FILLS_UP, str(out), str(tmp_path / "recipe.toml")]
+    command = [sys.executable, "-c", FILLS_UP, str(out), str(tmp_path / "recipe.toml"), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode != 0
     assert "OutputError: can't write" in done.stderr
