@@ -1,6 +1,6 @@
 """The tests of equal bits, many times, in each of the environments in which the last bits might differ.
 
-    python tests/bit_for_bit.py [--times 20] [--jobs 2] [--minutes 60]        # or: make test-bits
+    python tests/bit_for_bit.py [--times 20] [--jobs 2] [--minutes 300]        # or: make test-bits
 
 They are those marked `bit_for_bit`. Every environment is a process of pytest that runs each test `--times` times; those also marked `slow`
 (several processes, or runs of a minute) it runs `--slow-times` times, in a few environments. What the processor lacks is left out and said.
@@ -83,7 +83,7 @@ def arguments():
     parser.add_argument("--times", type=int, default=20, help="runs of each test in each environment")
     parser.add_argument("--slow-times", type=int, default=1, help="runs of each slow test, in the environments that have them")
     parser.add_argument("--jobs", type=int, default=2, help="environments at once")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop what is not done by then, and count it as an error")
+    parser.add_argument("--minutes", type=float, default=300.0, help="stop what is not done by then, and count it as an error")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="environments whose name has one of these words")
     parser.add_argument("--tests", nargs="*", default=["tests"], help="files or folders to look in")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))

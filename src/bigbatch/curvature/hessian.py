@@ -59,6 +59,7 @@ class Hessian(OverData):
     Args:
         model: Any module; of a DistributedDataParallel or compiled one, what is within.
         loss: Takes outputs and targets of n samples and gives one loss a sample, shape (n,), or their plain mean, a scalar.
+            May be called more than once a micro-batch, and on parts of it: it should have no side effects.
         batches: Pairs of inputs and targets of any sizes, the same at every pass: a list, or a DataLoader that does not shuffle. Inputs
             are a tensor, or a tuple, list or dict of the model's arguments. They are brought to the model's device.
         parameters: Of the model's; those that require gradients, if left out.
