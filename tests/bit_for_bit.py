@@ -1,10 +1,11 @@
 """The tests of equal bits, many times, in each of the environments in which the last bits might differ.
 
-    python tests/bit_for_bit.py [--times 20] [--jobs 2] [--minutes 300]        # or: make test-bits
+    python tests/bit_for_bit.py [--times 20] [--jobs 2] [--minutes 300] [--resume]        # or: make test-bits
 
 They are those marked `bit_for_bit`. Every environment is a process of pytest that runs each test `--times` times; those also marked `slow`
 (several processes, or runs of a minute) it runs `--slow-times` times, in a few environments. What the processor lacks is left out and said.
-Prints a table, writes it with every test's counts to tests/bit_for_bit.json, and exits with 1 if one run was red or none was made.
+Prints a table, writes it with every test's counts to tests/bit_for_bit.json after each environment, and exits with 1 if one run was red or
+none was made; `--resume` goes on from the environments that the file has as green, of the same commit and numbers of runs.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,9 +64,15 @@ def main():
     flags, end = processor_flags(), time.monotonic() + 60 * asked.minutes
     chosen = [e for e in ENVIRONMENTS if not asked.only or any(word in e.name for word in asked.only)]
     able = [e for e in chosen if not e.needs or e.needs in flags]
+    about = {**facts(), "times": asked.times, "slow_times": asked.slow_times}
+    left_out = [{"environment": e.name, "left_out": f"this processor has no {e.needs}"} for e in chosen if e not in able]
+    outcomes = green_before(asked.json, about) if asked.resume else []
+    done = {row["environment"] for row in outcomes}
     with ThreadPoolExecutor(asked.jobs) as pool:
-        outcomes = list(pool.map(lambda e: outcome(e, asked, end), able))
-    rows = [*outcomes, *({"environment": e.name, "left_out": f"this processor has no {e.needs}"} for e in chosen if e not in able)]
+        for one in as_completed([pool.submit(outcome, e, asked, end) for e in able if e.name not in done]):
+            outcomes.append(one.result())
+            write(asked.json, about, outcomes + left_out)
+    rows = [*outcomes, *left_out]
     print(f"\n{'environment':32}{'tests':>7}{'runs':>8}{'red':>6}{'seconds':>9}")
     for row in rows:
         counts = f"{row['tests']:7,}{row['runs']:8,}{row['red']:6,}{row['seconds']:9,.0f}" if "runs" in row else f"  {row['left_out']}"
@@ -74,7 +81,6 @@ def main():
         for name, counts in row["by_test"].items():
             if counts["red"]:
                 print(f"red: {row['environment']}: {name}: {counts['red']} of {counts['runs']}")
-    asked.json.write_text(json.dumps({**facts(), "times": asked.times, "slow_times": asked.slow_times, "rows": rows}, indent=1) + "\n")
     return int(not outcomes or any(row["red"] or row["error"] or not row["runs"] for row in outcomes))
 
 
@@ -86,8 +92,22 @@ def arguments():
     parser.add_argument("--minutes", type=float, default=300.0, help="stop what is not done by then, and count it as an error")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="environments whose name has one of these words")
     parser.add_argument("--tests", nargs="*", default=["tests"], help="files or folders to look in")
+    parser.add_argument("--resume", action="store_true", help="environments that the JSON file has as green are not run again")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args()
+
+
+def green_before(path, about):
+    """The rows of an earlier call with the same facts whose every run was green."""
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text())
+    same = all(before.get(name) == about[name] for name in ("commit", "machine", "times", "slow_times"))
+    return [row for row in before["rows"] if same and row.get("runs") and not row["red"] and not row["error"]]
+
+
+def write(path, about, rows):
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 def outcome(environment, asked, end):
