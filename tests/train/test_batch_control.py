@@ -241,7 +241,9 @@ class Deep(DigitsMLP):
 
 
 @pytest.mark.bit_for_bit
-@pytest.mark.parametrize("kind", ["cabs", "adascale", "noise_scale"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("cabs", marks=pytest.mark.slow), pytest.param("adascale", marks=pytest.mark.slow), "noise_scale"]
+)
 def test_how_often_values_are_read_changes_nothing(tmp_path, monkeypatch, kind):
     """Losses and norms are read when a quarter of a second has passed, together: after every update, or as late as can be."""
     for every_s in (0.0, 1e9):

@@ -118,7 +118,7 @@ def test_it_is_the_top_of_the_dense_hessian_of_those_samples(tmp_path):
 
 
 @pytest.mark.bit_for_bit
-@pytest.mark.parametrize("update", [15, 24])
+@pytest.mark.parametrize("update", [15, pytest.param(24, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_sees_the_same_from_there_on(tmp_path, update):
     recipe = NOISY.replace(LOOKS)
     run(recipe, tmp_path / "whole")

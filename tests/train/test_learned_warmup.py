@@ -77,7 +77,7 @@ def test_the_record_shows_the_rate_and_the_switch(tmp_path):
 
 @pytest.mark.bit_for_bit
 @pytest.mark.parametrize("changes", [{}, RETURNS, EXPLODES, {"batch.rule": {"kind": "norm_test", "theta": 0.6, "every_updates": 10}}])
-@pytest.mark.parametrize("update", [2, 26])
+@pytest.mark.parametrize("update", [2, pytest.param(26, marks=pytest.mark.slow)])
 def test_killed_inside_the_warm_up_it_ends_in_the_same_schedule_and_weights(tmp_path, changes, update):
     recipe = AUTOWU.replace(changes)
     run(recipe, tmp_path / "whole")
@@ -103,6 +103,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_unless_weights_return(tmp_path):
     assert all(value.abs().max() < 10 for value in weights(tmp_path / "returns").values())
 
 
+@pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_weights_and_optimizer_state_return(tmp_path):
     """At the switch, the weights are those of a checkpoint of the update that the record names."""
