@@ -10,6 +10,7 @@ from bigbatch.cli import critical, curvature, doctor, noise, papers, plan, repor
 from bigbatch.cli.notices import warn_in_one_line
 from bigbatch.comm.launch import leave, watch_launcher
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
+from bigbatch.core.environment import check_environment, own_rank
 
 app = typer.Typer(
     name="bigbatch",
@@ -39,12 +40,13 @@ def options(
 
 def main() -> None:
     """Run the program. Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 4 workers lost, 130 interrupted."""
-    watch_launcher()
     warn_in_one_line()
     if "--debug" in sys.argv:
         os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
+        check_environment()
+        watch_launcher()
         app()
     except SystemExit as end:
         _end(end.code if isinstance(end.code, int) else int(end.code is not None))
@@ -73,7 +75,7 @@ def _explain(error: Exception) -> int:
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
     label = {1: f"unexpected {type(error).__name__}", 2: "error", 3: "diverged", 4: "lost", 130: "interrupted"}[code]
     hint = "; this is a bug in bigbatch or in the task: --debug shows the traceback" if code == 1 else ""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = own_rank()
     if rank == 0 or not isinstance(error, Elsewhere | Diverged | Interrupted):
         print(f"{f'worker {rank}: ' if rank else ''}{label}: {error}{hint}", file=sys.stderr)
     return code

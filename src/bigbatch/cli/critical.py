@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.settings import Data, Force, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
 from bigbatch.cli.values import read_noise_scale, whole_numbers
 
 
@@ -20,6 +20,7 @@ def critical(
     data: Data = None,
     noise: NoiseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/critical/TASK if left out.")] = None,
+    force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:
     """Search the best rate at each batch, count updates to the target, and fit the critical batch with its interval."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.settings import Data, Force, Quiet, RecipeFile, Sets, TaskName, find_recipe
 from bigbatch.cli.values import whole_numbers
 
 
@@ -19,6 +19,7 @@ def noise(
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/noise/TASK if left out.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""

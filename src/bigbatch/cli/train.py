@@ -10,6 +10,7 @@ from bigbatch.cli import settings as s
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.cli.workers import launch_workers
 from bigbatch.core.checks import UserError
+from bigbatch.core.environment import own_rank
 
 
 def train(
@@ -30,6 +31,7 @@ def train(
     store: Annotated[str | None, typer.Option(envvar="BIGBATCH_STORE", help="redis://... where workers meet; needs --job.")] = None,
     job: Annotated[str | None, typer.Option(envvar="BIGBATCH_JOB", help="Name of the run at the store.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    force: s.Force = False,  # noqa: ARG001 read by its callback
     quiet: s.Quiet = False,
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
@@ -40,7 +42,7 @@ def train(
     chosen = s.find_recipe(task, recipe, s.settings_of(comm, topology, sets))
     if workers is not None:
         raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = own_rank() == 0
     quiet = quiet or not speaks
     from bigbatch.cli.tables import console, show_plan
     from bigbatch.scaling import plan

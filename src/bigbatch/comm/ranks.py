@@ -16,17 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigbatch.comm.launch import JOB, watch_launcher
+from bigbatch.comm.launch import watch_launcher
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
+from bigbatch.core.environment import JOB, STORE, join_launcher, read_variable
+from bigbatch.core.environment import TIMEOUT_S as TIMEOUT
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
 TIMEOUT_S = 120.0
 """How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
 noticed at once."""
-
-STORE = "BIGBATCH_STORE"
-"""Environment variable: URL of a Redis server at which the workers meet, instead of at MASTER_ADDR."""
 
 
 class Ranks(NamedTuple):
@@ -145,21 +144,24 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
         store: A `torch.distributed.Store` to meet at instead of MASTER_ADDR.
 
     Raises:
-        UserError: If the others can't be reached in time.
+        UserError: If the others can't be reached in time, or the environment says something impossible about this worker.
         LostWorkers: From whatever is done inside, once others died or fell silent.
     """
-    own = int(os.environ.get("LOCAL_RANK", "0"))
+    join_launcher()
+    own = read_variable("LOCAL_RANK", 0)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", own % max(torch.cuda.device_count(), 1))
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size(), place)
         return
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1 or "RANK" not in os.environ:
+    world_size, rank, timeout_s = read_variable("WORLD_SIZE", 1), read_variable("RANK"), read_variable(TIMEOUT, timeout_s)
+    if world_size == 1:
         yield Ranks(device=place)
         return
-    rank, timeout_s = int(os.environ["RANK"]), float(os.environ.get("BIGBATCH_TIMEOUT_S", timeout_s))
+    if rank is None or rank >= world_size:
+        told = "is not set" if rank is None else f"={rank}"
+        raise UserError(f"WORLD_SIZE={world_size} and RANK {told}: must be from 0 to {world_size - 1}; start by torchrun, or unset both")
     if place.type == "cuda":
         torch.cuda.set_device(place)
     watch_launcher()
@@ -183,15 +185,15 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEO
 
 def _store_of_environment(rank: int, world_size: int) -> Any:
     """Where BIGBATCH_STORE says, for the job that BIGBATCH_JOB or torchrun's --rdzv-id names; None if it says nothing."""
-    if STORE not in os.environ:
+    if (url := read_variable(STORE)) is None:
         return None
     from bigbatch.comm.redis_store import RedisStore
 
-    job = os.environ.get(JOB) or os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    job = read_variable(JOB) or os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if job == "none":
         raise UserError("a store without a name of the job: two jobs would mix; give one with --job NAME, or to torchrun with --rdzv-id")
     generation = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return RedisStore(os.environ[STORE], job=job, rank=rank, world_size=world_size, generation=generation)
+    return RedisStore(url, job=job, rank=rank, world_size=world_size, generation=generation)
 
 
 def _meet(rank: int, world_size: int, backend: str, timeout_s: float, store: Any) -> None:

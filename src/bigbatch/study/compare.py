@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import Diverged, Interrupted, UserError
-from bigbatch.core.files import make_folder, write_atomically
+from bigbatch.core.files import write_atomically
+from bigbatch.core.folder_lock import owned
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import expectation
@@ -257,7 +258,6 @@ def scale(
     planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides)
     only = plan(reference, global_batch=to, rule="none").recipe
     design = replace(design, resolution=100 / max(1, len(task.splits().test)))  # type: ignore[arg-type]
-    folder = make_folder(Path(out))
     arms = [
         Arm("reference", "reference", reference, ()),
         Arm("batch only", f"batch-{to}-only", only, ()),
@@ -267,21 +267,22 @@ def scale(
     def compared() -> Comparison:
         return Comparison(task.name, task.metric, planned, (arms[0], arms[1], arms[2]), design)
 
-    if say is not None:
-        say(expectation(design, [_known(folder / "reference", reference, design)]))
-    for runs in range(seeds, design.max_seeds + 1):
-        going = arms[1:] if runs == seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
-        if not going:
-            break
-        for number in range(len(arms)):
-            if number == 0 or arms[number] in going:
-                arms[number] = _up_to(runs, arms[number], number, task, folder, quiet, say)
-        if say is not None and runs == seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
-            say(compared().expectation())
-    comparison = compared()
-    content = json.dumps(comparison.to_dict(), indent=2).encode()
-    write_atomically(folder / f"batch-{to}-{planned.rule}{SUFFIX}", content)
-    return comparison
+    with owned(Path(out)) as folder:
+        if say is not None:
+            say(expectation(design, [_known(folder / "reference", reference, design)]))
+        for runs in range(seeds, design.max_seeds + 1):
+            going = arms[1:] if runs == seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
+            if not going:
+                break
+            for number in range(len(arms)):
+                if number == 0 or arms[number] in going:
+                    arms[number] = _up_to(runs, arms[number], number, task, folder, quiet, say)
+            if say is not None and runs == seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
+                say(compared().expectation())
+        comparison = compared()
+        content = json.dumps(comparison.to_dict(), indent=2).encode()
+        write_atomically(folder / f"batch-{to}-{planned.rule}{SUFFIX}", content)
+        return comparison
 
 
 def _goes_on(comparison: Comparison, arm: Arm) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
-from bigbatch.core.files import make_folder, write_atomically
+from bigbatch.core.files import write_atomically
+from bigbatch.core.folder_lock import owned
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import plan
@@ -90,19 +91,19 @@ def critical(
     if evaluate_every is not None:
         check_positive("evaluate_every", evaluate_every)
     recipes = [_at_constant_rate(reference, batch, epochs) for batch in chosen]
-    folder = make_folder(Path(out))
-    bench = _Bench(task, target, folder / "runs.jsonl", evaluate_every, say, quiet)
-    points: list[Point] = []
-    interval = FIRST_INTERVAL * reference.total_epochs
-    for at_batch in recipes:
-        bench.interval = evaluate_every or interval
-        points.append(_measure(bench, at_batch, seeds, lr_factors))
-        if (updates := points[-1].updates) is not None:
-            interval = INTERVAL * updates * points[-1].global_batch / reference.num_train_samples
-    study = CriticalStudy(task.name, task.metric, target, reference, tuple(points), noise)
-    facts = {"max_epochs": epochs, "lr_factors": list(lr_factors), "seeds": seeds, "version": __version__, "environment": environment()}
-    write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
-    return study
+    with owned(Path(out)) as folder:
+        bench = _Bench(task, target, folder / "runs.jsonl", evaluate_every, say, quiet)
+        points: list[Point] = []
+        interval = FIRST_INTERVAL * reference.total_epochs
+        for at_batch in recipes:
+            bench.interval = evaluate_every or interval
+            points.append(_measure(bench, at_batch, seeds, lr_factors))
+            if (updates := points[-1].updates) is not None:
+                interval = INTERVAL * updates * points[-1].global_batch / reference.num_train_samples
+        study = CriticalStudy(task.name, task.metric, target, reference, tuple(points), noise)
+        facts = {"max_epochs": epochs, "lr_factors": list(lr_factors), "seeds": seeds, "version": __version__, "environment": environment()}
+        write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
+        return study
 
 
 def _check(batches: Sequence[int], target: float, seeds: int, lr_factors: Sequence[float], noise: float | None) -> None:

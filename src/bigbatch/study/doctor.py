@@ -17,6 +17,7 @@ from bigbatch import __version__
 from bigbatch.comm.preflight import Exchange, measure_exchange
 from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.environment import DATA, read_variable
 from bigbatch.core.machine import Disk, Machine, disk_speed, look_at_machine, matmul_gflops
 from bigbatch.simulate.alpha_beta import AlphaBeta, fit_alpha_beta, ring_link
 from bigbatch.study.findings import Finding, findings_of
@@ -165,7 +166,7 @@ def _load_fashion_mnist(data: Path | None) -> Data:
     Raises:
         DataError: If it is damaged, or missing from a folder that was named.
     """
-    named = data or os.environ.get("BIGBATCH_DATA")
+    named = data or read_variable(DATA)
     folders = [Path(named)] if named else [cache_folder() / NAME, SYSTEM]
     for folder in folders:
         if named or all((folder / file).is_file() for file in SHA256):

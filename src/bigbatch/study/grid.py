@@ -1,7 +1,6 @@
 """Many recipes over seeds, one line of JSON a finished run: stopped at any moment, it goes on where it was."""
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import Diverged
+from bigbatch.core.environment import own_rank
 from bigbatch.core.files import make_folder
 from bigbatch.recipe import Recipe
 from bigbatch.study.noninferiority import Verdict, noninferiority
@@ -60,7 +60,7 @@ def run_grid(
             if identity not in done:
                 run = _run(task, recipe, measure_test, measure_distance)
                 done[identity] = {"key": dict(cell.key), "seed": seed, **run, **facts, "recipe": recipe.to_dict()}
-                if os.environ.get("RANK", "0") == "0":
+                if own_rank() == 0:
                     with path.open("a") as file:
                         file.write(json.dumps(done[identity]) + "\n")
             lines.append(done[identity])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import Diverged
-from bigbatch.core.files import make_folder
+from bigbatch.core.folder_lock import owned
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.loop import fit
@@ -45,19 +45,20 @@ def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, 
     Returns:
         The trials of the grid, the best mean validation score first.
     """
-    path = make_folder(out) / "trials.jsonl"
-    done = {(json.dumps(line["settings"], sort_keys=True), line["seed"]): line for line in read_record(path)}
-    trials = []
-    for settings in grid(choices):
-        scores = []
-        for seed in seeds:
-            key = (json.dumps(settings, sort_keys=True), seed)
-            if key not in done:
-                done[key] = _run(task, recipe.replace({**settings, "seed": seed}), settings, seed)
-                with path.open("a") as file:
-                    file.write(json.dumps(done[key]) + "\n")
-            scores.append(float(done[key]["validation_score"]))
-        trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
+    with owned(out) as folder:
+        path = folder / "trials.jsonl"
+        done = {(json.dumps(line["settings"], sort_keys=True), line["seed"]): line for line in read_record(path)}
+        trials = []
+        for settings in grid(choices):
+            scores = []
+            for seed in seeds:
+                key = (json.dumps(settings, sort_keys=True), seed)
+                if key not in done:
+                    done[key] = _run(task, recipe.replace({**settings, "seed": seed}), settings, seed)
+                    with path.open("a") as file:
+                        file.write(json.dumps(done[key]) + "\n")
+                scores.append(float(done[key]["validation_score"]))
+            trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
     return sorted(trials, key=lambda trial: -trial.mean)
 
 

@@ -1,8 +1,8 @@
 """What the Fashion-MNIST tasks share: the data, cross-entropy and accuracy."""
 
-import os
 from pathlib import Path
 
+from bigbatch.core.environment import DATA, read_variable
 from bigbatch.tasks.classification import Classification
 from bigbatch.tasks.data.fashion_mnist import fashion_mnist
 from bigbatch.tasks.task import Splits
@@ -16,7 +16,7 @@ class FashionMNIST(Classification):
     """
 
     def __init__(self, data: str | Path | None = None) -> None:
-        folder = data or os.environ.get("BIGBATCH_DATA")
+        folder = data or read_variable(DATA)
         self._data = Path(folder) if folder else None
 
     def splits(self) -> Splits:

@@ -1,19 +1,39 @@
 """The folder of a run: may it be written, does it hold a run, is that run finished?"""
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bigbatch.comm.launch import JOB
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import CheckpointError, OutputError, RecipeError
+from bigbatch.core.environment import job_names, names_of_a_restart
 from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
+from bigbatch.core.folder_lock import owned
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Splits, Task
 from bigbatch.train.augmentation import Views
 from bigbatch.train.diagnose import check_finite
 from bigbatch.train.result import Result
 from bigbatch.train.share import check_shares
+
+
+@contextmanager
+def owned_by_first(out: str | Path | None, ranks: Ranks, *, resume: bool) -> Iterator[None]:
+    """Hold the run's folder for the first worker, from `with` to its end. Called by every worker.
+
+    Raises:
+        OutputError: On every worker, if another run holds it.
+    """
+    with ExitStack() as stack:
+
+        def hold() -> str:
+            if out is not None and (Path(out).exists() or not resume):
+                stack.enter_context(owned(Path(out)))
+            return ""
+
+        ranks.by_first(hold)
+        yield
 
 
 def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
@@ -35,8 +55,8 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
         raise OutputError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     make_folder(folder)
     remove_leftovers(folder)
-    if JOB in os.environ:
-        write_atomically(folder / "job", os.environ[JOB].encode())
+    if names := job_names():
+        write_atomically(folder / "job", "\n".join(names).encode())
     return folder
 
 
@@ -76,10 +96,10 @@ def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
 
 
 def _begun_by_this_job(folder: Path | None) -> bool:
-    if folder is None or JOB not in os.environ or not (folder / "last.pt").exists():
+    if folder is None or not (names := names_of_a_restart()) or not (folder / "last.pt").exists():
         return False
     try:
-        return (folder / "job").read_text() == os.environ[JOB]
+        return bool(set(names) & set((folder / "job").read_text(errors="replace").splitlines()))
     except OSError:
         return False
 

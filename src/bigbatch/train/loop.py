@@ -32,7 +32,7 @@ from bigbatch.train.curvature_probe import CurvatureProbe
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.feed import MicroBatch
-from bigbatch.train.folder import load_data, open_together
+from bigbatch.train.folder import load_data, open_together, owned_by_first
 from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
 from bigbatch.train.progress import Display
 from bigbatch.train.pulse import Pulse
@@ -102,7 +102,7 @@ def fit(
     """
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
-    with joined(device=device) as everyone, paired(recipe, everyone) as (ranks, pair):
+    with joined(device=device) as everyone, owned_by_first(out, everyone, resume=resume), paired(recipe, everyone) as (ranks, pair):
         if pair is not None and pair.remote is None:
             return make_examples(task, recipe, ranks, pair)
         asked = resume

@@ -29,7 +29,7 @@ from bigbatch.train.build import build_model, build_optimizer, choose_micro_batc
 from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
-from bigbatch.train.folder import load_data, open_together
+from bigbatch.train.folder import load_data, open_together, owned_by_first
 from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
 from bigbatch.train.parts import Spread
 from bigbatch.train.progress import Display
@@ -70,7 +70,7 @@ def serve_run(
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
-    with joined(device=device) as ranks:
+    with joined(device=device) as ranks, owned_by_first(out, ranks, resume=resume):
         asked = resume
         folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
         if finished is not None:

@@ -15,6 +15,8 @@ from bigbatch.comm.ledger import Work
 from bigbatch.comm.parameter_client import ParameterClient
 from bigbatch.comm.ranks import TIMEOUT_S, joined
 from bigbatch.comm.role import Role
+from bigbatch.core.environment import TIMEOUT_S as TIMEOUT
+from bigbatch.core.environment import read_variable
 from bigbatch.core.version import __version__
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
@@ -34,7 +36,7 @@ def job_of(recipe: Recipe) -> str:
 
 def timeout_s() -> float:
     """How long a worker may be silent, or a server away."""
-    return float(os.environ.get("BIGBATCH_TIMEOUT_S", TIMEOUT_S))
+    return float(read_variable(TIMEOUT, TIMEOUT_S))
 
 
 def deaf_to_ctrl_c() -> None:

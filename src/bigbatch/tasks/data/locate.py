@@ -1,7 +1,6 @@
 """Where a data file is looked for: an explicit folder, the cache folder, the system's data folder, its official home."""
 
 import hashlib
-import os
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from bigbatch.core.checks import DataError
+from bigbatch.core.environment import CACHE, read_variable
 from bigbatch.core.files import write_atomically
 
 TIMEOUT_S = 20.0
@@ -16,7 +16,7 @@ TIMEOUT_S = 20.0
 
 def cache_folder() -> Path:
     """The user's cache folder for bigbatch; `BIGBATCH_CACHE` overrides it."""
-    return Path(os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_dir("bigbatch", appauthor=False))
+    return Path(read_variable(CACHE) or platformdirs.user_cache_dir("bigbatch", appauthor=False))
 
 
 def read_verified(path: Path, *, sha256: str, decode: Callable[[bytes], bytes], remedy: str) -> bytes:
