@@ -5,7 +5,7 @@
 They are those marked `bit_for_bit`. Every environment is a process of pytest that runs each test `--times` times; those also marked `slow`
 (several processes, or runs of a minute) it runs `--slow-times` times, in a few environments. What the processor lacks is left out and said.
 Prints a table, writes it with every test's counts to tests/bit_for_bit.json after each environment, and exits with 1 if one run was red or
-none was made; `--resume` goes on from the environments that the file has as green, of the same commit and numbers of runs.
+none was made; `--resume` goes on from the environments that the file has as green on this machine; each says of which commit it is.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main():
     flags, end = processor_flags(), time.monotonic() + 60 * asked.minutes
     chosen = [e for e in ENVIRONMENTS if not asked.only or any(word in e.name for word in asked.only)]
     able = [e for e in chosen if not e.needs or e.needs in flags]
-    about = {**facts(), "times": asked.times, "slow_times": asked.slow_times}
+    about = {"machine": machine(), "times": asked.times, "slow_times": asked.slow_times}
     left_out = [{"environment": e.name, "left_out": f"this processor has no {e.needs}"} for e in chosen if e not in able]
     outcomes = green_before(asked.json, about) if asked.resume else []
     done = {row["environment"] for row in outcomes}
@@ -98,11 +98,11 @@ def arguments():
 
 
 def green_before(path, about):
-    """The rows of an earlier call with the same facts whose every run was green."""
+    """The rows of an earlier call, of this machine and with as many runs, whose every run was green."""
     if not path.exists():
         return []
     before = json.loads(path.read_text())
-    same = all(before.get(name) == about[name] for name in ("commit", "machine", "times", "slow_times"))
+    same = all(before.get(name) == about[name] for name in about)
     return [row for row in before["rows"] if same and row.get("runs") and not row["red"] and not row["error"]]
 
 
@@ -121,7 +121,7 @@ def outcome(environment, asked, end):
             if times:
                 errors += run_pytest(environment, marked, times, asked.tests, end, by_test)
     counts = {name: sum(test[name] for test in by_test.values()) for name in ("runs", "red")}
-    row = {"environment": environment.name, "tests": len(by_test), **counts, "seconds": round(time.monotonic() - begin, 1)}
+    row = {"environment": environment.name, **when(), "tests": len(by_test), **counts, "seconds": round(time.monotonic() - begin, 1)}
     print(f"{environment.name}: {counts['runs']:,} runs, {counts['red']:,} red, {row['seconds']:,.0f} s", flush=True)
     return {**row, "error": "; ".join(errors), "by_test": by_test}
 
@@ -175,11 +175,15 @@ def processor_flags():
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def facts():
+def machine():
     from bigbatch.core.arithmetic import arithmetic
 
+    return {"cores": os.cpu_count(), **arithmetic()}
+
+
+def when():
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "machine": {"cores": os.cpu_count(), **arithmetic()}}
+    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit}
 
 
 if __name__ == "__main__":
