@@ -11,6 +11,7 @@ from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Splits, Task
 from bigbatch.train.augmentation import Views
+from bigbatch.train.checkpoint import remove_leftover_shards
 from bigbatch.train.diagnose import check_finite
 from bigbatch.train.result import Result
 from bigbatch.train.share import check_shares
@@ -35,6 +36,7 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
         raise OutputError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     make_folder(folder)
     remove_leftovers(folder)
+    remove_leftover_shards(folder)
     if JOB in os.environ:
         write_atomically(folder / "job", os.environ[JOB].encode())
     return folder
