@@ -171,12 +171,15 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: If they don't hold these tensors.
     """
+    reader = HuggingFaceStorageReader(str(folder))
     try:
+        reader.read_metadata()  # first by itself: `load` would log a traceback
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each worker reads by itself
-            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    except CheckpointException as error:
-        reason = " ".join(str(error.failures[0][0]).split())[:200]
+            load(dict(tensors), storage_reader=reader, no_dist=True)
+    except (Exception, CheckpointException) as error:  # safetensors and torch raise several unrelated kinds
+        cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
+        reason = " ".join(str(cause).split())[:200]
         raise CheckpointError(f"checkpoint {folder}: does not hold what it should ({reason}); resume from a copy or start anew") from None
 
 
