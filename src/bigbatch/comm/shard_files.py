@@ -73,6 +73,11 @@ class ShardWriter:
         assert isinstance(future, Future)
         self._pending = future, folder, path
 
+    @property
+    def writing(self) -> bool:
+        """Whether this worker still writes, or waits for others that do."""
+        return self._pending is not None and not self._pending[0].done()
+
     def wait(self) -> None:
         """Until what was begun is written.
 

@@ -75,8 +75,8 @@ def fit(
     Args:
         task: A task, or its name (see `bigbatch tasks`, or `module:Class`).
         recipe: What to run; the task's named recipe if left out.
-        out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`;
-            None writes nothing.
+        out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`,
+            and `shards` of a model that is spread over workers; None writes nothing.
         resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped, with what
             `bigbatch.core.arithmetic` names unchanged; what differs is warned about. A finished run's result is returned as it is.
         evaluate_every: Epochs between evaluations on the validation set; the last update is always followed by one.
