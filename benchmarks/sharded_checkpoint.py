@@ -52,6 +52,7 @@ class Run:
         self.update_s()
 
     def update_s(self):
+        """Seconds of one update, of the slower worker."""
         dist.barrier()
         began = time.perf_counter()
         self.comm.forward(self.inputs).square().mean().backward()
@@ -79,6 +80,7 @@ class Run:
         return self.slowest(blocked), self.slowest(whole), updates
 
     def slowest(self, value):
+        """The larger of the workers' values."""
         return float(self.ranks.max_(torch.tensor([value], dtype=torch.float64)))
 
 

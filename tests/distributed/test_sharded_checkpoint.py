@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.distributed.jobs import Job, left_behind
 from tests.distributed.ranks import ROOT, run_ranks
 from tests.distributed.sharded_checkpoints import OPTIMIZERS, same
 from tests.limits import LIMIT_S
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.storage import WriteResult
 
 from bigbatch import Recipe, fit
-from bigbatch.core.checks import CheckpointError
+from bigbatch.comm.shard_files import SafetensorsWriter, facts_of
+from bigbatch.core.checks import CheckpointError, OutputError
+from bigbatch.report import write_report
 from bigbatch.study.curvature import curvature
 from bigbatch.train.checkpoint import FORMAT, SHARDED, read_checkpoint
+from bigbatch.train.export import export_weights
 from bigbatch.train.folder import open_folder
 
 STATES = Path(__file__).with_name("sharded_checkpoints.py")
@@ -122,9 +128,21 @@ def test_every_checkpoint_names_its_own_shards(runs):
     assert same(state(out)["model"], state(out, "update-000000030.pt")["model"])
 
 
-def test_curvature_reads_what_is_spread(runs, tmp_path):
-    study = curvature(copy(runs, "straight", tmp_path), samples=64, eigenvalues=1, quiet=True)
+def test_curvature_report_and_export_read_what_is_spread(runs, tmp_path):
+    out = copy(runs, "straight", tmp_path)
+    study = curvature(out, samples=64, eigenvalues=1, quiet=True)
     assert study.runs[0].checkpoint == "last.pt"
+    assert "curvature" in write_report(out).read_text()
+    export_weights(out, tmp_path / "weights.safetensors", checkpoint="best")
+    assert same(load_file(tmp_path / "weights.safetensors"), state(out, "best.pt")["model"])
+
+
+def test_a_folder_that_workers_do_not_share(tmp_path):
+    """Files that others say they wrote, and the first does not see."""
+    writer = SafetensorsWriter(tmp_path / "shards" / "last.1", {}, 2, lambda files: pytest.fail("a checkpoint without its shards"))
+    written = WriteResult(MetadataIndex("model.weight"), 8, ("shard-00002.safetensors", 8, 0))
+    with pytest.raises(OutputError, match="was written by another worker and is not seen by the first; give an --out that all workers"):
+        writer.finish(Metadata({}), [[], [written]])
 
 
 def shard_of(out):
@@ -181,8 +199,6 @@ class Evil:
 
 def test_code_in_shards_is_not_run(runs, tmp_path):
     """Pickles where torch.distributed.checkpoint would look for its metadata, and as a shard with a checksum that fits."""
-    from bigbatch.comm.shard_files import facts_of
-
     out = copy(runs, "stopped", tmp_path)
     shard = shard_of(out)
     for name in (".metadata", "__0.metadata", "model.safetensors.index.json"):
@@ -212,7 +228,8 @@ def test_what_no_checkpoint_names_is_deleted_at_the_start(runs, tmp_path):
 
 # What happens while shards are being written: the job is held in the middle of it.
 
-LONG = SHORT.replace({"budget.updates": 300, "precision": "float32"})
+UPDATES = 200
+LONG = SHORT.replace({"budget.updates": UPDATES, "precision": "float32"})
 
 
 class HeldJob:
@@ -264,7 +281,7 @@ def straight(tmp_path_factory):
 
 
 def assert_whole(held, straight):
-    assert held.updates() == list(range(1, 301))
+    assert held.updates() == list(range(1, UPDATES + 1))
     end = state(held.out)
     assert same(end["model"], straight["model"])
     assert same(end["optimizer"], straight["optimizer"])
@@ -306,9 +323,9 @@ def test_the_group_forms_anew_while_a_checkpoint_is_written(tmp_path, monkeypatc
     code, said = held.job.end()
     assert code == 0, said
     assert "goes on after update" in said
-    assert held.updates() == list(range(1, 301))
+    assert held.updates() == list(range(1, UPDATES + 1))
     assert left_behind(held.out) == []
-    assert held.saved() == 300
+    assert held.saved() == UPDATES
 
 
 def test_stopped_while_a_checkpoint_is_written(tmp_path, monkeypatch, straight):
@@ -320,7 +337,7 @@ def test_stopped_while_a_checkpoint_is_written(tmp_path, monkeypatch, straight):
     code, said = held.job.end()
     assert code == 130, said
     assert "and saved; continue with the same command and --resume" in said
-    assert held.saved() == held.updates()[-1] < 300
+    assert held.saved() == held.updates()[-1] < UPDATES
     held.start("--resume")
     assert held.job.end()[0] == 0
     assert_whole(held, straight)
@@ -337,7 +354,7 @@ def test_a_disk_that_fills_up_while_shards_are_written(tmp_path, monkeypatch, st
     words = "last.pt (shards of worker 1): File too large; the earlier checkpoint is intact; free some space, then continue with --resume"
     assert said.count("error: ") == 1, said
     assert f"error: can't write {held.out / words}" in said
-    assert held.saved() < 300
+    assert held.saved() < UPDATES
     assert len(list((held.out / "shards").glob("last.*"))) == 1
     (tmp_path / "full").unlink()
     held.start("--resume")
