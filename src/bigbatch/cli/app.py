@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bigbatch.cli import critical, curvature, doctor, noise, papers, plan, report, scale, simulate, tasks, train
+from bigbatch.cli import critical, curvature, doctor, export, noise, papers, plan, report, scale, simulate, tasks, train
 from bigbatch.cli.notices import warn_in_one_line
 from bigbatch.comm.launch import leave, watch_launcher
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for module in (scale, noise, critical, curvature, plan, train, tasks, report, papers, doctor, simulate):
+for module in (scale, noise, critical, curvature, plan, train, tasks, report, export, papers, doctor, simulate):
     name = module.__name__.rpartition(".")[2]
     app.command()(getattr(module, name))
 

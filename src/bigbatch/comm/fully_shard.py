@@ -5,17 +5,20 @@ its part of the mean gradient.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from bigbatch.comm.shard_files import ShardWriter
 
 
 class FullyShard(Comm):
@@ -24,14 +27,23 @@ class FullyShard(Comm):
     Args:
         model: Changed in place: its parameters become DTensors. Each child that holds parameters is gathered by itself.
         ranks: The workers.
+
+    Attributes:
+        mesh: Of all workers; None for one alone.
+        writer: Writes what each worker holds, while training goes on; None for one alone.
     """
 
     lockstep = True
+    mesh: DeviceMesh | None = None
+    writer: "ShardWriter | None" = None
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         super().__init__(model, ranks)
         if ranks.world_size > 1:
-            mesh = init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("workers",))
+            from bigbatch.comm.shard_files import ShardWriter  # its import of torch.distributed.checkpoint takes a while
+
+            self.writer = ShardWriter(ranks)
+            self.mesh = mesh = init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("workers",))
             for child in model.children():
                 if any(p.requires_grad for p in child.parameters()):
                     fully_shard(child, mesh=mesh)
@@ -52,7 +64,7 @@ class FullyShard(Comm):
         return _map(self.model.state_dict(), _whole), _map(optimizer.state_dict(), _whole)
 
     def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """Each worker takes its part."""
+        """Each worker takes its part, or is given it as DTensors."""
         now = self.model.state_dict()
         self.model.load_state_dict({name: _as(value, now[name]) if name in now else value for name, value in model_state.items()})
         params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -70,7 +82,9 @@ def _whole(value: Any) -> Any:
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+    if isinstance(value, DTensor) or not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def _map(tree: Any, change: Any) -> Any:

@@ -36,11 +36,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -48,6 +44,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OutputError(
             f"can't write {path} ({len(content):,} bytes): {error.strerror}; {kept}; free some space, then continue with --resume"
         ) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Put on the disk which files a folder has."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def remove_leftovers(folder: Path) -> None:

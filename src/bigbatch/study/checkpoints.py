@@ -51,7 +51,7 @@ class RunFolder:
         Raises:
             CheckpointError: If it can't be read, or holds another model.
         """
-        state = read_checkpoint(path, self.device)
+        state = read_checkpoint(path, self.device, model_only=True)
         model = build_model(self.task, self.recipe, self.device).eval()
         try:
             model.load_state_dict(state["model"])

@@ -5,6 +5,7 @@ import random
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,14 +13,19 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import Ranks
 from bigbatch.core.arithmetic import arithmetic, differences
 from bigbatch.core.checks import CheckpointError, RecipeError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
+from bigbatch.train.sharded_checkpoint import SHARDS, put_in_shards, remove_shards, save_shards, take_out_shards
 
 FORMAT = 2
+SHARDED = 3
+"""Format of a checkpoint whose weights are spread over files of several workers; see `bigbatch.train.sharded_checkpoint`."""
 KEPT = "update-{:09}.pt"
 """Name of a checkpoint that is kept, by its updates."""
 
@@ -52,6 +58,8 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a run needs to go on as if it had never stopped. Called by every worker, written by the first.
 
+    A model that is spread over workers is written in the background, each worker its own part: see `all_saved`.
+
     Args:
         path: None on the workers that write nothing.
         recipe: Of the run.
@@ -61,12 +69,18 @@ def save_checkpoint(
         held: What was made for updates to come.
 
     Raises:
-        OutputError: On every worker, if it can't be written; an earlier checkpoint of that name survives.
+        OutputError: On every worker, if it can't be written, or an earlier one could not be in the background; an earlier checkpoint of
+            that name survives.
     """
-    ranks = comm.ranks
+    ranks, writer = comm.ranks, comm.writer if isinstance(comm, FullyShard) else None
+    if writer is not None:
+        writer.wait()
     own = {"random": _random_states(), "comm": comm.state_dict(), "held": held.state_dict() if held is not None else {}}
     workers = [_from_bytes(data) for data in ranks.gather(_to_bytes(own))]
-    model_state, optimizer_state = comm.whole_states(optimizer)
+    if writer is None:
+        model_state, optimizer_state = comm.whole_states(optimizer)
+    else:
+        model_state, optimizer_state, shards = take_out_shards(comm.model.state_dict(), optimizer.state_dict())
     state = {
         "format": FORMAT,
         "recipe": recipe.to_toml(),
@@ -76,7 +90,19 @@ def save_checkpoint(
         "workers": workers,
         "arithmetic": arithmetic(),
     }
-    ranks.together(lambda: write_atomically(path, _to_bytes(state)) if path is not None else None)
+    if writer is None:
+        ranks.together(lambda: _write(path, state))
+    else:
+        state = _from_bytes(_to_bytes(state))  # a copy: training goes on
+        save_shards(path, shards, lambda found: _write(path, {**state, "format": SHARDED, "shards": found}), writer=writer)
+
+
+def _write(path: Path | None, state: dict[str, Any]) -> None:
+    """Put a checkpoint in the place of an earlier one, whose shards nothing names then."""
+    if path is None:
+        return
+    write_atomically(path, _to_bytes(state))
+    remove_shards(path, but=state.get("shards", {}).get("folder"))
 
 
 def kept_name(clock: Clock) -> str:
@@ -114,6 +140,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
         comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
         if held is not None:
             held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
+        put_in_shards(path, state, ranks, mesh=comm.mesh if isinstance(comm, FullyShard) else None)
         comm.load_whole_states(optimizer, state["model"], state["optimizer"])
         if ranks.rank < len(state["workers"]):
             _restore_random_states(state["workers"][ranks.rank]["random"])
@@ -136,14 +163,29 @@ def _warn_of_other_arithmetic(path: Path, state: Mapping[str, Any]) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The raw content of a checkpoint, loaded with `weights_only=True`.
+def read_checkpoint(path: Path, device: torch.device, *, model_only: bool = False) -> dict[str, Any]:
+    """The raw content of a checkpoint, loaded with `weights_only=True`; weights that are spread over files are put together.
+
+    Args:
+        path: Of the checkpoint.
+        device: For its tensors.
+        model_only: Whether what the optimizer knows may be left out.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or of another format.
+        CheckpointError: If the file, or one of its shards, is missing, damaged or of another format.
     """
     state: dict[str, Any] = _from_bytes(_read_bytes(path), device)
+    put_in_shards(path, state, Ranks(device=device), model_only=model_only)
     return state
+
+
+def remove_leftover_shards(folder: Path) -> None:
+    """Delete shards that no checkpoint names: of one that a killed run had not finished, or had just replaced."""
+    for shards in (folder / SHARDS).glob("*"):
+        path = folder / f"{shards.stem}.pt"
+        with suppress(CheckpointError):  # a damaged one may yet be mended
+            named = _from_bytes(_read_bytes(path)).get("shards", {}).get("folder") if path.exists() else None
+            remove_shards(path, but=named)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -159,8 +201,10 @@ def _read_bytes(path: Path) -> bytes:
     except Exception as error:  # zipfile, pickle and torch raise a dozen unrelated kinds
         why = f"{type(error).__name__}: {str(error)[:100]}"
         raise CheckpointError(f"checkpoint {path}: is truncated or damaged ({why}); resume from a copy or start anew") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT}; start again in another --out")
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, SHARDED):
+        raise CheckpointError(
+            f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT} or {SHARDED}; start again in another --out"
+        )
     return data
 
 

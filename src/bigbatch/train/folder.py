@@ -13,6 +13,7 @@ from bigbatch.core.folder_lock import owned
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Splits, Task
 from bigbatch.train.augmentation import Views
+from bigbatch.train.checkpoint import remove_leftover_shards
 from bigbatch.train.diagnose import check_finite
 from bigbatch.train.result import Result
 from bigbatch.train.share import check_shares
@@ -55,6 +56,7 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
         raise OutputError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     make_folder(folder)
     remove_leftovers(folder)
+    remove_leftover_shards(folder)
     if names := job_names():
         write_atomically(folder / "job", "\n".join(names).encode())
     return folder

@@ -39,6 +39,7 @@ from bigbatch.train.pulse import Pulse
 from bigbatch.train.recomputed_statistics import build_statistics
 from bigbatch.train.record import Record
 from bigbatch.train.result import Result, conclude
+from bigbatch.train.sharded_checkpoint import all_saved
 from bigbatch.train.step import Pass, accumulate_gradients
 from bigbatch.train.stream import idle_batch, open_stream
 
@@ -74,8 +75,8 @@ def fit(
     Args:
         task: A task, or its name (see `bigbatch tasks`, or `module:Class`).
         recipe: What to run; the task's named recipe if left out.
-        out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`;
-            None writes nothing.
+        out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`,
+            and `shards` of a model that is spread over workers; None writes nothing.
         resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped, with what
             `bigbatch.core.arithmetic` names unchanged; what differs is warned about. A finished run's result is returned as it is.
         evaluate_every: Epochs between evaluations on the validation set; the last update is always followed by one.
@@ -146,9 +147,8 @@ def fit(
         forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
 
         def add_gradients(pieces: Iterable[MicroBatch | Pass], *, divisor: float, idle: int) -> Tensor:
-            settings: dict[str, Any] = {"precision": recipe.precision, "device": ranks.device}
-            hooks: dict[str, Any] = {"passing": comm.passing, "passed": control.passed}
-            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, **settings, **hooks)
+            hooks: dict[str, Any] = {"device": ranks.device, "passing": comm.passing, "passed": control.passed}
+            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, precision=recipe.precision, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
@@ -160,7 +160,7 @@ def fit(
         start, quiet = control.position(clock), quiet or not ranks.first
         show = Display(title or task.name, total=total, start=start, epoch=recipe.num_train_samples, quiet=quiet)
         try:
-            with interruptible() as interrupt, show:
+            with interruptible() as interrupt, all_saved(comm), show:
                 if clock.updates == 0:
                     if folder is not None:
                         write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
