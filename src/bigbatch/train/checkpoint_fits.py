@@ -1,0 +1,228 @@
+"""Does a checkpoint fit? Its own parts with one another, and the run's model and optimizer, before anything is taken from it.
+
+Checksums tell that a file is as it was written. They don't tell that it is of this version, of this model, or that nobody edited it.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from bigbatch.core.clock import Clock
+from bigbatch.core.reading import first_mistake
+from bigbatch.recipe import Recipe
+
+Count = Annotated[StrictInt, Field(ge=0)]
+Seconds = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+Score = Annotated[StrictFloat, Field(lt=float("inf"))]  # minus infinity: none yet
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="ignore")
+
+
+class _OptimizerState(_Part):
+    state: dict[StrictInt, dict[StrictStr, Any]]
+    param_groups: list[dict[StrictStr, Any]]
+
+
+class _Random(_Part):
+    python: Annotated[list[Any], Field(min_length=3, max_length=3)]
+    numpy: Annotated[list[Any], Field(min_length=2)]
+    torch: Tensor
+    cuda: list[Tensor]
+
+
+class _Worker(_Part):
+    random: _Random
+    comm: dict[Any, Any]
+    held: dict[Any, Any] = {}
+
+
+class _Checkpoint(_Part):
+    format: StrictInt
+    recipe: StrictStr
+    model: dict[StrictStr, Any]
+    optimizer: _OptimizerState
+    progress: tuple[tuple[Count, Count], Count, Score, Seconds, dict[StrictStr, Any], StrictBool]
+    workers: Annotated[list[_Worker], Field(min_length=1)]
+    arithmetic: dict[StrictStr, StrictStr | StrictInt | None] | None = None
+    num_threads: StrictInt | None = None
+
+
+class Misfit(ValueError):
+    """A part of a checkpoint can't be right; says which, and why."""
+
+
+def check_parts(state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose parts are not what `save_checkpoint` writes.
+
+    Raises:
+        Misfit: With the first part that is wrong.
+    """
+    try:
+        _Checkpoint.model_validate(state)
+    except ValidationError as error:
+        raise Misfit(first_mistake(error)) from None
+    for number, worker in enumerate(state["workers"]):
+        try:
+            _try_random_states(worker["random"])
+        except Exception as error:  # Python, numpy and torch each refuse theirs in ways of their own
+            raise Misfit(f"workers.{number}.random: {' '.join(str(error).split())[:100]}") from None
+
+
+def check_clock(clock: Clock, recipe: Recipe) -> None:
+    """Refuse a clock at which this recipe never stands.
+
+    Raises:
+        Misfit: If it is beyond the run's end, or between two updates.
+    """
+    planned = recipe.batch.rule is None and recipe.comm.kind != "parameter_server"
+    samples = min(clock.updates * recipe.batch.global_batch, recipe.total_samples)
+    if (planned and clock.samples != samples) or bool(clock.samples) != bool(clock.updates):
+        raise Misfit(f"progress.0 = {clock.updates:,} updates and {clock.samples:,} samples: the recipe never stands there")
+
+
+def check_weights_fit(saved: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse weights of another model.
+
+    Raises:
+        Misfit: With the first name that is missing, unknown, or of another shape or type, or holds values that are not finite.
+    """
+    own = model.state_dict()
+    for name in own.keys() | saved.keys():
+        if name not in saved or name not in own:
+            raise Misfit(f"model: {'no' if name in own else 'unknown'} {name}")
+    for name, there in saved.items():
+        if isinstance(own[name], Tensor):
+            _check_tensor(f"model.{name}", there, own[name])
+
+
+def check_optimizer_fits(saved: Mapping[str, Any], optimizer: Optimizer, model_state: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse the state of another optimizer, or one that lacks what this optimizer had made of the parameters' gradients.
+
+    The optimizer takes one step along zero gradients at a rate of zero, to see what state it makes: load weights and state afterwards.
+
+    Raises:
+        Misfit: With the first part that does not fit.
+    """
+    before = optimizer.state_dict()["param_groups"]
+    if len(saved["param_groups"]) != len(before):
+        raise Misfit(f"optimizer: has {len(saved['param_groups'])} groups, the recipe's has {len(before)}")
+    for number, (there, own) in enumerate(zip(saved["param_groups"], before, strict=True)):
+        for name, value in own.items():
+            if name == "lr":  # set before each step
+                if not isinstance(there.get(name), float | int | Tensor) or isinstance(there[name], bool):
+                    raise Misfit(f"optimizer.param_groups.{number}.lr = {there.get(name)!r:.60}: must be a number")
+            elif name in there and not _same(there[name], value):
+                raise Misfit(f"optimizer.param_groups.{number}.{name} = {there[name]!r:.60}: the recipe's is {value!r:.60}")
+        if "params" not in there:
+            raise Misfit(f"optimizer.param_groups.{number}: no params")
+    names = {id(p): name for name, p in model.named_parameters()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    initial = {name: _whole(p).detach().clone() for name, p in model.named_parameters()} if len(saved["state"]) < len(params) else {}
+    made = _state_after_a_step(optimizer)
+    for number in saved["state"]:
+        if number not in made:
+            raise Misfit(f"optimizer.state.{number}: there is no such parameter")
+    for number, own in made.items():
+        there = saved["state"].get(number)
+        if there is None:
+            name = names[id(params[number])]
+            if own and not torch.equal(model_state[name].to(initial[name].device), initial[name]):
+                raise Misfit(f"optimizer.state.{number}: is missing, though {name} was trained")
+            continue
+        for name in own.keys() | there.keys():
+            if name not in there or name not in own:
+                raise Misfit(f"optimizer.state.{number}: {'no' if name in own else 'unknown'} {name}")
+            if isinstance(own[name], Tensor):
+                _check_tensor(f"optimizer.state.{number}.{name}", there[name], own[name])
+            elif not _alike(there[name], own[name]):
+                raise Misfit(f"optimizer.state.{number}.{name} = {there[name]!r:.60}: must be like {own[name]!r:.60}")
+
+
+def check_alike(name: str, saved: Any, fresh: Any) -> None:
+    """Refuse values of other kinds than those of a run that begins; what it has none of yet is not compared.
+
+    Raises:
+        Misfit: With the first value of another kind.
+    """
+    if isinstance(fresh, Mapping) and isinstance(saved, Mapping):
+        for key in fresh.keys() & saved.keys():
+            check_alike(f"{name}.{key}", saved[key], fresh[key])
+    elif fresh is not None and saved is not None and not _alike(saved, fresh):
+        raise Misfit(f"{name} = {saved!r:.60}: must be like {fresh!r:.60}")
+
+
+def _state_after_a_step(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 * group["lr"]
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
+    made: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return made
+
+
+def _check_tensor(name: str, saved: Any, own: Tensor) -> None:
+    if not isinstance(saved, Tensor):
+        raise Misfit(f"{name} = {saved!r:.60}: must be a tensor")
+    if saved.layout != torch.strided or saved.shape != own.shape or saved.is_floating_point() != own.is_floating_point():
+        raise Misfit(f"{name}: is {_words(saved)}, must be {_words(own)}")
+    if saved.is_floating_point() and not torch.isfinite(saved).all():
+        raise Misfit(f"{name}: holds values that are not finite")
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _same(saved: Any, own: Any) -> bool:
+    if isinstance(own, Tensor) or isinstance(saved, Tensor):
+        return isinstance(own, Tensor) and isinstance(saved, Tensor) and torch.equal(saved.cpu(), own.cpu())
+    if isinstance(own, list | tuple) and isinstance(saved, list | tuple):
+        return list(saved) == list(own)
+    return bool(type(saved) is type(own) and saved == own) or (_is_number(saved) and _is_number(own) and bool(saved == own))
+
+
+def _alike(saved: Any, fresh: Any) -> bool:
+    """Whether two values are of one kind: a float may be written as a whole number, a list as a tuple."""
+    if isinstance(fresh, bool) or isinstance(saved, bool):
+        return isinstance(fresh, bool) and isinstance(saved, bool)
+    if isinstance(fresh, float):
+        return _is_number(saved)
+    if isinstance(fresh, list | tuple):
+        return isinstance(saved, list | tuple)
+    return next((isinstance(saved, kind) for kind in (int, str, Mapping, Tensor) if isinstance(fresh, kind)), True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _try_random_states(states: Mapping[str, Any]) -> None:
+    """Set random states where nobody draws from them."""
+    version, keys, gauss = states["python"]
+    random.Random().setstate((version, tuple(keys), gauss))
+    kind, numbers, *rest = states["numpy"]
+    if numbers.dtype != torch.int64 or not 0 <= int(numbers.min()) <= int(numbers.max()) < 2**32:
+        raise Misfit("numpy's numbers must have 32 bits")
+    np.random.RandomState().set_state((kind, numbers.cpu().numpy().astype(np.uint32), *rest))
+    torch.Generator().set_state(states["torch"].cpu())
+    for each in states["cuda"]:
+        if each.dtype != torch.uint8:
+            raise Misfit("a GPU's must be bytes")
