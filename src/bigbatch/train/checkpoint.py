@@ -20,7 +20,7 @@ from bigbatch.core.checks import CheckpointError, LostWorkers
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
-from bigbatch.train.checkpoint_fits import check_alike, check_clock, check_optimizer_fits, check_parts, check_weights_fit
+from bigbatch.train.checkpoint_fits import check_alike, check_begun, check_clock, check_optimizer_fits, check_parts, check_weights_fit
 
 FORMAT = 2
 KEPT = "update-{:09}.pt"
@@ -119,7 +119,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
             clock, *rest = state["progress"]
             check_clock(Clock(*clock), recipe)
             check_weights_fit(state["model"], comm.model)
-            check_optimizer_fits(state["optimizer"], optimizer, state["model"], comm.model)
+            check_optimizer_fits(state["optimizer"], optimizer, state["model"], comm.model, begun=clock[1] > 0)
             for number, worker in enumerate(state["workers"]):
                 check_alike(f"workers.{number}.comm", worker["comm"], comm.state_dict())
             comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
@@ -135,14 +135,17 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
     return ranks.together(take_up)
 
 
-def load_batch_state(path: str | Path | None, owner: Any, state: Mapping[str, Any]) -> None:
+def load_batch_state(path: str | Path | None, owner: Any, state: Mapping[str, Any], clock: Clock) -> None:
     """Give what sets the batch, or shares out its work, the state that a checkpoint has of it; an empty one is a run's beginning.
 
     Raises:
         CheckpointError: If it does not fit.
     """
     with _fits(path):
-        check_alike("progress.4", state, owner.state_dict())
+        fresh = owner.state_dict()
+        if clock.updates:
+            check_begun(state, fresh)
+        check_alike("progress.4", state, fresh)
         owner.load_state_dict(state)
 
 

@@ -104,10 +104,19 @@ def check_weights_fit(saved: Mapping[str, Any], model: nn.Module) -> None:
             _check_tensor(f"model.{name}", there, own[name])
 
 
-def check_optimizer_fits(saved: Mapping[str, Any], optimizer: Optimizer, model_state: Mapping[str, Any], model: nn.Module) -> None:
+def check_optimizer_fits(
+    saved: Mapping[str, Any], optimizer: Optimizer, model_state: Mapping[str, Any], model: nn.Module, *, begun: bool
+) -> None:
     """Refuse the state of another optimizer, or one that lacks what this optimizer had made of the parameters' gradients.
 
     The optimizer takes one step along zero gradients at a rate of zero, to see what state it makes: load weights and state afterwards.
+
+    Args:
+        saved: State of an optimizer.
+        optimizer: Of the run.
+        model_state: Weights that were saved with it.
+        model: As it begins.
+        begun: Whether an update was made before the state was saved.
 
     Raises:
         Misfit: With the first part that does not fit.
@@ -116,14 +125,7 @@ def check_optimizer_fits(saved: Mapping[str, Any], optimizer: Optimizer, model_s
     if len(saved["param_groups"]) != len(before):
         raise Misfit(f"optimizer: has {len(saved['param_groups'])} groups, the recipe's has {len(before)}")
     for number, (there, own) in enumerate(zip(saved["param_groups"], before, strict=True)):
-        for name, value in own.items():
-            if name == "lr":  # set before each step
-                if not isinstance(there.get(name), float | int | Tensor) or isinstance(there[name], bool):
-                    raise Misfit(f"optimizer.param_groups.{number}.lr = {there.get(name)!r:.60}: must be a number")
-            elif name in there and not _same(there[name], value):
-                raise Misfit(f"optimizer.param_groups.{number}.{name} = {there[name]!r:.60}: the recipe's is {value!r:.60}")
-        if "params" not in there:
-            raise Misfit(f"optimizer.param_groups.{number}: no params")
+        _check_group(f"optimizer.param_groups.{number}", there, own, begun=begun)
     names = {id(p): name for name, p in model.named_parameters()}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     initial = {name: _whole(p).detach().clone() for name, p in model.named_parameters()} if len(saved["state"]) < len(params) else {}
@@ -147,17 +149,54 @@ def check_optimizer_fits(saved: Mapping[str, Any], optimizer: Optimizer, model_s
                 raise Misfit(f"optimizer.state.{number}.{name} = {there[name]!r:.60}: must be like {own[name]!r:.60}")
 
 
+def _check_group(name: str, saved: Mapping[str, Any], own: Mapping[str, Any], *, begun: bool) -> None:
+    """Refuse settings that are not the recipe's; another version of torch may have flags more or fewer."""
+    for key in own.keys() | saved.keys() | ({"initial_lr"} if begun else set()):
+        flag = key != "initial_lr" and isinstance(own.get(key, saved.get(key)), bool | None)
+        wanted = own["lr"] if key == "initial_lr" else own.get(key)  # the peak rate; `lr` itself is set before each step
+        if key not in saved or (key not in own and key != "initial_lr"):
+            if not flag:
+                raise Misfit(f"{name}: {'no' if key in own else 'unknown'} {key}")
+        elif key == "lr" and not (_is_number(saved[key]) or isinstance(saved[key], Tensor)):
+            raise Misfit(f"{name}.lr = {saved[key]!r:.60}: must be a number")
+        elif key != "lr" and not _same(saved[key], wanted):
+            raise Misfit(f"{name}.{key} = {saved[key]!r:.60}: the recipe's is {wanted!r:.60}")
+
+
+def check_begun(state: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    """Refuse what sets the batch of a run under way without a part that this recipe has; noise may be measured from now on only.
+
+    Raises:
+        Misfit: With the part that is missing.
+    """
+    for name in fresh:
+        if name not in state and (name != "monitor" or "rule" in fresh):
+            raise Misfit(f"progress.4: no {name}")
+
+
 def check_alike(name: str, saved: Any, fresh: Any) -> None:
     """Refuse values of other kinds than those of a run that begins; what it has none of yet is not compared.
+
+    A list that is empty there fills with numbers, tensors, or lists of both: with entries that are alike.
 
     Raises:
         Misfit: With the first value of another kind.
     """
-    if isinstance(fresh, Mapping) and isinstance(saved, Mapping):
+    if fresh is None or saved is None:
+        return
+    if not _alike(saved, fresh):
+        raise Misfit(f"{name} = {saved!r:.60}: must be like {fresh!r:.60}")
+    if isinstance(fresh, Mapping):
         for key in fresh.keys() & saved.keys():
             check_alike(f"{name}.{key}", saved[key], fresh[key])
-    elif fresh is not None and saved is not None and not _alike(saved, fresh):
-        raise Misfit(f"{name} = {saved!r:.60}: must be like {fresh!r:.60}")
+    elif isinstance(fresh, list | tuple):
+        if fresh and all(map(_is_number, fresh)) and len(saved) != len(fresh):
+            raise Misfit(f"{name}: has {len(saved)} values, must have {len(fresh)}")
+        for i, value in enumerate(saved):
+            if not (_is_number(value) or isinstance(value, list | tuple | Tensor | str)) or (isinstance(value, str) and not fresh):
+                raise Misfit(f"{name}.{i} = {value!r:.60}: must be a number, a tensor or a list")
+            like = fresh[i] if len(fresh) == len(saved) else saved[0]
+            check_alike(f"{name}.{i}", value, like)
 
 
 def _state_after_a_step(optimizer: Optimizer) -> dict[int, dict[str, Any]]:

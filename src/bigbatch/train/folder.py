@@ -84,7 +84,7 @@ def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
 
 
 def keep_recipe(folder: Path | None, recipe: Recipe) -> None:
-    """Write `recipe.toml`, unless it is there; one that is damaged is kept under another name, with a warning.
+    """Write `recipe.toml`, unless it is there; one that is damaged, or another's, is kept under another name, with a warning.
 
     Raises:
         OutputError: If it can't be written.
@@ -94,11 +94,14 @@ def keep_recipe(folder: Path | None, recipe: Recipe) -> None:
     path = folder / "recipe.toml"
     if exists(path):
         try:
-            Recipe.load(path, saved=True)
-            return
+            differing = recipe.differences(Recipe.load(path, saved=True))
+            wrong = f"recipe {path}: is not the run's ({'; '.join(differing)})" if differing else ""
         except RecipeError as error:
-            kept = keep_damaged(path)
-            warnings.warn(f"{error}; it is written anew, and the file as it was is {kept.name}", stacklevel=2)
+            wrong = str(error)
+        if not wrong:
+            return
+        kept = keep_damaged(path)
+        warnings.warn(f"{wrong}; it is written anew, and the file as it was is {kept.name}", stacklevel=2)
     write_atomically(path, recipe.to_toml().encode())
 
 

@@ -152,7 +152,7 @@ def fit(
         record = ranks.together(lambda: Record(folder, clock, tensorboard=tensorboard, ranks=ranks))
         probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
-        ranks.together(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch))
+        ranks.together(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch, clock))
         passes.follow(control.adversarial_share, statistics)
         if resume and not asked and ranks.first:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)

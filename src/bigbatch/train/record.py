@@ -71,7 +71,8 @@ class Record:
         lines = read_record_lines(path)
         damaged = repair(path, lines) if clock.updates else None
         kept = [line for line in lines.values if not _comes_after(line, clock)] if clock.updates else []
-        self.begun = any(line["kind"] == "start" for line in kept)
+        kept.sort(key=lambda line: line["kind"] != "start")  # the first line, wherever it went
+        self.begun = bool(kept) and kept[0]["kind"] == "start"
         if kept and (missing := missing_updates(kept, clock.updates)):
             rows = ", ".join(f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in missing)
             if damaged is None:

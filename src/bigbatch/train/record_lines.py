@@ -152,7 +152,8 @@ def out_of_order(lines: Sequence[Line]) -> list[Damage]:
     >>> out_of_order(at)
     [Damage(number=2, why='update 903 is out of order'), Damage(number=4, why='update 4 is out of order')]
     """
-    wrong: list[Damage] = []
+    starts = [line for line in lines if line.value["kind"] == "start"]
+    wrong = [Damage(line.number, "a second start") for line in starts[1:]]
     kinds: dict[tuple[str, Any], list[Line]] = {}
     for line in lines:
         if "update" in line.value:

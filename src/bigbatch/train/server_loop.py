@@ -85,7 +85,7 @@ def serve_run(
             progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
             clock = progress.clock
             unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-            load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken))
+            load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken), clock)
         else:
             progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
         clock, best_score, reached = progress.clock, progress.best_score, progress.reached
