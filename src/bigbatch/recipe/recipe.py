@@ -59,7 +59,7 @@ class Recipe(Section):
 
     task: str = ""  # name of the task that it was tuned on; empty for your own loop
     num_train_samples: Count  # samples in one epoch
-    seed: Annotated[int, Field(ge=0)] = 0  # initial weights, data order, dropout
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights, data order, dropout
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: autocast over float32 weights
     optimizer: AnyOptimizer
     schedule: Schedule = Schedule()
