@@ -131,7 +131,7 @@ def test_an_owner_of_the_same_job_is_waited_for(tmp_path, holder, monkeypatch):
 )
 def test_a_record_that_cant_be_read_is_warned_about(tmp_path, content):
     (tmp_path / OWNER).write_bytes(content)
-    with pytest.warns(UserWarning, match=r"owner\.json: can't be read .*; who held the folder before is not known"), owned(tmp_path):
+    with pytest.warns(UserWarning, match=r"owner\.json: is damaged.*; who held the folder before is not known"), owned(tmp_path):
         assert read_owner(tmp_path).pid == os.getpid()
 
 

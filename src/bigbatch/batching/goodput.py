@@ -173,7 +173,7 @@ class Goodput(SmoothedRule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         super().load_state_dict(state)
-        self._timed = {batch: (number, seconds) for batch, number, seconds in state["timed"]}
+        self._timed = {int(batch): (int(number), float(seconds)) for batch, number, seconds in state["timed"]}
 
 
 def _given_time(alpha_s: float | None, beta_s_per_sample: float | None) -> UpdateTime | None:

@@ -21,9 +21,10 @@ def plan(
     """Show what a rule changes for another batch, each change with its reason and its paper."""
     from bigbatch.cli.tables import show_plan
     from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.core.reading import exists
     from bigbatch.scaling import plan as make_plan
 
-    file = Path(task) if task.endswith(".toml") or Path(task).is_file() else None
+    file = Path(task) if task.endswith(".toml") or (exists(Path(task)) and Path(task).is_file()) else None
     sets, overrides = split_sets(sets)
     scale = read_noise_scale(noise)
     planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)

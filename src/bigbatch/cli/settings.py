@@ -1,7 +1,6 @@
 """Options that several commands share, and how a recipe is found from them."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.environment import FORCE
+from bigbatch.core.reading import Malformed, parse_toml
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
@@ -79,6 +79,6 @@ def _parse(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text}: must be FIELD=VALUE, such as optimizer.lr=0.2")
     try:
-        return field.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return field.strip(), parse_toml(f"value = {value}")["value"]
+    except Malformed:
         return field.strip(), value.strip()  # an unquoted word

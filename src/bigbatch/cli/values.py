@@ -1,12 +1,12 @@
 """Values of options that take more than one word to check."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from bigbatch.core.checks import UserError
+from bigbatch.core import reading
+from bigbatch.core.checks import InputError, UserError
 
 
 def read_noise_scale(path: Path | None) -> float | None:
@@ -44,9 +44,6 @@ def read_json(option: str, path: Path, writer: str) -> dict[str, Any]:
         UserError: If the file can't be read, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} {path}: can't be read: {error}; give a file that `{writer}` wrote") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{option} {path}: holds no object; give a file that `{writer}` wrote")
-    return found
+        return reading.read_json(path, f"give a file that `{writer}` wrote")
+    except InputError as error:
+        raise InputError(f"{option} {error}") from None

@@ -24,6 +24,10 @@ class NotFinite(UserError):
     """A loss, or a derivative of it, is not finite at the weights and samples that were given."""
 
 
+class InputError(UserError):
+    """A file can't be read, or does not hold what it should."""
+
+
 class OutputError(UserError):
     """An output file or folder can't be written."""
 

@@ -1,6 +1,7 @@
 """Writing files so that a crash, a full disk or a kill leaves the old file or the new one, never half of one."""
 
 import contextlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        kept = "the earlier file is intact" if path.exists() else "nothing was written"
+        kept = "the earlier file is intact" if os.path.lexists(path) else "nothing was written"
         raise OutputError(
             f"can't write {path} ({len(content):,} bytes): {error.strerror}; {kept}; free some space, then continue with --resume"
         ) from error
@@ -53,6 +54,20 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def keep_damaged(path: Path) -> Path:
+    """Copy a damaged file to the next free name beside it, such as `record.jsonl.damaged-1`.
+
+    Returns:
+        The copy.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    copy = next(place for i in itertools.count(1) if not (place := path.with_name(f"{path.name}.damaged-{i}")).exists())
+    write_atomically(copy, path.read_bytes())
+    return copy
 
 
 def remove_leftovers(folder: Path) -> None:

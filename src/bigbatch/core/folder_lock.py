@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bigbatch.core.checks import OutputError
+from bigbatch.core.checks import OutputError, UserError
 from bigbatch.core.environment import FORCE, job_names, read_variable
 from bigbatch.core.files import make_folder, write_atomically
+from bigbatch.core.reading import exists, read_json
 
 OWNER = "owner.json"
 
@@ -105,13 +106,16 @@ def read_owner(folder: Path) -> Owner | None:
 
     A record that can't be read is warned about and counts as none: the lock decides alone.
     """
-    try:
-        found = json.loads((folder / OWNER).read_bytes())
-        return Owner(str(found["host"]), int(found["pid"]), str(found["since"]), tuple(map(str, found["jobs"])))
-    except FileNotFoundError:
+    path = folder / OWNER
+    if not exists(path):
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        warnings.warn(f"{folder / OWNER}: can't be read ({type(error).__name__}); who held the folder before is not known", stacklevel=3)
+    try:
+        found = read_json(path, "who held the folder before is not known")
+        host, pid, since, jobs = (found[name] for name in Owner._fields)
+        return Owner(str(host), int(pid), str(since), tuple(map(str, jobs)))
+    except (KeyError, ValueError, TypeError) as error:
+        text = str(error) if isinstance(error, UserError) else f"{path}: is damaged; who held the folder before is not known"
+        warnings.warn(text, stacklevel=3)
         return None
 
 

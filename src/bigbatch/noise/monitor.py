@@ -261,6 +261,9 @@ class NoiseScaleMonitor:
         if state["parts"] != self._reader.parts:
             raise UserError(f"parts {self._reader.parts}: {state['parts']} were measured before; measure the same parts, or start anew")
         self._measured.clear()
+        num_updates, width = state["measured"].shape
+        if width != 2 * len(self._reader.parts) + 1:
+            raise UserError(f"measured: {num_updates} rows of {width} values, where {len(self._reader.parts)} parts have two each, and one")
         for row in state["measured"].tolist():
             scales = [NoiseScale(*row[2 * i : 2 * i + 2]) for i in range(len(self._reader.parts))]
             self._measured.append(Measured(dict(zip(self._reader.parts, scales, strict=True)), row[-1]))

@@ -12,7 +12,6 @@ Lengths are in epochs of `num_train_samples`, so they survive a change of batch;
 
 import copy
 import math
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from bigbatch.core.checks import RecipeError, check_group, unknown
+from bigbatch.core.checks import InputError, RecipeError, check_group, unknown
+from bigbatch.core.reading import Malformed, parse_toml, read_text
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
 from bigbatch.recipe.sections import (
@@ -59,7 +59,7 @@ class Recipe(Section):
 
     task: str = ""  # name of the task that it was tuned on; empty for your own loop
     num_train_samples: Count  # samples in one epoch
-    seed: Annotated[int, Field(ge=0)] = 0  # initial weights, data order, dropout
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights, data order, dropout
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: autocast over float32 weights
     optimizer: AnyOptimizer
     schedule: Schedule = Schedule()
@@ -249,8 +249,8 @@ class Recipe(Section):
         fields: dict[str, Any] = copy.deepcopy(dict(_parse(saved) if isinstance(saved, str) else saved))
         schedule = fields.get("schedule")
         if isinstance(schedule, dict) and "combine" not in schedule:
-            warms = schedule.get("warmup", {}).get("kind") in ("gradual", "constant")
-            falls = schedule.get("decay", {}).get("kind") in ("polynomial", "cosine", "linear")
+            kinds = [part.get("kind") if isinstance(part := schedule.get(name), dict) else None for name in ("warmup", "decay")]
+            warms, falls = kinds[0] in ("gradual", "constant"), kinds[1] in ("polynomial", "cosine", "linear")
             schedule["combine"] = "product" if warms and falls else "sequential"
         return cls(**fields)
 
@@ -266,10 +266,10 @@ class Recipe(Section):
             RecipeError: If it can't be read, or is no recipe.
         """
         try:
-            text = Path(path).read_text()
+            text = read_text(Path(path), "check the path")
             return cls.from_saved(text) if saved else cls.from_toml(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path}: can't be read: {error}; check the path") from None
+        except InputError as error:
+            raise RecipeError(f"recipe {error}") from None
         except RecipeError as error:
             raise RecipeError(f"recipe {path}: {error}") from None
 
@@ -355,9 +355,9 @@ def recipe_names() -> list[str]:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"not TOML: {error}; `bigbatch plan TASK --global-batch N` writes a recipe to start from") from None
+        return parse_toml(text)
+    except Malformed as error:
+        raise RecipeError(f"{error}; `bigbatch plan TASK --global-batch N` writes a recipe to start from") from None
 
 
 def _parts(field: str) -> list[str]:

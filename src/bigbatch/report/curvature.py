@@ -1,6 +1,5 @@
 """Curvature in the report: what `bigbatch curvature` measured, as tables and plots, and the top eigenvalue of runs that recorded it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import InputError
+from bigbatch.core.reading import exists, read_json, reason
 from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, to_svg
 from bigbatch.study.curvature import RESULT
 
@@ -24,18 +24,19 @@ def curvature_section(folder: Path) -> dict[str, Any] | None:
     """What the template shows of a run's `curvature.json`; None where there is none.
 
     Raises:
-        UserError: If the file is damaged.
+        InputError: If the file is damaged.
     """
     path = folder / RESULT
-    if not path.exists():
+    if not exists(path):
         return None
+    study = read_json(path, "measure again with `bigbatch curvature`")
     try:
-        study = json.loads(path.read_text())
         with matplotlib.rc_context(SVG_STYLE):
             plots = [draw_density(study), *([draw_loss(study), draw_score(study)] if study["path"] else [])]
         return {**{name: study[name] for name in ("sentence", "doubts", "tables", "samples", "parameters")}, "plots": plots}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); measure again with `bigbatch curvature`") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:  # whatever a wrong value leads to
+        what = f"{type(error).__name__}: {reason(error):.100}"
+        raise InputError(f"{path}: is damaged ({what}); measure again with `bigbatch curvature`") from None
 
 
 def top_eigenvalue(record: Record, against: str) -> Points:

@@ -20,6 +20,11 @@ Record = Sequence[Mapping[str, Any]]
 Points = tuple[list[float], list[float]]
 
 
+def start_of(record: Record) -> Mapping[str, Any] | None:
+    """The line with the recipe and the environment; None where it is lost."""
+    return next((line for line in record if line["kind"] == "start"), None)
+
+
 def training_loss(record: Record, against: str) -> Points:
     """Mean training loss of at most `MOST_POINTS` stretches of the run, against "samples" or "update"."""
     updates = [line for line in record if line["kind"] == "update"]

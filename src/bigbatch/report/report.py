@@ -1,6 +1,5 @@
 """One self-contained HTML file for a folder of comparisons, or for a single run."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,26 @@ import jinja2
 import matplotlib
 
 from bigbatch import __version__
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import InputError, UserError
 from bigbatch.core.files import write_atomically
+from bigbatch.core.reading import exists
+from bigbatch.recipe import Recipe
 from bigbatch.report.curvature import cost_of_looks, curvature_section, top_eigenvalue, trace_of
-from bigbatch.report.plots import SVG_STYLE, Record, batch_size_changes, draw, global_batch, learning_rate, training_loss, validation_score
+from bigbatch.report.plots import (
+    SVG_STYLE,
+    Record,
+    batch_size_changes,
+    draw,
+    global_batch,
+    learning_rate,
+    start_of,
+    training_loss,
+    validation_score,
+)
 from bigbatch.report.workers import distances, draw_staleness, worker_facts
 from bigbatch.scaling import readable
 from bigbatch.study.compare import SUFFIX, rows_of
+from bigbatch.study.stored_comparison import read_comparison
 from bigbatch.train.record import read_record
 
 
@@ -30,10 +42,10 @@ def write_report(folder: str | Path) -> Path:
         OutputError: If the report can't be written.
     """
     folder = Path(folder)
-    comparisons = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*{SUFFIX}"), key=_by_batch)]
+    comparisons = sorted(folder.glob(f"*{SUFFIX}"), key=_by_batch) if exists(folder) else []
     if comparisons:
-        sections = [_comparison(folder, c) for c in comparisons]
-    elif (folder / "record.jsonl").exists():
+        sections = [_comparison(folder, path) for path in comparisons]
+    elif exists(folder / "record.jsonl"):
         sections = [_single_run(folder)]
     else:
         raise UserError(f"{folder}: holds neither a comparison nor a run; name the --out folder of `bigbatch scale` or `bigbatch train`")
@@ -51,7 +63,8 @@ def _by_batch(path: Path) -> tuple[int, str]:
     return int(digits or 0), path.name
 
 
-def _comparison(folder: Path, comparison: dict[str, Any]) -> dict[str, Any]:
+def _comparison(folder: Path, path: Path) -> dict[str, Any]:
+    comparison = read_comparison(path)
     records = {
         f"{arm['name']} ({arm['global_batch']:,})": [read_record(run / "record.jsonl") for run in _runs(folder / arm["folder"], arm)]
         for arm in comparison["arms"]
@@ -75,21 +88,31 @@ def _comparison(folder: Path, comparison: dict[str, Any]) -> dict[str, Any]:
 
 def _single_run(folder: Path) -> dict[str, Any]:
     record = read_record(folder / "record.jsonl")
-    start = record[0]
+    if not record:
+        raise InputError(f"{folder / 'record.jsonl'}: holds no line that can be read; continue the run with --resume, or restore a copy")
+    recipe, start = _recipe_of(folder, record), start_of(record)
     return {
-        "title": f"{start['task']}: one run at {start['recipe']['batch']['global_batch']:,}",
+        "title": f"{start['task'] if start else recipe.task}: one run at {recipe.batch.global_batch:,}",
         "comparison": None,
         "rows": [],
         "plots": [*_plots({"run": [record]}, "score"), *_staleness(record)],
         "environment": _environment([record]),
         "verdicts": [],
         "expectation": "",
-        "recipe": (folder / "recipe.toml").read_text(),
+        "recipe": recipe.to_toml(),
         "decisions": [line for line in record if line["kind"] == "batch" and line["before"] != line["after"]],
         "workers": worker_facts(record),
         "looks": cost_of_looks(record),
         "curvature": curvature_section(folder),
     }
+
+
+def _recipe_of(folder: Path, record: Record) -> Recipe:
+    """From its file; from the record's first line where that is missing."""
+    path, start = folder / "recipe.toml", start_of(record)
+    if start is None or exists(path):
+        return Recipe.load(path, saved=True)
+    return Recipe.from_saved(start["recipe"])
 
 
 def _staleness(record: Record) -> Iterator[str]:
@@ -100,7 +123,8 @@ def _staleness(record: Record) -> Iterator[str]:
 
 
 def _runs(folder: Path, arm: dict[str, Any]) -> list[Path]:
-    return sorted(folder.glob("seed-*"), key=lambda run: int(run.name.removeprefix("seed-")))[: len(arm["results"])]
+    runs = (run for run in folder.glob("seed-*") if run.name.removeprefix("seed-").isdecimal())
+    return sorted(runs, key=lambda run: int(run.name.removeprefix("seed-")))[: len(arm["results"])]
 
 
 def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str]:
@@ -121,7 +145,6 @@ def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str
 
 def _environment(records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
-        for line in record:
-            if line["kind"] == "start":
-                return dict(line["environment"])
+        if (start := start_of(record)) is not None:
+            return dict(start["environment"])
     return {}

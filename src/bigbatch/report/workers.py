@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bigbatch.report.plots import COLOURS, Points, Record, to_svg
+from bigbatch.report.plots import COLOURS, Points, Record, start_of, to_svg
 
 
 def worker_facts(record: Record) -> list[tuple[str, str]]:
@@ -42,13 +42,15 @@ def draw_staleness(record: Record) -> str | None:
 
 
 def _of_own_weights(record: Record) -> list[tuple[str, str]]:
-    told = [line for line in record if line["kind"] == "evaluation" and "distance" in line]
+    told = [line for line in record if line["kind"] == "evaluation" and "relative_distance" in line]
     if not told:
         return []
     apart = [line for line in told if line["relative_distance"]] or told
-    comm: Mapping[str, Any] = record[0]["recipe"]["comm"]
-    way = ", ".join(str(comm[name]) for name in ("kind", "method", "topology") if name in comm)
-    facts = [("workers at the start", f"{record[0]['workers']:,}: {way}")]
+    facts = []
+    if (start := start_of(record)) is not None:
+        comm: Mapping[str, Any] = start["recipe"]["comm"]
+        way = ", ".join(str(comm[name]) for name in ("kind", "method", "topology") if name in comm)
+        facts += [("workers at the start", f"{start['workers']:,}: {way}")]
     facts += [("distance from their mean, before the last average", f"{100 * apart[-1]['relative_distance']:.3g} % of its length")]
     if "sent_bytes" in told[-1]:
         sent, updates = told[-1]["sent_bytes"] / 1e6, max(told[-1]["update"], 1)
@@ -65,7 +67,7 @@ def _of_server(record: Record) -> list[tuple[str, str]]:
     refused = ", ".join(f"{count:,} {why}" for why, count in end["refused"].items())
     moved = end["received_bytes"] + end["sent_bytes"]
     return [
-        ("workers at the start", f"{next(line['workers'] for line in record if line['kind'] == 'start'):,}"),
+        *([("workers at the start", f"{start['workers']:,}")] if (start := start_of(record)) is not None else []),
         ("gradients applied", f"{total:,}"),
         ("staleness, updates", f"{mean:.2f} on the mean, {max(histogram)} at most; bound {end['staleness_bound']}"),
         ("gradients refused", refused or "none"),

@@ -216,7 +216,10 @@ class AutoWU:
         """The inverse of `state_dict`."""
         self._samples, self._losses, self._lost = list(state["samples"]), list(state["losses"]), state["lost"]
         self._tested, self._streak, self.minimum = state["tested"], state["streak"], state["minimum"]
-        self.switch = Switch(*state["switch"]) if state["switch"] is not None else None
+        self.switch = None
+        if state["switch"] is not None:
+            samples, factor, minimum, reason = state["switch"]
+            self.switch = Switch(int(samples), float(factor), float(minimum), str(reason))
 
     def _growth(self, samples: float) -> float:
         return growth(samples / (self._share * self._total), self._start)

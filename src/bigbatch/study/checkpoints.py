@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import CheckpointError, UserError
 from bigbatch.core.clock import Clock
+from bigbatch.core.reading import exists
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.build import build_model
@@ -83,7 +84,7 @@ def open_run(folder: str | Path, *, task: Task | str | None = None, data: str | 
         UserError: If the folder holds no checkpoint or no recipe, or the task can't be found.
     """
     folder = Path(folder)
-    if not checkpoints_of(folder):
+    if not exists(folder) or not checkpoints_of(folder):
         raise CheckpointError(f"{folder}: holds no checkpoint (last.pt, best.pt, update-*.pt); name the --out folder of `bigbatch train`")
     recipe = Recipe.load(folder / "recipe.toml", saved=True)
     if task is None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from bigbatch.core.checks import Diverged, Interrupted, UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
+from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import expectation
@@ -201,8 +202,8 @@ def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
             f"{arm['global_batch']:,}",
             f"{statistics.fmean(scores):.2f}{spread} %" if scores else "-",
             f"{arm['results'][0]['updates']:,}",
-            f"{statistics.median(r['samples_per_s'] for r in good):,.0f}" if good else "-",
-            f"{statistics.median(r['train_s'] for r in good):.1f}" if good else "-",
+            f"{statistics.median(speeds):,.0f}" if (speeds := [s for r in good if (s := r["samples_per_s"]) is not None]) else "-",
+            f"{statistics.median(times):.1f}" if (times := [s for r in good if (s := r["train_s"]) is not None]) else "-",
             f"{len(arm['results']) - len(good)} of {len(arm['results'])}",
         )
 
@@ -292,7 +293,7 @@ def _goes_on(comparison: Comparison, arm: Arm) -> bool:
 def _known(folder: Path, recipe: Recipe, design: Design) -> list[float | None]:
     """Scores of the reference's runs that are finished already."""
     places = (folder / f"seed-{seed}" / "result.json" for seed in range(recipe.seed, recipe.seed + design.max_seeds))
-    results = [Result.from_json(place.read_text()) for place in places if place.exists()]
+    results = [Result.load(place) for place in places if place.exists()]
     return [None if result.diverged else 100 * result.test_score for result in results]
 
 
@@ -306,7 +307,7 @@ def _up_to(runs: int, arm: Arm, number: int, task: Task, folder: Path, quiet: bo
             say(f"arm {number + 1} of 3, {arm.name}, batch {arm.recipe.batch.global_batch:,}, seed {seed}{known}")
         results.append(_run(task, arm.recipe.replace({"seed": seed}), place, arm.name, quiet))
         if say is not None and results[-1].diverged and not known:
-            say((place / "diverged.txt").read_text().strip())
+            say(read_text(place / "diverged.txt", "restore a copy").strip())
     return arm._replace(results=tuple(results))
 
 

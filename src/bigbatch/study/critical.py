@@ -19,9 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
+from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import plan
@@ -29,7 +32,7 @@ from bigbatch.scaling.sqrt import sqrt_lr
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.loop import fit
-from bigbatch.train.record import environment, read_record
+from bigbatch.train.record import environment
 
 WARMUP_UPDATES = 10
 EXTENSIONS = 3
@@ -199,14 +202,16 @@ def next_factor(factors: Sequence[float], best: float) -> float | None:
     return factors[0] ** 2 / factors[1] if best == factors[0] else None
 
 
+_TRIAL = TypeAdapter(Trial)
+
+
 class _Bench:
     """Runs recipes to the target, or finds that they have been run."""
 
     def __init__(self, task: Task, target: float, path: Path, asked: float | None, say: Callable[[str], None] | None, quiet: bool) -> None:
         self.interval = 1.0  # epochs between evaluations
         self._task, self._target, self._path, self._asked, self._say, self._quiet = task, target, path, asked, say, quiet
-        lines = read_record(path)  # recipes are read anew: fields added since have their defaults
-        self._done = {self._identity(Recipe.from_saved(line["recipe"]), line["target"], line["asked_interval"]): line for line in lines}
+        self._done = {self._stored_identity(line): line for line in stored_lines(path, self._stored_identity)}
 
     def run(self, recipe: Recipe) -> Trial:
         identity = self._identity(recipe, self._target, self._asked)
@@ -217,8 +222,7 @@ class _Bench:
         if not known:
             line = {**self._fit(recipe, title)._asdict(), "target": self._target, "asked_interval": self._asked, "interval": self.interval}
             self._done[identity] = {"global_batch": recipe.batch.global_batch, **line, "recipe": recipe.to_dict()}
-            with self._path.open("a") as file:
-                file.write(json.dumps(self._done[identity]) + "\n")
+            append_line(self._path, self._done[identity])
         return Trial(**{name: self._done[identity][name] for name in Trial._fields})
 
     def _fit(self, recipe: Recipe, title: str) -> Trial:
@@ -231,6 +235,16 @@ class _Bench:
             raise Interrupted(f"stopped at {title}; finished runs are kept, and the same command goes on with this one") from None
         lr, seed, seconds = recipe.optimizer.lr, recipe.seed, round(result.train_s, 2)
         return Trial(lr, seed, result.updates, result.reached, False, result.best_validation_score, seconds)
+
+    @classmethod
+    def _stored_identity(cls, line: Mapping[str, Any]) -> str:
+        """What a line is of; recipes are read anew: fields added since have their defaults.
+
+        Raises:
+            ValueError: If it is of no run.
+        """
+        _TRIAL.validate_json(json.dumps({name: line[name] for name in Trial._fields}), strict=True)
+        return cls._identity(Recipe.from_saved(line["recipe"]), line["target"], line["asked_interval"])
 
     @staticmethod
     def _identity(recipe: Recipe, target: float, asked: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from bigbatch.core.checks import Diverged
 from bigbatch.core.environment import own_rank
 from bigbatch.core.files import make_folder
+from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.recipe import Recipe
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
@@ -51,7 +52,8 @@ def run_grid(
         The lines of the cells, in order.
     """
     make_folder(path.parent)
-    done = {_identity(line["key"], Recipe.from_saved(line["recipe"]).to_dict()): line for line in read_record(path)}  # fields since added
+    first = own_rank() == 0
+    done = {_stored_identity(line): line for line in stored_lines(path, _stored_identity, writes=first)}
     lines = []
     for cell in cells:
         for seed in seeds:
@@ -60,9 +62,8 @@ def run_grid(
             if identity not in done:
                 run = _run(task, recipe, measure_test, measure_distance)
                 done[identity] = {"key": dict(cell.key), "seed": seed, **run, **facts, "recipe": recipe.to_dict()}
-                if own_rank() == 0:
-                    with path.open("a") as file:
-                        file.write(json.dumps(done[identity]) + "\n")
+                if first:
+                    append_line(path, done[identity])
             lines.append(done[identity])
     return lines
 
@@ -87,6 +88,17 @@ def cell_text(lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[st
     text = f"{statistics.fmean(good):.2f}" + (f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else "")
     outcome = "lost" if lines is reference else verdict_of(lines, reference, margin=margin).outcome
     return {"held": f"**{text} held**", "undecided": f"{text} undecided", "lost": text}[outcome] + died
+
+
+def _stored_identity(line: Mapping[str, Any]) -> str:
+    """What a line is of; recipes are read anew: fields added since have their defaults.
+
+    Raises:
+        ValueError: If it is of no run.
+    """
+    if not isinstance(line["diverged"], bool):
+        raise ValueError(f"diverged = {line['diverged']!r}: must be true or false")
+    return _identity(line["key"], Recipe.from_saved(line["recipe"]).to_dict())
 
 
 def _identity(key: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from bigbatch.core.checks import Diverged
 from bigbatch.core.folder_lock import owned
+from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.loop import fit
-from bigbatch.train.record import read_record
 
 
 class Trial(NamedTuple):
@@ -32,6 +32,16 @@ def grid(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
+def _identity(line: Mapping[str, Any]) -> str:
+    """What a line is of.
+
+    Raises:
+        ValueError: If it holds no score.
+    """
+    float(line["validation_score"])
+    return json.dumps([line["settings"], line["seed"]], sort_keys=True)
+
+
 def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, seeds: Sequence[int], out: Path) -> list[Trial]:
     """Run every combination and seed that `out/trials.jsonl` does not hold yet.
 
@@ -47,16 +57,15 @@ def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, 
     """
     with owned(out) as folder:
         path = folder / "trials.jsonl"
-        done = {(json.dumps(line["settings"], sort_keys=True), line["seed"]): line for line in read_record(path)}
+        done = {_identity(line): line for line in stored_lines(path, _identity)}
         trials = []
         for settings in grid(choices):
             scores = []
             for seed in seeds:
-                key = (json.dumps(settings, sort_keys=True), seed)
+                key = json.dumps([settings, seed], sort_keys=True)
                 if key not in done:
                     done[key] = _run(task, recipe.replace({**settings, "seed": seed}), settings, seed)
-                    with path.open("a") as file:
-                        file.write(json.dumps(done[key]) + "\n")
+                    append_line(path, done[key])
                 scores.append(float(done[key]["validation_score"]))
             trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
     return sorted(trials, key=lambda trial: -trial.mean)

@@ -21,7 +21,7 @@ from bigbatch.adversarial.makers import RemoteMaker, StreamMaker, serve_examples
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.alignment import aligned
-from bigbatch.core.checks import Elsewhere, RecipeError, UserError
+from bigbatch.core.checks import CheckpointError, Elsewhere, RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe, batch_rules
@@ -71,6 +71,8 @@ class Adversary(Passes):
             held, self._held = self._held, None
             updates, at = [], clock
             for whole in held["ahead"]:
+                if any(len(part) != self._num_samples(at) for part in whole):
+                    raise CheckpointError(f"samples held for an update ahead: {len(whole[0])}, must be {self._num_samples(at)}")
                 updates.append(self._own_pieces(whole, self._num_samples(at)))
                 at = at.after(self._num_samples(at))
             self._conadv.load_state_dict({"number": held["number"], "ahead": updates})
@@ -115,7 +117,12 @@ class Adversary(Passes):
         """Shares are consecutive: joined, they are the update, whatever the number of workers was."""
         if states and "ahead" in states[0]:
             updates = zip(*(state["ahead"] for state in states), strict=True)
-            self._held = {"number": states[0]["number"], "ahead": [_joined([u for u in shares if u]) for shares in updates]}
+            self._held = {"number": int(states[0]["number"]), "ahead": [_joined([u for u in shares if u]) for shares in updates]}
+            for inputs, targets, directions in self._held["ahead"]:
+                for part, like, dtype in ((inputs, 0, None), (targets, 1, None), (directions, 0, directions.dtype)):
+                    own = self._idle[like]
+                    if part.layout != torch.strided or part.dtype != (dtype or own.dtype) or part.shape[1:] != own.shape[1:]:
+                        raise CheckpointError(f"samples held for updates ahead: of shape {tuple(part.shape)}, not as the task's")
 
     def _num_samples(self, clock: Clock) -> int:
         return min(self._recipe.batch.global_batch, self._recipe.total_samples - clock.samples)

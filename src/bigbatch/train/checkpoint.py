@@ -4,23 +4,25 @@ import io
 import random
 import warnings
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch.distributed import DistError
 from torch.optim import Optimizer
 
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.arithmetic import arithmetic, differences
-from bigbatch.core.checks import CheckpointError, RecipeError
+from bigbatch.core.checks import CheckpointError, LostWorkers
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
+from bigbatch.train.checkpoint_fits import check_alike, check_begun, check_clock, check_optimizer_fits, check_parts, check_weights_fit
 from bigbatch.train.sharded_checkpoint import SHARDS, put_in_shards, remove_shards, save_shards, take_out_shards
 
 FORMAT = 2
@@ -131,26 +133,60 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
     """
     ranks = comm.ranks
     state = _from_bytes(ranks.from_first(ranks.together(lambda: _read_bytes(path) if ranks.first else None)), ranks.device)
-    try:
-        differing = recipe.differences(Recipe.from_saved(state["recipe"]))
-        if differing:
-            raise CheckpointError(
-                f"checkpoint {path}: belongs to another recipe ({'; '.join(differing)}); use the recipe of the run or another --out"
-            )
-        comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
-        if held is not None:
-            held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
+    with _fits(path):
         put_in_shards(path, state, ranks, mesh=comm.mesh if isinstance(comm, FullyShard) else None)
-        comm.load_whole_states(optimizer, state["model"], state["optimizer"])
-        if ranks.rank < len(state["workers"]):
-            _restore_random_states(state["workers"][ranks.rank]["random"])
-        if ranks.first:
-            _warn_of_other_arithmetic(path, state)
-        clock, *rest = state["progress"]
-        return Progress(Clock(*clock), *rest)
-    except (KeyError, TypeError, RuntimeError, RecipeError) as error:
+
+    def take_up() -> Progress:
+        with _fits(path):
+            differing = recipe.differences(Recipe.from_saved(state["recipe"]))
+            if differing:
+                raise CheckpointError(
+                    f"checkpoint {path}: belongs to another recipe ({'; '.join(differing)}); use the recipe of the run or another --out"
+                )
+            clock, *rest = state["progress"]
+            check_clock(Clock(*clock), recipe)
+            check_weights_fit(state["model"], comm.model)
+            check_optimizer_fits(state["optimizer"], optimizer, state["model"], comm.model, begun=clock[1] > 0)
+            for number, worker in enumerate(state["workers"]):
+                check_alike(f"workers.{number}.comm", worker["comm"], comm.state_dict())
+            comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
+            if held is not None:
+                held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
+            comm.load_whole_states(optimizer, state["model"], state["optimizer"])
+            if ranks.rank < len(state["workers"]):
+                _restore_random_states(state["workers"][ranks.rank]["random"])
+            if ranks.first:
+                _warn_of_other_arithmetic(path, state)
+            return Progress(Clock(*clock), *rest)
+
+    return ranks.together(take_up)
+
+
+def load_batch_state(path: str | Path | None, owner: Any, state: Mapping[str, Any], clock: Clock) -> None:
+    """Give what sets the batch, or shares out its work, the state that a checkpoint has of it; an empty one is a run's beginning.
+
+    Raises:
+        CheckpointError: If it does not fit.
+    """
+    with _fits(path):
+        fresh = owner.state_dict()
+        if clock.updates:
+            check_begun(state, fresh)
+        check_alike("progress.4", state, fresh)
+        owner.load_state_dict(state)
+
+
+@contextmanager
+def _fits(path: str | Path | None) -> Iterator[None]:
+    """Turn whatever a wrong value leads to while it is taken up into one error."""
+    try:
+        yield
+    except (CheckpointError, LostWorkers, DistError):
+        raise
+    except Exception as error:  # torch, numpy and Python each refuse theirs in ways of their own
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"checkpoint {path}: does not fit this version of the model ({' '.join(str(error).split())}); start again in another --out"
+            f"checkpoint {path}: does not fit this version of the model ({' '.join(what.split())}); start again in another --out"
         ) from error
 
 
@@ -205,6 +241,8 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(
             f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT} or {SHARDED}; start again in another --out"
         )
+    with _fits(path):
+        check_parts(state)
     return data
 
 

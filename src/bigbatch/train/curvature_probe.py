@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from bigbatch.comm.protocol import Comm
-from bigbatch.core.checks import Elsewhere, NotFinite
+from bigbatch.core.checks import Elsewhere, NotFinite, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.curvature import Eigenpairs, Hessian, TraceEstimate, top_eigenvalues, trace
 from bigbatch.recipe import Recipe
@@ -138,7 +138,10 @@ class CurvatureProbe:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a run's beginning."""
-        self._start, self.seconds = state.get("start"), state.get("seconds", 0.0)
+        start = state.get("start")
+        if start is not None and (not isinstance(start, Tensor) or start.layout != torch.strided or start.dim() not in (1, 2)):
+            raise UserError(f"start = {start!r:.60}: must be vectors, one a row")
+        self._start, self.seconds = start, state.get("seconds", 0.0)
 
     def _load(self) -> list[MicroBatch]:
         """This worker's share of the samples."""

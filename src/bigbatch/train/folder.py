@@ -1,19 +1,23 @@
 """The folder of a run: may it be written, does it hold a run, is that run finished?"""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from bigbatch.comm.ranks import Ranks
-from bigbatch.core.checks import CheckpointError, OutputError, RecipeError
+from bigbatch.core.checks import CheckpointError, InputError, OutputError, RecipeError
 from bigbatch.core.environment import job_names, names_of_a_restart
-from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
+from bigbatch.core.files import keep_damaged, make_folder, remove_leftovers, write_atomically
 from bigbatch.core.folder_lock import owned
+from bigbatch.core.reading import exists, read_text
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Splits, Task
 from bigbatch.train.augmentation import Views
-from bigbatch.train.checkpoint import remove_leftover_shards
+from bigbatch.train.checkpoint import read_checkpoint, remove_leftover_shards
 from bigbatch.train.diagnose import check_finite
 from bigbatch.train.result import Result
 from bigbatch.train.share import check_shares
@@ -49,7 +53,7 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
             raise CheckpointError("resume = True: there is no folder to resume from; give the run's folder as out")
         return None
     folder = Path(out)
-    holds_run = (folder / "last.pt").exists() or (folder / "result.json").exists()
+    holds_run = exists(folder / "last.pt") or exists(folder / "result.json")
     if resume and not holds_run:
         raise CheckpointError(f"{folder}: holds no run to resume (no last.pt); check --out, or start the run without --resume")
     if holds_run and not resume and not _begun_by_this_job(folder):
@@ -88,21 +92,56 @@ def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
 
     Raises:
         CheckpointError: If the finished run had another recipe; the differing fields are named.
+        UserError: If the result is damaged, or no file that could tell holds the recipe that it is of.
     """
-    if folder is None or not (folder / "result.json").exists():
+    if folder is None or not exists(folder / "result.json"):
         return None
-    differing = recipe.differences(Recipe.load(folder / "recipe.toml", saved=True))
+    result = Result.load(folder / "result.json")
+    differing = recipe.differences(_recipe_of(folder))
     if differing:
         raise CheckpointError(f"{folder}: holds a finished run of another recipe ({'; '.join(differing)}); choose another --out")
-    return Result.from_json((folder / "result.json").read_text())
+    keep_recipe(folder, recipe)
+    return result
+
+
+def keep_recipe(folder: Path | None, recipe: Recipe) -> None:
+    """Write `recipe.toml`, unless it is there; one that is damaged, or another's, is kept under another name, with a warning.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    if folder is None:
+        return
+    path = folder / "recipe.toml"
+    if exists(path):
+        try:
+            differing = recipe.differences(Recipe.load(path, saved=True))
+            wrong = f"recipe {path}: is not the run's ({'; '.join(differing)})" if differing else ""
+        except RecipeError as error:
+            wrong = str(error)
+        if not wrong:
+            return
+        kept = keep_damaged(path)
+        warnings.warn(f"{wrong}; it is written anew, and the file as it was is {kept.name}", stacklevel=2)
+    write_atomically(path, recipe.to_toml().encode())
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    """Of the run in a folder; what its last checkpoint holds, where `recipe.toml` is missing or damaged."""
+    try:
+        return Recipe.load(folder / "recipe.toml", saved=True)
+    except RecipeError:
+        if not exists(folder / "last.pt"):
+            raise
+        return Recipe.from_saved(read_checkpoint(folder / "last.pt", torch.device("cpu"))["recipe"])
 
 
 def _begun_by_this_job(folder: Path | None) -> bool:
-    if folder is None or not (names := names_of_a_restart()) or not (folder / "last.pt").exists():
+    if folder is None or not (names := names_of_a_restart()) or not exists(folder / "last.pt"):
         return False
     try:
-        return bool(set(names) & set((folder / "job").read_text(errors="replace").splitlines()))
-    except OSError:
+        return bool(set(names) & set(read_text(folder / "job", "").splitlines()))
+    except InputError:  # no job's, or damaged: the folder counts as another's
         return False
 
 

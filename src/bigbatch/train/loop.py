@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from bigbatch.comm.ranks import joined
 from bigbatch.core.checks import Diverged, Interrupted
-from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance, is_due
 from bigbatch.recipe import Recipe
@@ -27,12 +26,12 @@ from bigbatch.train.adversarial import build_passes, make_examples, paired
 from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
 from bigbatch.train.build_batch import build_batch_control, check_batch_control
 from bigbatch.train.by_server import by_server
-from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
+from bigbatch.train.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
 from bigbatch.train.curvature_probe import CurvatureProbe
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
 from bigbatch.train.feed import MicroBatch
-from bigbatch.train.folder import load_data, open_together, owned_by_first
+from bigbatch.train.folder import keep_recipe, load_data, open_together, owned_by_first
 from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
 from bigbatch.train.progress import Display
 from bigbatch.train.pulse import Pulse
@@ -150,10 +149,10 @@ def fit(
             hooks: dict[str, Any] = {"device": ranks.device, "passing": comm.passing, "passed": control.passed}
             return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, precision=recipe.precision, **hooks)
 
-        record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
+        record = ranks.together(lambda: Record(folder, clock, tensorboard=tensorboard, ranks=ranks))
         probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
-        control.load_state_dict(progress.batch)
+        ranks.together(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch, clock))
         passes.follow(control.adversarial_share, statistics)
         if resume and not asked and ranks.first:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
@@ -161,11 +160,11 @@ def fit(
         show = Display(title or task.name, total=total, start=start, epoch=recipe.num_train_samples, quiet=quiet)
         try:
             with interruptible() as interrupt, all_saved(comm), show:
-                if clock.updates == 0:
-                    if folder is not None:
-                        write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
+                keep_recipe(folder, recipe)
+                if not record.begun:
                     groups = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     record.start(recipe, task=task.name, micro_batch=micro_batch, workers=everyone.world_size, groups=groups)
+                if clock.updates == 0:
                     save("last.pt")
                 work = control.work(micro_batch, lockstep=comm.lockstep)
                 read = partial(open_stream, recipe, data.train, ranks=ranks, work=work)

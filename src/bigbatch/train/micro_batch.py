@@ -3,6 +3,7 @@
 The cut never changes the update: losses are summed and divided once, and normalisation groups are never cut in two.
 """
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -15,8 +16,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bigbatch.core.checks import OutputError
+from bigbatch.core.checks import InputError, OutputError
 from bigbatch.core.files import write_atomically
+from bigbatch.core.reading import read_json
 from bigbatch.layers.ghost_batch_norm import ghost_groups
 from bigbatch.tasks.data.locate import cache_folder
 
@@ -77,10 +79,9 @@ def fastest_micro_batch(
     machine = f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads"
     name = hashlib.sha256(f"2|{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
     path = cache_folder() / "micro_batch" / f"{name}.json"
-    try:
-        return int(json.loads(path.read_text())["micro_batch"])
-    except (OSError, ValueError, KeyError):
-        pass
+    with contextlib.suppress(InputError):  # not measured yet, or damaged
+        if (known := read_json(path, "").get("micro_batch")) in candidates:
+            return int(known)
     seconds = _measure(forward_backward, copy.deepcopy(model), candidates)
     best = min(seconds, key=lambda size: seconds[size])
     try:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import platform
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,8 +17,12 @@ from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
+from bigbatch.core.json_lines import repair
+from bigbatch.core.reading import reason
 from bigbatch.recipe import Recipe
 from bigbatch.train.evaluate import Evaluation
+from bigbatch.train.events import Events
+from bigbatch.train.record_lines import missing_updates, read_record_lines
 
 
 class _Pending(NamedTuple):
@@ -30,34 +35,82 @@ class _Pending(NamedTuple):
 class Record:
     """Writes `record.jsonl` and TensorBoard events into a folder, and notices a loss that is no longer finite.
 
+    Damaged lines of an earlier attempt are left out, with a warning, and the damaged file is kept beside the record.
+
     Args:
         folder: None records nothing but still checks the losses; only the first of several workers has one.
         clock: Where the run (re)starts; later lines of an earlier attempt are cut off.
         tensorboard: Whether to write TensorBoard events too.
         ranks: Every worker has a record, and flushes it after the same updates.
+
+    Attributes:
+        begun: Whether the first line is there, or none is wanted.
+
+    Raises:
+        UserError: If the record can't be read, repaired or written.
     """
 
     def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool, ranks: Ranks = ALONE) -> None:
         self.last_loss = math.nan  # of the newest flushed update
+        self.begun = folder is None and clock.updates > 0
+        self._clock = clock
         self._pending: list[_Pending] = []
         self._ranks = ranks
+        self._path: Path | None = None
         self._file: IO[str] | None = None
-        self._board: Any = None
+        self._failure: OSError | None = None
+        self._events: Events | None = None
         if folder is not None:
-            path = folder / "record.jsonl"
-            kept = [line for line in read_record(path) if not _comes_after(line, clock)]
-            text = "".join(json.dumps(line) + "\n" for line in kept) if clock.updates else ""
-            write_atomically(path, text.encode())
-            self._file = path.open("a")
+            self._path = folder / "record.jsonl"
+            self._take_up(self._path, clock)
             if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
+                self._events = Events(folder / "tensorboard", clock.updates)
 
-                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=clock.updates)
+    def _take_up(self, path: Path, clock: Clock) -> None:
+        """Cut the record where the run goes on; repair it before, where it needs to be."""
+        lines = read_record_lines(path)
+        damaged = repair(path, lines) if clock.updates else None
+        kept = [line for line in lines.values if not _comes_after(line, clock)] if clock.updates else []
+        kept.sort(key=lambda line: line["kind"] != "start")  # the first line, wherever it went
+        self.begun = bool(kept) and kept[0]["kind"] == "start"
+        if kept and (missing := missing_updates(kept, clock.updates)):
+            rows = ", ".join(f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in missing)
+            if damaged is None:
+                warnings.warn(f"{path}: lines of updates {rows} are missing; the record goes on without them", stacklevel=3)
+            told = {"kind": "repaired", "update": clock.updates, "samples": clock.samples, "missing": missing}
+            kept.append({**told, "damaged": damaged})
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._file = path.open("a")
+        except OSError as error:
+            raise self._cannot_write(path, error) from error
 
     def start(self, recipe: Recipe, **facts: Any) -> None:
-        """First line: the recipe and the environment."""
+        """First line: the recipe and the environment.
+
+        In the middle of a run it is one that was lost, and built anew: what went before it is not known.
+
+        Raises:
+            OutputError: If it then can't be written.
+        """
         where = {"environment": environment(), "device": self._ranks.device.type}
-        self._write({"kind": "start", "recipe": recipe.to_dict(), **where, **facts})
+        line = {"kind": "start", "recipe": recipe.to_dict(), **where, **facts}
+        if self._clock.updates and self._path is not None and self._file is not None:
+            line["rebuilt_at_update"] = self._clock.updates
+            warnings.warn(
+                f"{self._path}: its first line is lost, or the whole file; it is built anew from the checkpoint of update "
+                f"{self._clock.updates:,}, and the record goes on from there",
+                stacklevel=2,
+            )
+            self._file.close()
+            write_atomically(self._path, json.dumps(line).encode() + b"\n" + self._path.read_bytes())
+            self._open(self._path)
+        else:
+            self._write(line)
+        self.begun = True
 
     def update(self, clock: Clock, sum_loss: Tensor, *, lr: float, num_samples: int) -> None:
         """One update of `num_samples` samples over all workers; `clock` stands after it.
@@ -97,9 +150,9 @@ class Record:
                 raise Diverged(
                     f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite", update=p.clock.updates
                 )
-        if self._board is not None:
-            self._board.add_scalar("train/loss", self.last_loss, pending[-1].clock.updates)
-            self._board.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
+        if self._events is not None:
+            self._events.add_scalar("train/loss", self.last_loss, pending[-1].clock.updates)
+            self._events.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
         self.write_out()
 
     def noise(self, clock: Clock, parts: Mapping[str, tuple[float, float]]) -> None:
@@ -110,21 +163,21 @@ class Record:
     def weight_distance(self, clock: Clock, distance: float) -> None:
         """Distance of the weights from their start, after the update at `clock`; of the first worker's own where workers' go apart."""
         self._write({"kind": "weight_distance", "update": clock.updates, "samples": clock.samples, "distance": distance})
-        if self._board is not None:
-            self._board.add_scalar("train/weight_distance", distance, clock.updates)
+        if self._events is not None:
+            self._events.add_scalar("train/weight_distance", distance, clock.updates)
 
     def curvature(self, clock: Clock, facts: Mapping[str, Any]) -> None:
         """Eigenvalues of the Hessian, largest first, and what else a look saw, after the update at `clock`."""
         self._write({"kind": "curvature", "update": clock.updates, "samples": clock.samples, **facts})
-        if self._board is not None:
-            self._board.add_scalar("train/top_eigenvalue", facts["eigenvalues"][0], clock.updates)
+        if self._events is not None:
+            self._events.add_scalar("train/top_eigenvalue", facts["eigenvalues"][0], clock.updates)
 
     def batch(self, clock: Clock, before: int, after: int, reason: str) -> None:
         """A decision about the batch of the updates after `clock`."""
         line = {"kind": "batch", "update": clock.updates, "samples": clock.samples}
         self._write({**line, "before": before, "after": after, "reason": reason})
-        if self._board is not None:
-            self._board.add_scalar("train/global_batch", after, clock.updates)
+        if self._events is not None:
+            self._events.add_scalar("train/global_batch", after, clock.updates)
 
     def switch(self, clock: Clock, **facts: Any) -> None:
         """The end of a warm-up that ends by itself, after the updates up to `clock`."""
@@ -134,9 +187,9 @@ class Record:
         """Gradients applied so far, by the updates that they were late by."""
         counts = {str(tau): count for tau, count in sorted(histogram.items())}
         self._write({"kind": "staleness", "update": clock.updates, "samples": clock.samples, "histogram": counts})
-        if self._board is not None and counts:
+        if self._events is not None and counts:
             mean = sum(tau * count for tau, count in histogram.items()) / sum(histogram.values())
-            self._board.add_scalar("train/staleness", mean, clock.updates)
+            self._events.add_scalar("train/staleness", mean, clock.updates)
 
     def evaluation(self, clock: Clock, split: str, result: Evaluation, facts: Mapping[str, float] | None = None) -> None:
         """One evaluation at `clock`, with what the workers' way of going together has to say.
@@ -151,11 +204,11 @@ class Record:
             self.close()
             raise Diverged(f"{split} loss = {result.loss} after update {clock.updates}: must be finite")
         self._write({**line, "loss": result.loss, "score": result.score, "num_samples": result.num_samples, **(facts or {})})
-        if self._board is not None:
+        if self._events is not None:
             for name, value in (facts or {}).items():
-                self._board.add_scalar(f"workers/{name}", value, clock.updates)
-            self._board.add_scalar(f"{split}/loss", result.loss, clock.updates)
-            self._board.add_scalar(f"{split}/score", result.score, clock.updates)
+                self._events.add_scalar(f"workers/{name}", value, clock.updates)
+            self._events.add_scalar(f"{split}/loss", result.loss, clock.updates)
+            self._events.add_scalar(f"{split}/score", result.score, clock.updates)
 
     def end(self, clock: Clock, **facts: Any) -> None:
         """Last line."""
@@ -169,39 +222,52 @@ class Record:
             with contextlib.suppress(OSError):  # what could not be written was reported when it was flushed
                 self._file.close()
             self._file = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
+        if self._file is not None and self._failure is None:
+            try:
+                self._file.write(json.dumps(line) + "\n")
+            except OSError as error:  # the buffer was full, and so is the disk; `write_out` says so to all workers
+                self._failure = error
 
     def write_out(self) -> None:
-        """Hand the buffered lines to the operating system.
+        """Hand the buffered lines to the operating system. Called by every worker after the same updates.
 
         Raises:
-            OutputError: If the disk is full.
+            OutputError: On every worker, if the disk is full.
         """
-        if self._file is not None:
-            try:
-                self._file.flush()
-            except OSError as error:
-                text = f"can't write {self._file.name}: {error.strerror}; free some space, then continue with --resume"
-                raise OutputError(text) from error
+        if self._events is not None:
+            self._events.flush()
+        self._ranks.together(self._flush_file)
+
+    def _flush_file(self) -> None:
+        if self._file is None:
+            return
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._file.flush()
+        except OSError as error:
+            raise self._cannot_write(Path(self._file.name), error) from error
+
+    @staticmethod
+    def _cannot_write(path: Path, error: OSError) -> OutputError:
+        return OutputError(f"can't write {path}: {reason(error)}; free some space, then continue with --resume")
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; a line that a killed run left unfinished, and what follows it, is dropped."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """The lines of a run's record that can be read; a warning says what can't. A line that a killed run left unfinished is dropped.
+
+    Raises:
+        InputError: If the file is there and can't be read.
+    """
+    lines = read_record_lines(path)
+    if lines.damaged:
+        warnings.warn(f"{path}: {lines.loss()}", stacklevel=2)
+    return lines.values
 
 
 def environment() -> dict[str, Any]:

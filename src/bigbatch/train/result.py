@@ -6,8 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from bigbatch.core.checks import InputError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
+from bigbatch.core.reading import exists, first_mistake, read_json
 from bigbatch.train.evaluate import Evaluation
 from bigbatch.train.record import Record
 
@@ -48,6 +52,29 @@ class Result:
         """The inverse of `to_json`."""
         fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
         return cls(**fields)
+
+    @classmethod
+    def load(cls, path: Path) -> "Result":
+        """Read a `result.json`. Fields that a newer version of bigbatch added are left out.
+
+        Raises:
+            InputError: If it can't be read, or holds no result.
+        """
+        resumes = exists(path.with_name("last.pt"))
+        remedy = f"delete {path.name} and continue with --resume: the end of the run is made again" if resumes else "restore a copy"
+        fields = read_json(path, remedy)
+        known = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__ and value is not None}
+        try:
+            result = _RESULT.validate_json(json.dumps(known), strict=True)
+        except ValidationError as error:
+            raise InputError(f"{path}: is damaged: {first_mistake(error)}; {remedy}") from None
+        for name in ("updates", "samples", "micro_batch"):
+            if getattr(result, name) < 0:
+                raise InputError(f"{path}: is damaged: {name} = {getattr(result, name)}: must not be negative; {remedy}")
+        return result
+
+
+_RESULT = TypeAdapter(Result)
 
 
 def conclude(

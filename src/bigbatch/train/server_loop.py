@@ -22,14 +22,13 @@ from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import joined
 from bigbatch.comm.role import Role
 from bigbatch.core.checks import Diverged, Interrupted
-from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
-from bigbatch.train.checkpoint import Progress, kept_name, load_checkpoint, save_checkpoint
+from bigbatch.train.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
 from bigbatch.train.diagnose import check_weights, explain_divergence
 from bigbatch.train.evaluate import Evaluation, evaluate
-from bigbatch.train.folder import load_data, open_together, owned_by_first
+from bigbatch.train.folder import keep_recipe, load_data, open_together, owned_by_first
 from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
 from bigbatch.train.parts import Spread
 from bigbatch.train.progress import Display
@@ -86,7 +85,7 @@ def serve_run(
             progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
             clock = progress.clock
             unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-            ledger.load_state_dict(progress.batch.get("ledger", EMPTY | unbroken))
+            load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken), clock)
         else:
             progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
         clock, best_score, reached = progress.clock, progress.best_score, progress.reached
@@ -118,14 +117,14 @@ def serve_run(
             with interruptible() as interrupt, show:
                 if isinstance(comm, Spread):
                     comm.begin(optimizer, ledger)
-                if clock.updates == 0:
-                    if folder is not None:
-                        write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
+                keep_recipe(folder, recipe)
+                if not record.begun:
                     facts: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
                     facts["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     if not _reproducible(recipe):
                         _say(quiet, f"{title or task.name}: {_warning(recipe)}")
                     record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **facts)
+                if clock.updates == 0:
                     save("last.pt")
                 validation: Evaluation | None = None
                 last_look = last_saved = time.monotonic()

@@ -9,7 +9,8 @@ import platformdirs
 
 from bigbatch.core.checks import DataError
 from bigbatch.core.environment import CACHE, read_variable
-from bigbatch.core.files import write_atomically
+from bigbatch.core.files import make_folder, write_atomically
+from bigbatch.core.reading import reason
 
 TIMEOUT_S = 20.0
 
@@ -66,7 +67,7 @@ def locate(
     cache = cache_folder() / dataset
     folders = [data] if data is not None else [cache, system]
     for folder in folders:
-        if (folder / file).is_file():
+        if _is_file(folder / file):
             return read_verified(folder / file, sha256=sha256, decode=decode, remedy=f"delete it and get it again: {how_to_get}")
     tried = [str(folder / file) for folder in folders]
     if data is None:
@@ -77,10 +78,17 @@ def locate(
             except OSError as error:
                 tried.append(f"{url} ({getattr(error, 'reason', error)})")
                 continue
-            cache.mkdir(parents=True, exist_ok=True)
+            make_folder(cache)
             partial = cache / f"{file}.unverified"
             write_atomically(partial, raw)
             content = read_verified(partial, sha256=sha256, decode=decode, remedy="try again later")
             partial.rename(cache / file)
             return content
     raise DataError(f"data set {dataset}: {file} not found; tried {', '.join(tried)}; {how_to_get}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise DataError(f"{path}: {reason(error)}; check --data") from None
