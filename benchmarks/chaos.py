@@ -21,6 +21,7 @@ stopped and continued. Needs Linux and root for the full disk and the cut link; 
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -37,7 +38,9 @@ from pathlib import Path
 import torch
 
 from bigbatch.core.folder_lock import OWNER
+from bigbatch.train.checkpoint import read_checkpoint
 from bigbatch.train.record import environment
+from bigbatch.train.sharded_checkpoint import put_in_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import links
@@ -182,9 +185,7 @@ class Run:
             damage(path, self.chance)
             self.resume()
             return
-        path = next(path for name in ("last.pt", "last") if (path := self.out / name).exists())
-        if path.is_dir():
-            path = self.chance.choice(sorted(p for p in path.rglob("*") if p.is_file() and p.stat().st_size > 64))
+        path = self.chance.choice([self.out / "last.pt", *sorted((self.out / "shards").glob("last.*/*"))])
         whole = path.read_bytes()
         damage(path, self.chance)
         self.resume()
@@ -289,4 +290,118 @@ def changed(mapping, changes):
 
 
 def shared_memory():
-    return set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    return {path.name for path in Path("/dev/shm").glob("*")}
+
+
+def weights(out):
+    state = read_checkpoint(out / "last.pt", torch.device("cpu"))
+    put_in_shards(out / "last.pt", state)
+    return state["model"]
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+    """A file system of its own for a run that its disk is to fill up."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    subprocess.run(command, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def disturbed(mode, number, folder, kinds, undisturbed):
+    """One run with accidents; what happened, and what went wrong, if anything did."""
+    run, before = Run(mode, number, folder, kinds), shared_memory()
+    with contextlib.ExitStack() as stack:
+        if "full disk" in kinds:
+            stack.enter_context(small_disk(run.out))
+        try:
+            run.start()
+            at = 0
+            for kind in kinds:
+                at = max(at, run.done()) + run.chance.randrange(50, 300)
+                if not run.wait(min(at, UPDATES - 100)):
+                    raise Bad(f"ended before {kind}: {run.job.end()}")
+                run.suffer(kind)
+            run.ends(0, "")
+            check_end(run.out, undisturbed)
+            if new := {name for name in shared_memory() - before if name.startswith(("torch_", "bigbatch"))}:
+                raise Bad(f"shared memory left: {new}")
+        except Bad as bad:
+            return {"happened": run.happened, "bad": str(bad)}
+        finally:
+            run.job.process.kill()
+            for pid, _, _ in left_behind(run.out, 10):
+                os.kill(pid, signal.SIGKILL)
+    return {"happened": run.happened}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--accidents", type=int, default=200, help="in all, over all ways of working together")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--minutes", type=float, default=120.0, help="begin no run after this time")
+    parser.add_argument("--json", type=Path, default=PATH)
+    asked = parser.parse_args()
+    stored = json.loads(asked.json.read_text()) if asked.json.exists() else {"runs": []}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    kinds, left_out = [*KINDS], []
+    if FAKETIME is None:
+        kinds.remove("clock")
+        left_out.append("clock: libfaketime is not installed")
+    if os.geteuid() != 0:
+        kinds.remove("full disk")
+        left_out.append("full disk: needs root")
+    cuts, why = links.available()
+    if not cuts:
+        left_out.append(f"link cut: {why}")
+    end = time.monotonic() + 60 * asked.minutes
+    done = {(run["mode"], run["number"]) for run in stored["runs"]}
+    with tempfile.TemporaryDirectory(prefix="bigbatch-chaos-") as name:
+        folder, whole = Path(name), {}
+        for number in itertools.count():
+            left = [mode for mode in asked.modes if summary(stored["runs"])["of_mode"].get(mode, 0) < asked.accidents / len(asked.modes)]
+            if not left or time.monotonic() > end:
+                break
+            for mode in left:
+                if (mode, number) in done or time.monotonic() > end:
+                    continue
+                if mode not in whole:
+                    job = Job(folder / mode, *TASK, *MODES[mode], "--workers", "2", cwd=folder)
+                    assert job.end()[0] == 0
+                    whole[mode] = weights(folder / mode)
+                chance = random.Random(number)
+                chosen = chance.sample(kinds, PER_RUN)
+                began = time.monotonic()
+                if cuts and mode != "parameter_server" and number % 3 == 2:
+                    seconds = chance.choice([1, 10, 60])
+                    try:
+                        run_between_hosts(mode, number, folder, seconds, whole[mode])
+                        found = {"happened": [f"link cut {seconds} s"]}
+                    except Bad as bad:
+                        found = {"happened": [f"link cut {seconds} s"], "bad": str(bad)}
+                else:
+                    found = disturbed(mode, number, folder, chosen, whole[mode])
+                run = {"mode": mode, "number": number, "seconds": round(time.monotonic() - began, 1), "commit": commit, **found}
+                print(run, flush=True)
+                stored["runs"].append(run)
+                stored |= {"left_out": left_out, "environment": environment(), **summary(stored["runs"])}
+                asked.json.write_text(json.dumps(stored, indent=1) + "\n")
+                shutil.rmtree(folder / f"{mode}-{number}", ignore_errors=True)
+    print(json.dumps(summary(stored["runs"]), indent=1))
+
+
+def summary(runs):
+    accidents = Counter(kind for run in runs for kind in run["happened"])
+    modes = Counter(run["mode"] for run in runs for _ in run["happened"])
+    return {
+        "accidents": dict(accidents),
+        "of_mode": dict(modes),
+        "in_all": sum(accidents.values()),
+        "bad": sum("bad" in run for run in runs),
+    }
+
+
+if __name__ == "__main__":
+    main()
