@@ -42,7 +42,9 @@ def test_damage_costs_its_own_lines(tmp_path, damage, why, last):
     path = tmp_path / "a.jsonl"
     before = text(1, 2) + (damage.rstrip(b"\n") if last and not damage.startswith(b'{"run": 3, "sco') else damage + text(4, 5))
     path.write_bytes(before)
-    with pytest.warns(UserWarning, match=rf"a.jsonl: 1 line is damaged \(line 3: {why}.*\), \d can be read and are kept; the file as it was"):
+    with pytest.warns(
+        UserWarning, match=rf"a.jsonl: 1 line is damaged \(line 3: {why}.*\), \d can be read and are kept; the file as it was"
+    ):
         assert runs(stored_lines(path, check)) == ([1, 2] if before.endswith(damage.rstrip(b"\n")) else [1, 2, 4, 5])
     assert (tmp_path / "a.jsonl.damaged-1").read_bytes() == before
     with warnings.catch_warnings():
