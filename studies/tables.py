@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from bigbatch import Recipe
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.noise.weight_distance import fit_line, fit_log
 from bigbatch.study.grid import cell_text
-from bigbatch.train.record import read_record
 
 HERE = Path(__file__).parent
 score_of = partial(cell_text, margin=0.5)
@@ -21,7 +21,7 @@ score_of = partial(cell_text, margin=0.5)
 def by_key(path, *names):
     """The lines of a study, by some of the fields of their keys."""
     cells = {}
-    for line in read_record(path):
+    for line in readable_lines(path):
         cells.setdefault(tuple(_hashable(line["key"][name]) for name in names), []).append(line)
     return cells
 
@@ -121,7 +121,7 @@ def decentralised():
         ways = list(dict.fromkeys(way for _, _, way in cells))
         groups = list(dict.fromkeys((data, multiple) for data, multiple, _ in cells))
         seeds = {len(lines) for lines in cells.values()}
-        task = read_record(path)[0]["key"]["task"]
+        task = readable_lines(path)[0]["key"]["task"]
         told = f"{max(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
         print(f"\n**{task}**, 8 workers, {told} seeds, test accuracy in %\n")
         head("way", *(f"x{multiple}, {data}" for data, multiple in groups))
@@ -213,7 +213,7 @@ def concurrent_adversarial():
 
 
 def sharpness():
-    every = [line for path in sorted((HERE / "sharpness").glob("*.jsonl")) for line in read_record(path)]
+    every = [line for path in sorted((HERE / "sharpness").glob("*.jsonl")) for line in readable_lines(path)]
     for task, ceiling in dict.fromkeys((line["key"]["task"], line["key"]["ceiling"]) for line in every):
         lines = [line for line in every if (line["key"]["task"], line["key"]["ceiling"]) == (task, ceiling)]
         arms = {}

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import Diverged, Recipe, fit, plan
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.tasks import load_task
 from bigbatch.train.record import environment, read_record
 
@@ -111,7 +112,7 @@ def main():
     runs = [(arm, seed) for seed in range(arguments.seeds) for arm in recipes]
     if arguments.half is not None:
         runs = halves(runs)[arguments.half]
-    done = {identity(line["key"]["arm"], line["seed"], line["recipe"]) for line in read_record(arguments.out)}
+    done = {identity(line["key"]["arm"], line["seed"], line["recipe"]) for line in readable_lines(arguments.out)}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     task, facts = load_task(TASK), {"commit": commit, "environment": environment()}
     for arm, seed in runs:

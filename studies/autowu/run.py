@@ -28,6 +28,7 @@ import torch
 
 from bigbatch import Recipe, fit, plan
 from bigbatch.core.checks import Diverged
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.tasks.task import load_task
 from bigbatch.train.record import environment, read_record
 
@@ -77,7 +78,7 @@ class Lines:
     def __init__(self, path, facts):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.facts = path, facts
-        self.done = {identity(line["key"], line["seed"], line["recipe"]): line for line in read_record(path)}
+        self.done = {identity(line["key"], line["seed"], line["recipe"]): line for line in readable_lines(path)}
 
     def line(self, task, key, recipe, seed, *, measure_test):
         """Of a run, which is made if it was not yet."""

@@ -27,11 +27,12 @@ from pathlib import Path
 import torch
 
 from bigbatch import Diverged, Recipe, fit, plan
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.tasks import load_task
 from bigbatch.train.build import build_model
 from bigbatch.train.checkpoint import read_checkpoint
 from bigbatch.train.evaluate import evaluate
-from bigbatch.train.record import environment, read_record
+from bigbatch.train.record import environment
 
 HERE, TASK, MULTIPLE = Path(__file__).parent, "fashion_mnist/resnet8", 64
 PADDINGS, EPS = (1, 2, 4), (0.01, 0.03, 0.1)
@@ -79,7 +80,7 @@ class Study:
         recipe = Recipe.named(TASK)
         planned = plan(recipe, global_batch=MULTIPLE * recipe.batch.global_batch, rule=rule).recipe
         self.recipe = planned.replace({"batch.micro_batch": 128, **changes})
-        self.done = {self.identity(line): line for line in read_record(path)}
+        self.done = {self.identity(line): line for line in readable_lines(path)}
         self.commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
 
     @staticmethod

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from run import HERE, MULTIPLES, RATES, TASKS, classical
 
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.train.record import environment, read_record
 
 WORKERS = 8
@@ -58,7 +59,7 @@ def study(path, task, seeds, cells, *, measure_test):
     facts = {"commit": commit, "workers": WORKERS, "environment": environment()}
     for seed in seeds:
         for key, recipe_by_seed in cells:
-            there = path.exists() and any(line["key"] == key and line["seed"] == seed for line in read_record(path))
+            there = path.exists() and any(line["key"] == key and line["seed"] == seed for line in readable_lines(path))
             if not there:
                 recipe = recipe_by_seed(seed)
                 line = {"key": key, "seed": seed, **run(task, recipe), **facts, "recipe": recipe.to_dict()}

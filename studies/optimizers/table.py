@@ -11,8 +11,8 @@ import statistics
 from pathlib import Path
 
 from bigbatch import Recipe
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.study.grid import cell_text
-from bigbatch.train.record import read_record
 
 HERE = Path(__file__).parent
 STUDIES = HERE.parent
@@ -41,7 +41,7 @@ def cells_of(task, precision=None):
     Where there are runs whose decay follows the warm-up, those from before are left out.
     """
     cells, older = {}, {}
-    for line in read_record(HERE / f"{task.replace('/', '-')}.jsonl"):
+    for line in readable_lines(HERE / f"{task.replace('/', '-')}.jsonl"):
         key = line["key"]
         if key.get("precision") == precision:
             more = ("tuned",) if "factor" in key else (key["epochs"],) if "epochs" in key else ()

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 
 from bigbatch import Recipe, fit
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.recipe import recipe_names
-from bigbatch.train.record import environment, read_record
+from bigbatch.train.record import environment
 
 HERE = Path(__file__).parent
 
 
 def measure(name, seeds):
     recipe, path = Recipe.named(name), HERE / name / "runs.jsonl"
-    stored = [line for line in read_record(path) if Recipe.from_saved(line["recipe"]) == recipe.replace({"seed": line["seed"]})]
+    stored = [line for line in readable_lines(path) if Recipe.from_saved(line["recipe"]) == recipe.replace({"seed": line["seed"]})]
     done = {line["seed"]: line for line in stored}
     for seed in range(seeds):
         if seed not in done:

@@ -34,6 +34,7 @@ import torch
 
 from bigbatch import Diverged, Recipe, fit, plan
 from bigbatch.core.files import make_folder
+from bigbatch.core.json_lines import readable_lines
 from bigbatch.curvature import adaptive_sharpness, keskar_sharpness, path, sam_sharpness
 from bigbatch.noise.weight_distance import distance
 from bigbatch.tasks import load_task
@@ -107,7 +108,7 @@ class Study:
         self.ceiling = ceiling
         self.path, self.weights = file_of(name, out), out / "weights"
         make_folder(self.weights)
-        self.done = {identity(line["key"], line["seed"]): line for line in read_record(self.path)}
+        self.done = {identity(line["key"], line["seed"]): line for line in readable_lines(self.path)}
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
         self.facts = {"commit": commit, "environment": environment()}
 
@@ -216,7 +217,7 @@ def plot(task, out, ceiling):
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    ways = [line for line in read_record(file_of(task, out)) if "pair" in line["key"] and not line["diverged"]]
+    ways = [line for line in readable_lines(file_of(task, out)) if "pair" in line["key"] and not line["diverged"]]
     ways = [line for line in ways if line["key"]["ceiling"] == ceiling]
     if not ways:
         return

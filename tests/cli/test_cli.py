@@ -87,6 +87,19 @@ MISTAKES = {
     "missing data": (["train", "fashion_mnist/mlp", "--data", "nowhere"], "train-images-idx3-ubyte.gz not found; tried nowhere"),
     "nothing to resume": (["train", "digits/mlp", "--out", "nowhere", "--resume"], "holds no run to resume"),
     "nothing to report": (["report", "."], "holds neither a comparison nor a run"),
+    "a name too long for --out": (["train", "digits/mlp", "--out", "x" * 300], "x/last.pt: File name too long; check the path"),
+    "a name too long to report": (["report", "x" * 300], "x: File name too long; check the path"),
+    "a name too long to plan": (["plan", "x" * 300, "--global-batch", "64"], "x: File name too long; check the path"),
+    "a name too long for --data": (["train", "fashion_mnist/mlp", "--data", "x" * 300], "gz: File name too long; check --data"),
+    "a name too long for a study": (
+        ["scale", "digits/mlp", "--to", "64", "--quiet", "--out", "x" * 300],
+        "x: File name too long; choose a",
+    ),
+    "a name too long for curvature": (["curvature", "x" * 300], "x: File name too long; check the path"),
+    "a folder as a recipe": (["train", "digits/mlp", "--recipe", "/"], "recipe /: can't be read: Is a directory; check the path"),
+    "a number of 5,000 digits": (["train", "digits/mlp", "--set", "seed=" + "9" * 5000], "exceeded maximum size"),
+    "a number of 20 digits": (["train", "digits/mlp", "--set", "seed=" + "9" * 20], "should be less than 9223372036854775808"),
+    "5,000 brackets": (["train", "digits/mlp", "--set", "seed=" + "[" * 5000], "unable to parse string as an integer"),
     "unknown paper": (["papers", "lagw"], "unknown method 'lagw': did you mean 'legw'"),
 }
 

@@ -239,3 +239,37 @@ def test_gossip_knows_every_topology():
     from bigbatch.recipe.sections import Gossip
 
     assert list(get_args(Gossip.model_fields["topology"].annotation)) == list(TOPOLOGIES)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"seed = 1\n\xff", r"is damaged: not UTF-8 \(byte 0xff in line 2\)"),
+        (b"seed = " + b"9" * 5000, "not TOML: a number of more than 4,300 digits"),
+        (b"seed = " + b"[" * 5000, "not TOML: nested deeper than 100 levels"),
+        (b"a." * 5000 + b"a = 1", "nested deeper than 100 levels"),
+        (b"seed = 18446744073709551616", "a whole number of more than 64 bits"),
+        (b"self = 1", "unknown field 'self'"),
+    ],
+)
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_file_that_is_damaged(tmp_path, content, why, saved):
+    (tmp_path / "r.toml").write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"recipe .*r.toml: {why}") as error:
+        Recipe.load(tmp_path / "r.toml", saved=saved)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["3", "[]", "{ kind = [] }", "'x'"])
+@pytest.mark.parametrize("section", ["warmup", "decay"])
+def test_a_saved_schedule_of_another_type(section, value):
+    text = RESNET.to_toml().replace('combine = "sequential"\n', "")
+    head, tail = text.split("[schedule", 1)
+    with pytest.raises(RecipeError):
+        Recipe.from_saved(f"{head}[schedule]\n{section} = {value}\n[{tail.split(chr(10) + '[', 2)[-1]}")
+
+
+@pytest.mark.parametrize("field", ["seed", "budget.updates", "batch.micro_batch"])
+def test_numbers_that_no_64_bits_hold(field):
+    with pytest.raises(RecipeError, match=f"{field}.* = 9223372036854775808"):
+        RESNET.replace({"budget.epochs": None, "budget.updates": 3, field: 2**63})

@@ -1,7 +1,10 @@
+import json
+
+import pytest
+
 from bigbatch import Recipe
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import read_record
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": None, "budget.updates": 10, "batch.micro_batch": 32})
 
@@ -13,7 +16,7 @@ def test_a_finished_cell_is_not_run_again(tmp_path):
     both = run_grid(task, cells, seeds=[0], path=path, facts={"commit": "y"})
     assert both[0] == first[0]
     assert [line["commit"] for line in both] == ["x", "y"]
-    assert read_record(path) == both
+    assert [json.loads(line) for line in path.read_text().splitlines()] == both
     assert "weight_distance" not in both[0]
 
 
@@ -24,3 +27,15 @@ def test_distances_of_the_weights_come_with_the_line_if_asked_for(tmp_path):
     )
     assert [t for t, _ in line["weight_distance"]] == list(range(1, 11))
     assert line["weight_distance"][-1][1] > 0
+
+
+def test_a_damaged_line_costs_its_own_run(tmp_path):
+    path, task = tmp_path / "runs.jsonl", load_task("digits/mlp")
+    cells = [Cell({"arm": name}, RECIPE.replace({"optimizer.lr": lr})) for name, lr in (("a", 0.05), ("b", 0.1), ("c", 0.2))]
+    first = run_grid(task, cells, seeds=[0], path=path, facts={"commit": "x"})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], lines[1].replace(b'"optimizer"', b'"optimiser"'), lines[2]]))
+    with pytest.warns(UserWarning, match=r"runs.jsonl: 1 line is damaged \(line 2: .*optimizer: is missing"):
+        again = run_grid(task, cells, seeds=[0], path=path, facts={"commit": "y"})
+    assert [line["commit"] for line in again] == ["x", "y", "x"]
+    assert [line["test_score"] for line in again] == [line["test_score"] for line in first]

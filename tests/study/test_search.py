@@ -1,6 +1,11 @@
 import json
 
+import pytest
+from tests.limited_files import limited_files
+
 from bigbatch import Recipe
+from bigbatch.core.checks import OutputError
+from bigbatch.study import search as module
 from bigbatch.study.search import search
 from bigbatch.tasks import load_task
 
@@ -17,3 +22,37 @@ def test_finds_the_better_rate_on_validation_data_and_continues(tmp_path, monkey
     assert all("test" not in key for line in lines for key in line)
     monkeypatch.setattr("bigbatch.study.search.fit", None)  # nothing is left to run
     assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0, 1], out=tmp_path) == trials
+
+
+def test_damaged_lines_cost_only_their_own_runs(tmp_path, monkeypatch):
+    choices = {"optimizer.lr": [0.05, 0.1, 0.2]}
+    trials = search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path)
+    path = tmp_path / "trials.jsonl"
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b'"validation_score"', b'"validation_scare"') + third)
+    made = []
+    whole = module.fit
+    monkeypatch.setattr(module, "fit", lambda *args, **settings: made.append(args[1].optimizer.lr) or whole(*args, **settings))
+    with pytest.warns(UserWarning, match=r"trials.jsonl: 1 line is damaged \(line 2: no 'validation_score'\), 2 can be read and are kept"):
+        assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path) == trials
+    assert made == [0.1]
+    assert [json.loads(line)["settings"]["optimizer.lr"] for line in path.read_bytes().splitlines()] == [0.05, 0.2, 0.1]
+
+
+def test_a_run_after_one_that_was_killed_while_it_wrote(tmp_path, monkeypatch):
+    choices = {"optimizer.lr": [0.1, 0.2]}
+    trials = search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path)
+    path = tmp_path / "trials.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path) == trials
+    monkeypatch.setattr("bigbatch.study.search.fit", None)  # what was run again is found again
+    assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path) == trials
+
+
+def test_a_full_disk_leaves_the_lines_before(tmp_path):
+    task = load_task("digits/mlp")
+    search(task, RECIPE, {"optimizer.lr": [0.1]}, seeds=[0], out=tmp_path)
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    with limited_files(len(before) + 5), pytest.raises(OutputError, match=r"trials.jsonl: File too large; its earlier lines are intact"):
+        search(task, RECIPE, {"optimizer.lr": [0.1, 0.2]}, seeds=[0], out=tmp_path)
+    assert (tmp_path / "trials.jsonl").read_bytes() == before

@@ -50,13 +50,16 @@ def test_a_folder_that_can_not_be_made(tmp_path):
 
 
 def test_a_disk_that_fills_up_is_told_once(tmp_path):
-    events = Events(tmp_path, 0)
     with limited_files(200), pytest.warns(UserWarning, match="can't write TensorBoard's events: File too large; the run goes on") as told:
-        for i in range(1000):
-            events.add_scalar("train/loss", 1.0, i)
-        events.flush()
-        events.close()
+        write_many(Events(tmp_path, 0))
     assert len(told) == 1
+
+
+def write_many(events):
+    for i in range(1000):
+        events.add_scalar("train/loss", 1.0, i)
+    events.flush()
+    events.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system; the test above covers the same path")

@@ -126,6 +126,18 @@ def stored_lines(path: Path, check: Callable[[dict[str, Any]], object], *, write
     return lines.values
 
 
+def readable_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line that is JSON; a warning says what is not. Nothing is written.
+
+    Raises:
+        InputError: If the file is there and can't be read.
+    """
+    lines = read_lines(path, dict)
+    if lines.damaged:
+        warnings.warn(f"{path}: {lines.loss()}", stacklevel=2)
+    return lines.values
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Add a line, whole or not at all.
 

@@ -71,7 +71,7 @@ class Recipe(Section):
     augmentation: Augmentation | None = None
     curvature: Curvature | None = None
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:

@@ -93,9 +93,11 @@ def check_clock(clock: Clock, recipe: Recipe) -> None:
     Raises:
         Misfit: If it is beyond the run's end, or between two updates.
     """
-    planned = recipe.batch.rule is None and recipe.comm.kind != "parameter_server"
-    samples = min(clock.updates * recipe.batch.global_batch, recipe.total_samples)
-    if (planned and clock.samples != samples) or bool(clock.samples) != bool(clock.updates):
+    rule, total = recipe.batch.rule, recipe.total_samples
+    planned = rule is None and recipe.comm.kind != "parameter_server"
+    wrong = planned and clock.samples != min(clock.updates * recipe.batch.global_batch, total)
+    beyond = clock.samples > total and (rule is None or rule.kind != "adascale")  # whose end is counted in other samples
+    if wrong or beyond or bool(clock.samples) != bool(clock.updates):
         raise Misfit(f"progress.0 = {clock.updates:,} updates and {clock.samples:,} samples: the recipe never stands there")
 
 
@@ -166,7 +168,7 @@ def _check_group(name: str, saved: Mapping[str, Any], own: Mapping[str, Any], *,
         wanted = own["lr"] if key == "initial_lr" else own.get(key)  # the peak rate; `lr` itself is set before each step
         if key not in saved or (key not in own and key != "initial_lr"):
             if not flag:
-                raise Misfit(f"{name}: {'no' if key in own else 'unknown'} {key}")
+                raise Misfit(f"{name}: {'unknown' if key in saved else 'no'} {key}")
         elif key == "lr" and not (_is_number(saved[key]) or isinstance(saved[key], Tensor)):
             raise Misfit(f"{name}.lr = {saved[key]!r:.60}: must be a number")
         elif key != "lr" and not _same(saved[key], wanted):

@@ -149,7 +149,7 @@ def fit(
             hooks: dict[str, Any] = {"device": ranks.device, "passing": comm.passing, "passed": control.passed}
             return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, precision=recipe.precision, **hooks)
 
-        record = ranks.together(lambda: Record(folder, clock, tensorboard=tensorboard, ranks=ranks))
+        record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
         ranks.together(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch, clock))
@@ -160,7 +160,8 @@ def fit(
         show = Display(title or task.name, total=total, start=start, epoch=recipe.num_train_samples, quiet=quiet)
         try:
             with interruptible() as interrupt, all_saved(comm), show:
-                keep_recipe(folder, recipe)
+                ranks.together(lambda: keep_recipe(folder, recipe))
+                ranks.together(record.open)
                 if not record.begun:
                     groups = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     record.start(recipe, task=task.name, micro_batch=micro_batch, workers=everyone.world_size, groups=groups)

@@ -7,7 +7,7 @@ import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -45,9 +45,6 @@ class Record:
 
     Attributes:
         begun: Whether the first line is there, or none is wanted.
-
-    Raises:
-        UserError: If the record can't be read, repaired or written.
     """
 
     def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool, ranks: Ranks = ALONE) -> None:
@@ -56,18 +53,25 @@ class Record:
         self._clock = clock
         self._pending: list[_Pending] = []
         self._ranks = ranks
-        self._path: Path | None = None
+        self._path = folder / "record.jsonl" if folder is not None else None
+        self._tensorboard = tensorboard
         self._file: IO[str] | None = None
         self._failure: OSError | None = None
         self._events: Events | None = None
-        if folder is not None:
-            self._path = folder / "record.jsonl"
-            self._take_up(self._path, clock)
-            if tensorboard:
-                self._events = Events(folder / "tensorboard", clock.updates)
+
+    def open(self) -> Self:
+        """Cut an earlier attempt's lines where the run goes on, repair them where they need to be, and begin to write.
+
+        Raises:
+            UserError: If the record can't be read, repaired or written.
+        """
+        if self._path is not None:
+            self._take_up(self._path, self._clock)
+            if self._tensorboard:
+                self._events = Events(self._path.with_name("tensorboard"), self._clock.updates)
+        return self
 
     def _take_up(self, path: Path, clock: Clock) -> None:
-        """Cut the record where the run goes on; repair it before, where it needs to be."""
         lines = read_record_lines(path)
         damaged = repair(path, lines) if clock.updates else None
         kept = [line for line in lines.values if not _comes_after(line, clock)] if clock.updates else []

@@ -118,6 +118,7 @@ def serve_run(
                 if isinstance(comm, Spread):
                     comm.begin(optimizer, ledger)
                 keep_recipe(folder, recipe)
+                record.open()
                 if not record.begun:
                     facts: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
                     facts["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
