@@ -13,10 +13,11 @@ from tests.limits import LIMIT_S
 class Job:
     """Start one; `command` follows `bigbatch train`."""
 
-    def __init__(self, out, *command, cwd):
+    def __init__(self, out, *command, cwd, **environment):
         self.out = Path(out)
         arguments = [sys.executable, "-m", "bigbatch", "train", *command, "--out", str(out)]
-        self.process = subprocess.Popen(arguments, cwd=cwd, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = subprocess.Popen(arguments, cwd=cwd, stderr=subprocess.PIPE, text=True, env=environment)
 
     def lines(self):
         path = self.out / "record.jsonl"
@@ -31,9 +32,8 @@ class Job:
             time.sleep(0.05)
 
     def workers(self):
-        """(worker, its launcher), process numbers."""
-        found = [(pid, parent) for pid, parent, command in descendants(self.process.pid) if "train" in command and is_worker(command)]
-        return sorted(found)
+        """Process numbers of the workers, which the launcher forks in the order of their ranks."""
+        return sorted(pid for pid, parent, _ in descendants(self.process.pid) if parent == self.process.pid)
 
     def end(self, timeout_s=LIMIT_S):
         """Exit code and what was said."""
@@ -43,10 +43,6 @@ class Job:
             self.process.kill()
             raise
         return self.process.returncode, said
-
-
-def is_worker(command):
-    return command[1:3] == ["-m", "bigbatch"] and "--workers" not in command
 
 
 def processes():

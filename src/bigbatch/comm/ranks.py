@@ -16,15 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigbatch.comm.launch import JOB, watch_launcher
+from bigbatch.comm.launch import JOB, TIMEOUT_S, watch_launcher
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
-TIMEOUT_S = 120.0
-"""How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
-noticed at once."""
-
 STORE = "BIGBATCH_STORE"
 """Environment variable: URL of a Redis server at which the workers meet, instead of at MASTER_ADDR."""
 

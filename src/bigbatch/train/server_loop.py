@@ -68,7 +68,7 @@ def serve_run(
     Raises:
         UserError: If the task, recipe, data, checkpoint, folder or address can't be used.
         Diverged: If the loss or the weights stop being finite.
-        Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
+        Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
     with joined(device=device) as ranks:
         asked = resume
@@ -115,7 +115,7 @@ def serve_run(
         result: Result | None = None
         show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
         try:
-            with interruptible() as interrupt, show:
+            with interruptible(out) as interrupt, show:
                 if isinstance(comm, Spread):
                     comm.begin(optimizer, ledger)
                 if clock.updates == 0:
