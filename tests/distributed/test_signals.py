@@ -97,55 +97,42 @@ def test_a_closed_terminal(tmp_path, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, way):
-    """The first is not heard: the run is held up in an endless batch, or a worker of it is stopped."""
-    out = tmp_path / "run"
-    (tmp_path / "slow.py").write_text(SLOW)
-    command = [sys.executable, str(tmp_path / "slow.py"), "train", *LONG, *WAYS[way], "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
-    try:
-        end = time.monotonic() + LIMIT_S
-        while not (tmp_path / "held").exists():
-            assert time.monotonic() < end
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        while process.poll() is None:  # within a second two are one, so it is pressed until it is heard
-            assert time.monotonic() < end
-            time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
-        said = process.communicate()[1]
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, said
+    """The first is not heard: the run is held up in a callback, or its first worker or server is stopped."""
+    if way == "alone":
+        (tmp_path / "held.py").write_text(HELD)
+        job = Job(tmp_path / "run", *LONG, cwd=tmp_path, program=[str(tmp_path / "held.py")])
+    else:
+        job = Job(tmp_path / "run", *LONG, *WAYS[way], cwd=tmp_path)
+    job.wait_for_updates(20)
+    if way != "alone":
+        os.kill(job.workers()[0], signal.SIGSTOP)
+    end = time.monotonic() + LIMIT_S
+    while job.process.poll() is None:  # within a second two are one, so it is pressed until it is heard
+        assert time.monotonic() < end
+        job.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    code, said = job.end()
+    assert code == 130, said
     (line,) = re.findall("interrupted.*", said)
-    assert line.startswith(f"interrupted: stopped at once; saved up to update {last_saved(out)} in {out}; go on with ")
+    assert line.startswith(f"interrupted: stopped at once; saved up to update {last_saved(job.out)} in {job.out}; go on with ")
     assert line.endswith("--resume")
     assert "Traceback" not in said
-    assert left_behind(out) == []
+    assert left_behind(job.out) == []
 
 
-SLOW = """
-import os, runpy, sys, time
-import bigbatch.train.checkpoint as checkpoint
-import bigbatch.train.interrupt as interrupt
-from pathlib import Path
+HELD = """
+import runpy, time
+import bigbatch.train.loop as loop
 
-if __name__ == "__main__":
-    save, saves = checkpoint.save_checkpoint, []
+class Held(loop.Pulse):
+    def beat(self, **asked):
+        found = super().beat(**asked)
+        while asked["interrupted"]:
+            time.sleep(0.05)
+        return found
 
-    def hold(path, **settings):
-        save(path, **settings)
-        saves.append(path)
-        if len(saves) == 3:
-            Path("held").touch()
-            while True:
-                time.sleep(0.05)
-
-    checkpoint.save_checkpoint = hold
-    sys.argv = ["bigbatch", *sys.argv[1:]]
-    runpy.run_module("bigbatch", run_name="__main__")
+loop.Pulse = Held
+runpy.run_module("bigbatch", run_name="__main__")
 """
 
 

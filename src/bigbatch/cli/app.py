@@ -49,10 +49,10 @@ def main() -> None:
     if "--debug" in sys.argv:
         os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        with caught(interrupt):
+    with caught(interrupt):
+        try:
             app()
-    except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
-    except Exception as error:
-        leave(explain(error))
+        except SystemExit as end:
+            leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        except Exception as error:
+            leave(explain(error))

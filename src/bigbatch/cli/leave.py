@@ -1,13 +1,15 @@
 """How the program ends: by an error, by a signal, with which exit code."""
 
+import math
 import os
 import signal
 import sys
 from typing import NoReturn
 
-from bigbatch.comm.launch import LAUNCHER
+from bigbatch.comm.launch import LAUNCHER, TWICE_S
 from bigbatch.comm.role import ROLE
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
+from bigbatch.core.signals import seconds_since_the_last
 
 
 def interrupt(number: int) -> None:
@@ -16,14 +18,19 @@ def interrupt(number: int) -> None:
     Raises:
         KeyboardInterrupt: Of which typer makes exit code 130.
     """
+    if (since_s := seconds_since_the_last()) < math.inf:  # it is on its way out, and says so
+        if since_s > TWICE_S:
+            os._exit(130)
+        return
     if os.environ.get("RANK", "0") == "0":
         os.write(2, f"interrupted ({signal.Signals(number).name}): nothing more was saved\n".encode())  # print can't interrupt a print
     raise KeyboardInterrupt
 
 
 def leave(code: int) -> NoReturn:
-    """Leave; a worker without waiting for libraries to take themselves apart, which with gloo may hang or abort."""
-    if "RANK" in os.environ:
+    """Leave; a worker, or who was interrupted, without waiting for libraries to take themselves apart: with gloo that may hang or abort."""
+    if "RANK" in os.environ or code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would show a traceback
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

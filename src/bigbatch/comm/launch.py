@@ -206,12 +206,14 @@ class _Job:
         codes: dict[int, int] = {}
         told: set[int | None] = set()
         began = 0.0
-        while alive := [rank for rank, process in enumerate(processes) if process.exitcode is None]:
+        while True:
+            now = {rank: process.exitcode for rank, process in enumerate(processes)}
+            ended = [(rank, code) for rank, code in now.items() if code and rank not in codes]
+            codes |= sorted(ended, key=lambda item: item[1] == LOST)  # what was seen at once: who died, before those that lost it
+            alive = [rank for rank, code in now.items() if code is None]
+            if not alive or self.at_once:
+                return _End(codes, [], halted=False)
             connection.wait([processes[rank].sentinel for rank in alive], LOOK_S)
-            ended = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode and rank not in codes}
-            codes |= sorted(ended.items(), key=lambda item: item[1] == LOST)  # type: ignore[arg-type]
-            if self.at_once:
-                break
             if self.stopped_at:
                 for process in processes:
                     if process.exitcode is None and process.pid not in told:
@@ -226,7 +228,6 @@ class _Job:
                 return _End(codes, alive, halted=True)
             if passed_s > (SPEAK_S if 0 in alive and next(iter(codes.values())) in SAID else GRACE_S):
                 return _End(codes, alive, halted=False)
-        return _End(codes, [], halted=False)
 
     def _stop(self, number: int) -> None:
         """Workers save and end, as they are told by `_watch`; at a second Ctrl-C they just end."""

@@ -3,20 +3,27 @@
 Ctrl-C (SIGINT), SIGTERM, SIGHUP of a terminal that was closed, and SIGUSR1, by which Slurm warns of a time limit (`--signal=USR1@60`).
 """
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_received: set[int] = set()
+_received: dict[int, float] = {}  # when the last of each came
 
 
 def was_received(number: int) -> bool:
     """Whether this process has caught that signal."""
     return number in _received
+
+
+def seconds_since_the_last() -> float:
+    """Seconds since this process has caught any of them; infinity if it hasn't."""
+    return time.monotonic() - max(_received.values(), default=-math.inf)
 
 
 @contextmanager
@@ -36,8 +43,11 @@ def caught(handle: Callable[[int], None]) -> Iterator[None]:
             os._exit(128 + number)
         if number == signal.SIGHUP:
             _let_go_of(terminals)
-        _received.add(number)
-        handle(number)
+        handled_at = time.monotonic()
+        try:
+            handle(number)
+        finally:
+            _received[number] = handled_at
 
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     before = {number: signal.signal(number, on_signal) for number in STOPS if number != signal.SIGHUP or not ignored}

@@ -26,11 +26,12 @@ def interruptible(out: str | Path | None = None) -> Iterator[threading.Event]:
         Interrupted: At the second Ctrl-C, wherever the run is.
     """
     asked = threading.Event()
-    when = 0.0
+    when, ended = 0.0, False
 
     def ask(number: int) -> None:
-        nonlocal when
-        if number == signal.SIGINT and asked.is_set() and time.monotonic() - when > TWICE_S and LAUNCHER not in os.environ:
+        nonlocal when, ended
+        if number == signal.SIGINT and asked.is_set() and time.monotonic() - when > TWICE_S and LAUNCHER not in os.environ and not ended:
+            ended = True
             raise KeyboardInterrupt
         when = when or time.monotonic()
         asked.set()
