@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bigbatch.comm.deaths import how_it_ended, is_stopped, oom_kills, these
 from bigbatch.core.checks import UserError
@@ -133,7 +133,8 @@ class _Job:
 
     def __init__(self, run: Callable[[], None], workers: Workers, saved: Saved) -> None:
         self.run_worker, self.asked, self.saved = run, workers, saved
-        self.context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # no user's code has run in here
+        kind = "fork" if sys.platform == "linux" else "spawn"
+        self.context: Any = multiprocessing.get_context(kind)  # nothing of the user's, no thread and no GPU was started in here
         self.stopped_at, self.at_once = 0.0, False
         self.oom_kills = oom_kills()
 
