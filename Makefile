@@ -70,6 +70,7 @@ bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (r
 	$(BIN)/python benchmarks/slow_links.py --table > benchmarks/slow_links.md
 	$(BIN)/python benchmarks/simulate_links.py
 	$(BIN)/python benchmarks/kill_workers.py
+	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/parameter_server.py
 	$(BIN)/python benchmarks/kill_server.py
 

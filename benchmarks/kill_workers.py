@@ -2,9 +2,9 @@
 
     python benchmarks/kill_workers.py [--times 20] [--kinds worker first all stop]
 
-    worker    a worker of `--workers 2:3` is killed with SIGKILL: the group forms anew
+    worker    a worker of `--workers 2:3` is killed with SIGKILL: the run goes on with two
     first     the same for the first worker, which writes the checkpoints
-    agent     a worker and its launcher are killed: the run goes on with two
+    both      two of three are killed: one is replaced, since two were asked for at least
     all       all workers of `--workers 2` are killed; `--resume` then ends in the weights of a run that was never stopped, bit for bit
     stop      SIGTERM to `--workers 2`: exit code 130 and a checkpoint of the last update
 
@@ -37,7 +37,7 @@ from tests.distributed.jobs import Job, left_behind
 PATH = Path(__file__).with_suffix(".json")
 EPOCHS, UPDATES = 40, 1622
 COMMAND = ["digits/mlp", "--set", f"budget.epochs={EPOCHS}", "--set", "batch.micro_batch=16", "--save-every", "1", "--quiet"]
-WORKERS = {"worker": "2:3", "first": "2:3", "agent": "2:3", "all": "2", "stop": "2"}
+WORKERS = {"worker": "2:3", "first": "2:3", "both": "2:3", "all": "2", "stop": "2"}
 
 
 def weights(out):
@@ -52,10 +52,8 @@ def attempt(kind, number, folder, whole):
     at = chance.randrange(20, UPDATES * 3 // 4)
     job.wait_for_updates(at)
     workers = job.workers()
-    victims = {"worker": workers[1:2], "agent": workers[1:2], "first": workers[:1], "all": workers, "stop": []}[kind]
-    for worker, launcher in victims:
-        if kind == "agent":
-            os.kill(launcher, signal.SIGKILL)
+    victims = {"worker": workers[1:2], "both": workers[1:], "first": workers[:1], "all": workers, "stop": []}[kind]
+    for worker in victims:
         os.kill(worker, signal.SIGKILL)
     if kind == "stop":
         job.process.send_signal(signal.SIGTERM)

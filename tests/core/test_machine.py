@@ -6,7 +6,8 @@ import torch
 
 from bigbatch.core import machine
 from bigbatch.core.checks import OutputError
-from bigbatch.core.machine import disk_speed, look_at_machine, matmul_gflops, usable_cores
+from bigbatch.core.cores import usable_cores
+from bigbatch.core.machine import disk_speed, look_at_machine, matmul_gflops
 
 
 class Clock:
@@ -42,8 +43,8 @@ def test_facts():
     ("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("9900000 100000", 8), ("", 8)]
 )
 def test_cores_are_those_of_the_affinity_and_the_quota(monkeypatch, tmp_path, quota, cores):
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("bigbatch.core.cores.CPU_QUOTA", tmp_path / "cpu.max")
     assert usable_cores() == 8
     (tmp_path / "cpu.max").write_text(quota)
     assert usable_cores() == cores

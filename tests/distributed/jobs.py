@@ -11,12 +11,13 @@ from tests.limits import LIMIT_S
 
 
 class Job:
-    """Start one; `command` follows `bigbatch train`."""
+    """Start one; `command` follows `bigbatch train`, or another program's `train`."""
 
-    def __init__(self, out, *command, cwd):
+    def __init__(self, out, *command, cwd, program=("-m", "bigbatch"), **environment):
         self.out = Path(out)
-        arguments = [sys.executable, "-m", "bigbatch", "train", *command, "--out", str(out)]
-        self.process = subprocess.Popen(arguments, cwd=cwd, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        arguments = [sys.executable, *program, "train", *command, "--out", str(out)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = subprocess.Popen(arguments, cwd=cwd, stderr=subprocess.PIPE, text=True, env=environment)
 
     def lines(self):
         path = self.out / "record.jsonl"
@@ -24,16 +25,18 @@ class Job:
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
     def wait_for_updates(self, number, timeout_s=LIMIT_S):
+        self.wait_for(lambda: sum(line["kind"] == "update" for line in self.lines()) >= number, timeout_s)
+
+    def wait_for(self, condition, timeout_s=LIMIT_S):
         end = time.monotonic() + timeout_s
-        while sum(line["kind"] == "update" for line in self.lines()) < number:
-            assert time.monotonic() < end, f"no {number} updates within {timeout_s} s"
+        while not condition():
+            assert time.monotonic() < end, f"not within {timeout_s} s"
             assert self.process.poll() is None, f"the job ended: {self.process.stderr.read()}"
             time.sleep(0.05)
 
     def workers(self):
-        """(worker, its launcher), process numbers."""
-        found = [(pid, parent) for pid, parent, command in descendants(self.process.pid) if "train" in command and is_worker(command)]
-        return sorted(found)
+        """Process numbers of the workers, which the launcher forks in the order of their ranks."""
+        return sorted(pid for pid, parent, _ in descendants(self.process.pid) if parent == self.process.pid)
 
     def end(self, timeout_s=LIMIT_S):
         """Exit code and what was said."""
@@ -43,10 +46,6 @@ class Job:
             self.process.kill()
             raise
         return self.process.returncode, said
-
-
-def is_worker(command):
-    return command[1:3] == ["-m", "bigbatch"] and "--workers" not in command
 
 
 def processes():

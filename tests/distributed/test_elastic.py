@@ -36,18 +36,16 @@ def assert_whole(job, straight):
     assert left_behind(job.out) == []
 
 
-@pytest.mark.parametrize("victim", ["worker", "first worker", "worker and launcher"])
-def test_the_group_forms_anew(tmp_path, straight, victim):
+@pytest.mark.parametrize("victims", [[1], [0], [0, 2]])
+def test_the_group_forms_anew(tmp_path, straight, victims):
     job = Job(tmp_path / "run", *LONG, "--workers", "2:3", cwd=tmp_path)
     job.wait_for_updates(200)
-    worker, launcher = job.workers()[0 if victim == "first worker" else 1]
-    os.kill(worker, signal.SIGKILL)
-    if victim == "worker and launcher":
-        os.kill(launcher, signal.SIGKILL)
+    workers = job.workers()
+    for rank in victims:
+        os.kill(workers[rank], signal.SIGKILL)
     code, said = job.end()
     assert code == 0, said
-    left = 2 if victim == "worker and launcher" else 3
-    assert f"with {left} workers" in said
+    assert said.count("with 2 workers") == 1
     assert_whole(job, straight)
 
 
@@ -55,9 +53,7 @@ def test_gossip_goes_on_with_the_workers_that_are_left(tmp_path):
     """A ring of three becomes one of two, whose weights are those of the new graph; all start from the last average."""
     job = Job(tmp_path / "run", *LONG, "--workers", "2:3", "--comm", "gossip", "--topology", "ring", cwd=tmp_path)
     job.wait_for_updates(200)
-    worker, launcher = job.workers()[1]
-    os.kill(worker, signal.SIGKILL)
-    os.kill(launcher, signal.SIGKILL)
+    os.kill(job.workers()[1], signal.SIGKILL)
     code, said = job.end()
     assert code == 0, said
     assert "with 2 workers" in said
@@ -73,7 +69,7 @@ def test_all_are_killed_and_the_run_is_resumed_bit_for_bit(tmp_path, straight):
     assert whole.end()[0] == 0
     job = Job(tmp_path / "run", *LONG, "--workers", "3", cwd=tmp_path)
     job.wait_for_updates(300)
-    for worker, _ in job.workers():
+    for worker in job.workers():
         os.kill(worker, signal.SIGKILL)
     assert job.end()[0] == 4
     assert left_behind(job.out) == []
@@ -103,16 +99,4 @@ def test_workers_do_not_outlive_their_launcher(tmp_path):
     job.wait_for_updates(100)
     job.process.kill()
     job.end()
-    assert left_behind(job.out) == []
-
-
-def test_too_few_left_ends_the_job(tmp_path):
-    job = Job(tmp_path / "run", *LONG, "--workers", "2:3", cwd=tmp_path)
-    job.wait_for_updates(100)
-    for worker, launcher in job.workers()[:2]:
-        os.kill(launcher, signal.SIGKILL)
-        os.kill(worker, signal.SIGKILL)
-    code, said = job.end()
-    assert code == 4, said
-    assert "lost: 1 workers left, fewer than 2; go on with --resume" in said
     assert left_behind(job.out) == []

@@ -1,11 +1,16 @@
 """A parameter server and its workers as processes of `bigbatch train --workers`: they die, and the run goes on."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from tests.cli.command import bigbatch
 from tests.distributed.jobs import Job, descendants, left_behind
 from tests.limits import LIMIT_S
 
@@ -54,6 +59,15 @@ def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
     code, said = job.end()
     assert code == 0, said
     assert said.count("the server goes on after update") == 3
+    lost = [line for line in said.splitlines() if line.startswith("lost: ")]
+    killed = "was killed by SIGKILL (from outside, or out of memory: the kernel's log tells); starting it again"
+    assert [line.partition(" was killed")[0] for line in lost] == [
+        "lost: parameter server 0 of 2",
+        "lost: worker 1 of 3",
+        "lost: parameter server 1 of 2",
+        "lost: parameter server 0 of 2",
+    ]
+    assert all(killed in line for line in lost)
     assert "test accuracy" not in said  # that is for stdout
     assert_whole(job)
 
@@ -77,3 +91,63 @@ def test_a_polite_stop_a_resume_with_fewer_and_no_orphans(tmp_path):
     job.process.kill()
     job.end()
     assert left_behind(job.out) == []
+
+
+def test_a_worker_that_ends_in_an_error_of_the_task_is_counted(tmp_path):
+    """The others do its part, and the exit code tells."""
+    (tmp_path / "task.py").write_text(FAILING)
+    bigbatch("plan", "digits/mlp", "--global-batch", "32", "--out", "recipe.toml", cwd=tmp_path)
+    command = ["task:Failing", "--recipe", "recipe.toml", "--quiet", "--comm", "parameter_server", "--out", "run", "--workers"]
+    found = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = bigbatch("train", *command, "2", cwd=tmp_path, expect=5, **found)
+    assert done.stderr.splitlines() == [
+        "worker 1: unexpected RuntimeError: no such thing; this is a bug in bigbatch or in the task: --debug shows the traceback",
+        "lost: worker 1 of 2 ended with exit code 1; going on with 1",
+        "lost: done, but 1 of 2 workers ended too early (worker 1); the others did their part",
+    ]
+    assert "test accuracy" in done.stdout
+    end = json.loads((tmp_path / "run" / "record.jsonl").read_text().splitlines()[-1])
+    assert end["applied"] == [[0, end["samples"]]]
+    command[command.index("run")] = "range"
+    done = bigbatch("train", *command, "1:2", cwd=tmp_path, expect=0, **found)  # asked for no more than one
+    assert "done, but" not in done.stderr
+
+
+FAILING = """
+import os
+from bigbatch.tasks.digits_mlp import DigitsMLP
+
+class Failing(DigitsMLP):
+    calls = 0
+
+    def losses(self, outputs, targets):
+        self.calls += 1
+        if self.calls > 20 and os.environ.get("BIGBATCH_ROLE") == "worker:1":
+            raise RuntimeError("no such thing")
+        return super().losses(outputs, targets)
+"""
+
+
+def test_stopped_servers_and_workers_are_named_and_started_again(tmp_path):
+    job = Job(tmp_path / "run", *LONG, "--save-every", "0.3", "--workers", "2", cwd=tmp_path, BIGBATCH_TIMEOUT_S="5")
+    for at, role in ((100, "worker:1"), (400, "server:0")):
+        job.wait_for_updates(at)
+        stopped = processes(job)[role]
+        os.kill(stopped, signal.SIGSTOP)
+        job.wait_for(lambda role=role, stopped=stopped: processes(job).get(role, stopped) != stopped)
+    code, said = job.end()
+    assert code == 0, said
+    assert "lost: worker 1 of 2 was stopped (SIGSTOP, or a debugger) for 5 s (BIGBATCH_TIMEOUT_S); starting it again" in said
+    assert "lost: the parameter server was stopped (SIGSTOP, or a debugger) for 5 s (BIGBATCH_TIMEOUT_S); starting it again" in said
+    assert_whole(job)
+
+
+def test_a_server_without_a_folder_ends_the_job(tmp_path):
+    command = [sys.executable, "-m", "bigbatch", "train", *LONG, "--quiet", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    job = SimpleNamespace(process=process)
+    kill(job, "server:0")
+    said = process.communicate(timeout=LIMIT_S)[1]
+    assert process.returncode == 4
+    reason = "from outside, or out of memory: the kernel's log tells"
+    assert said == f"lost: the parameter server was killed by SIGKILL ({reason}); nothing was saved: no --out was given\n"

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from bigbatch import Recipe, fit
-from bigbatch.comm.launch import JOB
 from bigbatch.core.checks import CheckpointError, InputError, OutputError, RecipeError
 from bigbatch.train.result import Result
 
@@ -88,6 +87,6 @@ def test_a_result_that_no_file_tells_the_recipe_of(tmp_path):
 def test_the_file_of_a_job_that_is_damaged_is_another_job_s(tmp_path, monkeypatch):
     fit("digits/mlp", SHORT, out=tmp_path, **QUIET)
     (tmp_path / "job").write_bytes(b"\xff\xfe")
-    monkeypatch.setenv(JOB, "a-job")
+    monkeypatch.setenv("BIGBATCH_JOB", "a-job")
     with pytest.raises(OutputError, match="already holds a run; continue it with --resume"):
         fit("digits/mlp", SHORT, out=tmp_path, **QUIET)

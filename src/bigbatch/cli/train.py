@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bigbatch.cli import settings as s
+from bigbatch.cli.requeue import requeued
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.cli.workers import launch_workers
 from bigbatch.core.checks import UserError
@@ -25,6 +26,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     save_every_s: Annotated[float, typer.Option("--save-every", help="Least seconds between checkpoints.")] = 30.0,
     keep: Annotated[bool, typer.Option("--keep-checkpoints", help="One of every evaluation, for `bigbatch curvature`.")] = False,
+    requeue: Annotated[bool, typer.Option("--requeue", help="Under Slurm: after SIGUSR1, queue the job again.")] = False,
     workers: Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers on this machine.")] = None,
     comm: s.CommKind = None,
     topology: s.TopologyName = None,
@@ -41,7 +43,8 @@ def train(
         raise UserError(f"--set plan.{next(iter(overrides))}: there is no plan without --global-batch; leave out plan.")
     chosen = s.find_recipe(task, recipe, s.settings_of(comm, topology, sets))
     if workers is not None:
-        raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
+        with requeued(requeue, out=out):
+            raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
     speaks = own_rank() == 0
     quiet = quiet or not speaks
     from bigbatch.cli.tables import console, show_plan
@@ -58,7 +61,9 @@ def train(
     from bigbatch.train import fit
 
     loaded = load_task(task, data=data)
-    result = fit(loaded, chosen, out=out, resume=resume, save_every_s=save_every_s, keep_checkpoints=keep, quiet=quiet, compile=compiled)
+    options: dict[str, Any] = {"save_every_s": save_every_s, "keep_checkpoints": keep, "quiet": quiet, "compile": compiled}
+    with requeued(requeue, out=out):
+        result = fit(loaded, chosen, out=out, resume=resume, **options)
     if not speaks:
         return
     mean = result.samples / result.updates

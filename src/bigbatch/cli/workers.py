@@ -1,15 +1,21 @@
 """`--workers`: the same command as several processes of this machine."""
 
+import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 from bigbatch.core.checks import UserError
+
+IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.loop", "torch._dynamo", "torch.utils.tensorboard")
+"""What every worker would import, some of it late (torch's optimizers at the first step) and all of it slowly."""
 
 
 def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     """Start this same command as several workers; returns the exit code."""
     from bigbatch.comm.launch import Workers, launch
     from bigbatch.comm.supervisor import supervise
+    from bigbatch.core.saved import Saved
 
     workers = Workers.parse(text)
     if workers.elastic and out is None:
@@ -17,4 +23,24 @@ def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     i = next(i for i, argument in enumerate(sys.argv) if argument.partition("=")[0] == "--workers")
     rest = sys.argv[i + (1 if "=" in sys.argv[i] else 2) :]
     command = [*sys.argv[1:i], *rest]
-    return supervise(command, workers, num_servers=servers, resumes=out is not None) if servers else launch(command, workers)
+    saved = Saved(out, [*program(), *sys.argv[1:]])
+    if servers:
+        return supervise(command, workers, saved, num_servers=servers)
+    return launch(partial(_run, command), workers, saved, prepare=_prepare)
+
+
+def program() -> list[str]:
+    """How this program was called: `bigbatch`, or `python -m bigbatch`."""
+    return ["python", "-m", "bigbatch"] if Path(sys.argv[0]).name == "__main__.py" else ["bigbatch"]
+
+
+def _prepare() -> None:
+    for name in IMPORTS:
+        importlib.import_module(name)
+
+
+def _run(command: list[str]) -> None:
+    from bigbatch.cli.app import main
+
+    sys.argv = [sys.argv[0], *command]
+    main()

@@ -1,38 +1,51 @@
-"""Start workers on this machine by torch's elastic launcher; `torchrun ... -m bigbatch train ...` does the same by hand, on several.
+"""Start workers on this machine, and see them through: who died, of what, and how the run goes on.
 
-A fixed number of workers is one elastic agent. A range "2:4" is as many agents as the larger number, each with one worker, that meet at
-a store in this process: when a worker or its agent is lost, those left form a new group and go on from the last checkpoint.
+`torchrun -m bigbatch train ...` does the starting on several machines. On one, its elastic agents were used before: they looked for one
+another once a second, each brought torch along, killed a worker 30 s after asking it to save, and didn't say who had died. Here the
+launcher imports torch and the trainer once, and workers are forked from it, in a second where an interpreter of their own took five.
+
+A fixed number of workers ends when one of them dies. With a range "2:4", the larger number is started; when some die, the run goes on at
+once from its last checkpoint with those that are left, or with the smaller number, for which dead ones are replaced.
 """
 
-import logging
+import contextlib
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from bigbatch.comm.deaths import how_it_ended, is_stopped, oom_kills, these
 from bigbatch.core.checks import UserError
-from bigbatch.core.files import write_atomically
+from bigbatch.core.cores import usable_cores
+from bigbatch.core.environment import JOB, LAUNCHER, read_variable, timeout_s
+from bigbatch.core.saved import Saved
+from bigbatch.core.signals import STOPS, caught
 
-MAX_RESTARTS = 20
+MOST_IN_VAIN = 10
+"""Times in a row that the group may be started anew without a checkpoint in between."""
+LOOK_S = 0.05
 GRACE_S = 4.0
-"""Seconds that agents have to end once the job has."""
-JOB = "BIGBATCH_JOB"
-"""Environment variable: name of the job; a worker that is started anew for the same job goes on by itself."""
-OUTCOME = "BIGBATCH_OUTCOME"
-"""Environment variable: file in which workers leave the exit code of the job. A job that ended by itself, in a divergence say, is not
-started again."""
+"""Seconds that workers have to end once the job has."""
+SPEAK_S = 30.0
+"""Seconds that the first worker has to say why, where another ended first."""
+TWICE_S = 1.0
+"""A terminal's Ctrl-C reaches launcher and workers alike, and is handed on besides: within this, it is one."""
 
-LAUNCHER = "BIGBATCH_LAUNCHER"
-"""Environment variable: number of the process that started this one; it may be gone before this one can look."""
+THREADS = "OMP_NUM_THREADS"
+SAID = (1, 2, 3, 130)
+"""Exit codes of a worker that ended by itself and has said why; the job ends with it."""
+LOST = 4
+"""Exit code of a worker that lost others, and of a job that lost workers."""
+STOPPED = ({-number for number in STOPS} | {128 + number for number in STOPS}) - set(SAID)
+"""Exit codes of processes that were asked to stop before they could do so by themselves."""
 _watched = False
 
 
@@ -67,96 +80,170 @@ class Workers(NamedTuple):
         return self.least < self.most
 
 
-def launch(arguments: Sequence[str], workers: Workers) -> int:
-    """Run `python -m bigbatch ARGUMENTS` as several workers on this machine and wait for the end.
+def launch(run: Callable[[], None], workers: Workers, saved: Saved, *, prepare: Callable[[], object]) -> int:
+    """Run something as several workers on this machine and wait for the end.
+
+    Args:
+        run: What a worker does, once its environment says which one it is.
+        workers: How many.
+        saved: Where the run saves, and its command.
+        prepare: Imports what workers need, once for all of them; not before this is called.
 
     Returns:
         Exit code of the job.
     """
-    from bigbatch.core.machine import usable_cores
-
-    with tempfile.TemporaryDirectory(prefix="bigbatch-") as folder:
-        outcome = Path(folder) / "outcome"
-        environment = {
-            JOB: os.environ.get(JOB, uuid.uuid4().hex),
-            OUTCOME: str(outcome),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // workers.most))),
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # with gloo, a group that is formed anew would find stale ports in a shared store
-        }
-        os.environ.update(environment)
-        _name_the_interface()
-        code = _elastic(arguments, workers, outcome) if workers.elastic else _agent(arguments, workers.least)
-        return int(outcome.read_text()) if outcome.exists() else code
+    os.environ |= {JOB: os.environ.get(JOB, uuid.uuid4().hex), THREADS: threads_of(workers.most), LAUNCHER: str(os.getpid())}
+    _name_the_interface()
+    prepare()  # libraries read the number of threads when they are imported
+    return _Job(run, workers, saved).run()
 
 
-def _agent(arguments: Sequence[str], number: int, **settings: Any) -> int:
-    """An elastic agent with some workers; returns once they have ended."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # workers speak for themselves
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ[LAUNCHER] = str(os.getpid())
-    config = LaunchConfig(
-        **{
-            "min_nodes": 1,
-            "max_nodes": 1,
-            "nproc_per_node": number,
-            "run_id": os.environ[JOB],
-            "rdzv_backend": "c10d",
-            "rdzv_endpoint": "127.0.0.1:0",
-            "local_addr": "127.0.0.1",
-            "max_restarts": 0,
-            "monitor_interval": 0.1,
-            **settings,
-        }
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "bigbatch", *arguments)
-    except ChildFailedError as error:
-        return 1 if any(failure.exitcode == 1 for failure in error.failures.values()) else 4
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval)
-    return 0
+def threads_of(num_workers: int) -> str:
+    """Threads of a worker, where the environment doesn't say: its share of the cores."""
+    return os.environ.get(THREADS) or str(max(1, usable_cores() // num_workers))
 
 
-def _elastic(arguments: Sequence[str], workers: Workers, outcome: Path) -> int:
-    """One agent a worker, each a process of its own, around a store in this one."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+class _End(NamedTuple):
+    """How a group of workers ended."""
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
-    command = [sys.executable, "-m", "bigbatch.comm.launch", f"{workers.least}:{workers.most}", f"127.0.0.1:{store.port}", *arguments]
-    os.environ[LAUNCHER] = str(os.getpid())
-    agents = [subprocess.Popen(command) for _ in range(workers.most)]
-    stopping, ended = False, 0.0
+    codes: dict[int, int]  # of those that ended by themselves, by rank, the first first; without exit code 0
+    silent: list[int]  # had to be ended
+    halted: bool  # and were stopped by a signal
 
-    def stop(number: int, _frame: Any) -> None:
-        nonlocal stopping
-        stopping = True
-        for agent in agents:
-            if agent.poll() is None:
-                agent.send_signal(number)
+    @property
+    def died(self) -> list[int]:
+        """Ranks whose end nobody expected."""
+        return [rank for rank, code in self.codes.items() if code not in (*SAID, LOST)]
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        while any(agent.poll() is None for agent in agents):
-            alive = sum(agent.poll() is None for agent in agents)
-            if outcome.exists():
-                ended = ended or time.monotonic()
-                if time.monotonic() - ended > GRACE_S:
-                    break
-            elif alive < workers.least and not stopping:
-                print(f"lost: {alive} workers left, fewer than {workers.least}; go on with --resume", file=sys.stderr)
-                stop(signal.SIGTERM, None)
-            time.sleep(0.1)
-    finally:
-        for agent in agents:
-            agent.kill()
-            agent.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    del store  # agents meet there: it must live as long as they do
-    return 4
+
+class _Job:
+    """The workers of a job, from one group to the next."""
+
+    def __init__(self, run: Callable[[], None], workers: Workers, saved: Saved) -> None:
+        self.run_worker, self.asked, self.saved = run, workers, saved
+        kind = "fork" if sys.platform == "linux" else "spawn"
+        self.context: Any = multiprocessing.get_context(kind)  # nothing of the user's, no thread and no GPU was started in here
+        self.stopped_at, self.at_once = 0.0, False
+        self.oom_kills = oom_kills()
+
+    def run(self) -> int:
+        """One group of workers after the other, until the job has ended."""
+        number, generation, in_vain = self.asked.most, 0, 0
+        with caught(self._stop):
+            while True:
+                stamp = self.saved.stamp()
+                end = self._group(number, generation)
+                if (code := self._exit_code(end, number)) is not None:
+                    return code
+                what = self._what_happened(end, number)
+                generation, in_vain = generation + 1, 0 if self.saved.stamp() != stamp else in_vain + 1
+                if not self.asked.elastic or self.stopped_at or in_vain == MOST_IN_VAIN:
+                    times = f", for the {in_vain}th time without a checkpoint in between" if in_vain == MOST_IN_VAIN else ""
+                    return _say("lost", f"{what}{times}; {self.saved.in_words()}", LOST)
+                number = max(self.asked.least, number - len(end.died or end.silent))
+                _say("lost", f"{what}; going on with {number}, from the last checkpoint", LOST)
+
+    def _exit_code(self, end: _End, number: int) -> int | None:
+        """Of the job, where the workers ended by themselves; None where they were lost."""
+        if self.at_once:
+            return _say("interrupted", f"stopped at once; {self.saved.in_words()}", 130)
+        if not end.codes and not end.silent:
+            return 0
+        first = next((code for code in end.codes.values() if code != LOST), LOST)
+        if self.stopped_at and first in STOPPED:
+            return _say("interrupted", f"stopped before the first update; {self.saved.in_words()}", 130)
+        if 130 in end.codes.values() and (self.stopped_at or first == 130):
+            if 0 not in end.codes:  # only another one was asked, before they could agree
+                _say("interrupted", f"{these(list(end.codes), of=number)} stopped; {self.saved.in_words()}", 130)
+            return 130
+        return first if first in SAID else None
+
+    def _what_happened(self, end: _End, number: int) -> str:
+        limit = f"{timeout_s():g} s (BIGBATCH_TIMEOUT_S)"
+        if end.died:
+            first, *others = end.died
+            too = f", {these(others)} died too" if others else ""
+            return f"{these([first], of=number)} {how_it_ended(end.codes[first], self.oom_kills)}{too}"
+        if end.silent:
+            why = "was stopped (SIGSTOP, or a debugger)" if end.halted else "did not answer"
+            return f"{these(end.silent, of=number)} {why} for {limit}"
+        return f"workers lost one another, and none of them died: a connection was cut, or one of them paused for {limit}"
+
+    def _group(self, number: int, generation: int) -> _End:
+        """Start some workers, and wait until all have ended."""
+        with reserved_ports(1) as (port,):
+            shared = {
+                "WORLD_SIZE": str(number),
+                "LOCAL_WORLD_SIZE": str(number),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RESTART_COUNT": str(generation),
+            }
+            processes: list[BaseProcess] = []
+            try:
+                for rank in range(number):
+                    own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    processes.append(self.context.Process(target=_work, args=(self.run_worker, own), name=f"worker {rank}"))
+                    processes[-1].start()
+                return self._watch(processes)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.join()
+
+    def _watch(self, processes: list[BaseProcess]) -> _End:
+        codes: dict[int, int] = {}
+        told: set[int | None] = set()
+        began = 0.0
+        while True:
+            now = {rank: process.exitcode for rank, process in enumerate(processes)}
+            ended = [(rank, code) for rank, code in now.items() if code and rank not in codes]
+            codes |= sorted(ended, key=lambda item: item[1] == LOST)  # what was seen at once: who died, before those that lost it
+            alive = [rank for rank, code in now.items() if code is None]
+            if not alive or self.at_once:
+                return _End(codes, [], halted=False)
+            connection.wait([processes[rank].sentinel for rank in alive], LOOK_S)
+            if self.stopped_at:
+                for process in processes:
+                    if process.exitcode is None and process.pid not in told:
+                        os.kill(process.pid or 0, signal.SIGTERM)
+                        told.add(process.pid)
+            if not codes:
+                continue
+            began = began or time.monotonic()
+            passed_s = time.monotonic() - began
+            only_lost = set(codes.values()) == {LOST}
+            if only_lost and passed_s > TWICE_S and all(is_stopped(processes[rank].pid or 0) for rank in alive):
+                return _End(codes, alive, halted=True)
+            if passed_s > (SPEAK_S if 0 in alive and next(iter(codes.values())) in SAID else GRACE_S):
+                return _End(codes, alive, halted=False)
+
+    def _stop(self, number: int) -> None:
+        """Workers save and end, as they are told by `_watch`; at a second Ctrl-C they just end."""
+        now = time.monotonic()
+        self.at_once = self.at_once or (number == signal.SIGINT and 0 < self.stopped_at < now - TWICE_S)
+        self.stopped_at = self.stopped_at or now
+
+
+def _work(run: Callable[[], None], environment: dict[str, str]) -> None:
+    os.environ |= environment
+    run()
+
+
+def _say(label: str, text: str, code: int) -> int:
+    print(f"{label}: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+@contextlib.contextmanager
+def reserved_ports(number: int) -> Iterator[list[int]]:
+    """Free ports that no other process is given: bound here, but not listened at, so that a server can, again and again."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", 0))
+        yield [each.getsockname()[1] for each in sockets]
 
 
 def watch_launcher() -> None:
@@ -168,7 +255,7 @@ def watch_launcher() -> None:
     if _watched or not {LAUNCHER, "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         return
     _watched = True
-    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+    launcher = read_variable(LAUNCHER, os.getppid())
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -178,32 +265,7 @@ def watch_launcher() -> None:
     threading.Thread(target=watch, daemon=True, name="watch launcher").start()
 
 
-def leave(code: int) -> int:
-    """What a worker returns to its launcher: success for an end that must not be tried again, told apart by the outcome it leaves."""
-    if code in (1, 4) or OUTCOME not in os.environ or "RANK" not in os.environ:
-        return code
-    if code or os.environ["RANK"] == "0":  # the first worker is the last to have something to do
-        write_atomically(Path(os.environ[OUTCOME]), str(code).encode())
-    return 0
-
-
 def _name_the_interface() -> None:
     """Gloo looks its own address up by the host's name, which need not resolve; on one machine loopback will do."""
     if "GLOO_SOCKET_IFNAME" not in os.environ and any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-
-
-if __name__ == "__main__":
-    watch_launcher()
-    asked = Workers.parse(sys.argv[1])
-    sys.exit(
-        _agent(
-            sys.argv[3:],
-            1,
-            min_nodes=asked.least,
-            max_nodes=asked.most,
-            rdzv_endpoint=sys.argv[2],
-            rdzv_configs={"is_host": "0", "last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 3},
-            max_restarts=MAX_RESTARTS,
-        )
-    )

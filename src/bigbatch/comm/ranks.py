@@ -18,14 +18,10 @@ from torch import Tensor
 
 from bigbatch.comm.launch import watch_launcher
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
-from bigbatch.core.environment import JOB, STORE, join_launcher, read_variable
-from bigbatch.core.environment import TIMEOUT_S as TIMEOUT
+from bigbatch.core.environment import JOB, STORE, TIMEOUT, WAIT_S, join_launcher, read_variable
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
-TIMEOUT_S = 120.0
-"""How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
-noticed at once."""
 
 
 class Ranks(NamedTuple):
@@ -133,7 +129,7 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined(*, device: str | torch.device | None = None, timeout_s: float = TIMEOUT_S, store: Any = None) -> Iterator[Ranks]:
+def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_S, store: Any = None) -> Iterator[Ranks]:
     """Take part in the run that torchrun started this process for; alone where it was started by hand.
 
     A process group that exists already is used and left as it is.

@@ -37,7 +37,7 @@ class Elsewhere(UserError):
 
 
 class LostWorkers(RuntimeError):
-    """Other workers died or fell silent. Exit code 4; a launcher may start the group anew."""
+    """Other workers died or fell silent. Exit code 4; a launcher says which, and may start the group anew."""
 
 
 class Diverged(RuntimeError):
@@ -53,7 +53,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """The run was stopped from outside (Ctrl-C or SIGTERM) and has saved its state. Exit code 130."""
+    """The run was stopped from outside, by one of the signals in `core.signals`, and has saved its state. Exit code 130."""
 
 
 def check_positive(name: str, value: float, remedy: str = "give a value above zero") -> None:

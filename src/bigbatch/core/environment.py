@@ -15,8 +15,14 @@ DATA = "BIGBATCH_DATA"
 CACHE = "BIGBATCH_CACHE"
 JOB = "BIGBATCH_JOB"
 STORE = "BIGBATCH_STORE"
-TIMEOUT_S = "BIGBATCH_TIMEOUT_S"
+TIMEOUT = "BIGBATCH_TIMEOUT_S"
 FORCE = "BIGBATCH_FORCE"
+LAUNCHER = "BIGBATCH_LAUNCHER"
+"""Number of the process that started this one; it may be gone before this one can look."""
+
+WAIT_S = 120.0
+"""How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
+noticed at once."""
 
 
 class Variable(NamedTuple):
@@ -68,7 +74,7 @@ def _address_of_redis(text: str) -> str:
 VARIABLES = (
     Variable(DATA, "Folder of the data of a task, where `--data` is not given."),
     Variable(CACHE, "Folder for downloads and measured micro-batches; the user's cache folder if unset."),
-    Variable(TIMEOUT_S, "Seconds that a worker waits for the others before it gives up; 120 if unset.", _seconds, "seconds above zero"),
+    Variable(TIMEOUT, "Seconds that a worker waits for the others before it gives up; 120 if unset.", _seconds, "seconds above zero"),
     Variable(JOB, "Name of the job. The same name goes on with what an earlier start of the job has begun, without `--resume`."),
     Variable(STORE, "Redis server at which workers meet; needs BIGBATCH_JOB.", _address_of_redis, "a URL such as redis://host:6379"),
     Variable(FORCE, "1: as `--force`, take over a folder whose owner on another host has ended.", _switch, "0 or 1"),
@@ -77,8 +83,7 @@ VARIABLES = (
     Variable("BIGBATCH_SERVERS", "With a parameter server: addresses HOST:PORT of all servers, separated by commas."),
     Variable("BIGBATCH_TOKEN", "With a parameter server: a secret that all processes share."),
     Variable("BIGBATCH_NUM_WORKERS", "With a parameter server: how many workers there are.", _positive_number, "a number above zero"),
-    Variable("BIGBATCH_LAUNCHER", "Number of the process that started a worker.", _whole_number, "a process number", by_hand=False),
-    Variable("BIGBATCH_OUTCOME", "File in which workers leave the exit code of the job.", by_hand=False),
+    Variable(LAUNCHER, "Number of the process that started a worker.", _whole_number, "a process number", by_hand=False),
     Variable("RANK", "Number of a worker, from 0.", _whole_number, "a whole number from 0", by_hand=False),
     Variable("WORLD_SIZE", "How many workers there are.", _positive_number, "a number above zero", by_hand=False),
     Variable("LOCAL_RANK", "Number of a worker on its machine, from 0.", _whole_number, "a whole number from 0", by_hand=False),
@@ -106,6 +111,15 @@ def read_variable(name: str, default: Any = None, environment: Mapping[str, str]
         return variable.parse(text)
     except (ValueError, KeyError):
         raise UserError(f"{name}={text[:100]}: must be {variable.rule}; correct the environment variable, or unset it") from None
+
+
+def timeout_s() -> float:
+    """How long a worker may be silent, or a server away.
+
+    Raises:
+        UserError: If BIGBATCH_TIMEOUT_S is no such time.
+    """
+    return float(read_variable(TIMEOUT, WAIT_S))
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:

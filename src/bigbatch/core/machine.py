@@ -13,9 +13,9 @@ import torch
 from torch import distributed
 
 from bigbatch.core.checks import OutputError
+from bigbatch.core.cores import usable_cores
 
 CHUNK_BYTES = 8 << 20
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,6 @@ def look_at_machine() -> Machine:
             backends.append("nccl")
     total, available = _memory()
     return Machine(versions, usable_cores(), total, available, tuple(gpus), tuple(backends))
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use: its affinity, and a container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no quota: no such file, or the word "max"
-        return cores
 
 
 def matmul_gflops(threads: int | None = None, *, device: str = "cpu", window_s: float = 0.4) -> float:

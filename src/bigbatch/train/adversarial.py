@@ -174,7 +174,7 @@ def paired(recipe: Recipe, ranks: Ranks) -> Iterator[tuple[Ranks, Pair | None]]:
 def make_examples(task: Task, recipe: Recipe, ranks: Ranks, pair: Pair) -> Result:
     """The whole run of a rank that makes examples.
 
-    A Ctrl-C reaches trainers too, and they decide what it means.
+    A signal to stop reaches trainers too, and they decide what it means.
 
     Returns:
         A result without scores: the trainers have them.

@@ -1,41 +1,47 @@
-"""Ctrl-C and SIGTERM as a flag that is read between updates, and a stopwatch that can be paused."""
+"""Signals that ask to stop, as a flag that is read between updates, and a stopwatch that can be paused."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
+from bigbatch.comm.launch import TWICE_S
+from bigbatch.core.checks import Interrupted
 from bigbatch.core.clock import Clock
+from bigbatch.core.environment import LAUNCHER
+from bigbatch.core.saved import Saved
+from bigbatch.core.signals import caught
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Catch Ctrl-C and SIGTERM for the duration; a second Ctrl-C stops at once. Outside the main thread nothing is caught.
+def interruptible(out: str | Path | None = None) -> Iterator[threading.Event]:
+    """Catch the signals that ask a run to save and end (`core.signals`) for the duration. Outside the main thread nothing is caught.
 
-    A launcher hands a Ctrl-C on that the terminal has sent to its workers already: within a second, both are one.
+    Args:
+        out: The run's folder, to say what is saved where a second Ctrl-C ends the run at once. A worker of a launcher leaves that to it.
+
+    Raises:
+        Interrupted: At the second Ctrl-C, wherever the run is.
     """
     asked = threading.Event()
-    when = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
+    when, ended = 0.0, False
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal when
-        if asked.is_set() and time.monotonic() - when > 1:
+    def ask(number: int) -> None:
+        nonlocal when, ended
+        if number == signal.SIGINT and asked.is_set() and time.monotonic() - when > TWICE_S and LAUNCHER not in os.environ and not ended:
+            ended = True
             raise KeyboardInterrupt
         when = when or time.monotonic()
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with caught(ask):
+        try:
+            yield asked
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped at once; {Saved(Path(out) if out is not None else None).in_words()}") from None
 
 
 class Stopwatch:

@@ -98,7 +98,7 @@ def fit(
     Raises:
         UserError: If the task, recipe, data, checkpoint or folder can't be used.
         Diverged: If the loss or the weights stop being finite; the record and the last good checkpoint are kept.
-        Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
+        Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
@@ -159,7 +159,7 @@ def fit(
         start, quiet = control.position(clock), quiet or not ranks.first
         show = Display(title or task.name, total=total, start=start, epoch=recipe.num_train_samples, quiet=quiet)
         try:
-            with interruptible() as interrupt, all_saved(comm), show:
+            with interruptible(out) as interrupt, all_saved(comm), show:
                 ranks.together(lambda: keep_recipe(folder, recipe))
                 ranks.together(record.open)
                 if not record.begun:

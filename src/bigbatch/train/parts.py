@@ -19,7 +19,7 @@ from bigbatch.tasks.task import Task
 from bigbatch.train.build import build_model, build_optimizer, seed_everything
 from bigbatch.train.result import Result
 from bigbatch.train.server_step import step_of
-from bigbatch.train.worker_loop import deaf_to_ctrl_c, job_of, norm_buffers
+from bigbatch.train.worker_loop import ignore_stop_signals, job_of, norm_buffers
 
 
 class Spread(Comm):
@@ -80,7 +80,7 @@ def serve_part(task: Task, recipe: Recipe, role: Role, *, device: str | torch.de
         UserError: If its address can't be used.
         LostWorkers: If it missed something.
     """
-    deaf_to_ctrl_c()
+    ignore_stop_signals()
     with joined(device=device) as ranks:
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device)

@@ -22,6 +22,7 @@ from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import joined
 from bigbatch.comm.role import Role
 from bigbatch.core.checks import Diverged, Interrupted
+from bigbatch.core.environment import timeout_s
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
@@ -36,7 +37,7 @@ from bigbatch.train.record import Record
 from bigbatch.train.result import Result, conclude
 from bigbatch.train.server_step import add_statistics, step_of
 from bigbatch.train.share import check_shares, share_of
-from bigbatch.train.worker_loop import job_of, norm_buffers, timeout_s
+from bigbatch.train.worker_loop import job_of, norm_buffers
 
 LOOK_S = 0.25
 """Seconds between two looks at whether someone pressed Ctrl-C, and whether it is time to save."""
@@ -67,7 +68,7 @@ def serve_run(
     Raises:
         UserError: If the task, recipe, data, checkpoint, folder or address can't be used.
         Diverged: If the loss or the weights stop being finite.
-        Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
+        Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
     with joined(device=device) as ranks, owned_by_first(out, ranks, resume=resume):
         asked = resume
@@ -114,7 +115,7 @@ def serve_run(
         result: Result | None = None
         show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
         try:
-            with interruptible() as interrupt, show:
+            with interruptible(out) as interrupt, show:
                 if isinstance(comm, Spread):
                     comm.begin(optimizer, ledger)
                 keep_recipe(folder, recipe)

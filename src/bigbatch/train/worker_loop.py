@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
-from bigbatch.comm.launch import LAUNCHER
 from bigbatch.comm.ledger import Work
 from bigbatch.comm.parameter_client import ParameterClient
-from bigbatch.comm.ranks import TIMEOUT_S, joined
+from bigbatch.comm.ranks import joined
 from bigbatch.comm.role import Role
-from bigbatch.core.environment import TIMEOUT_S as TIMEOUT
-from bigbatch.core.environment import read_variable
+from bigbatch.core.environment import LAUNCHER, timeout_s
+from bigbatch.core.signals import STOPS
 from bigbatch.core.version import __version__
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
@@ -34,15 +33,12 @@ def job_of(recipe: Recipe) -> str:
     return f"{recipe.to_toml()}\n{torch.__version__}\n{__version__}"
 
 
-def timeout_s() -> float:
-    """How long a worker may be silent, or a server away."""
-    return float(read_variable(TIMEOUT, TIMEOUT_S))
-
-
-def deaf_to_ctrl_c() -> None:
-    """For processes that a launcher started: a Ctrl-C reaches them all, and the first server decides what it means."""
+def ignore_stop_signals() -> None:
+    """For processes that a launcher started: a terminal's and Slurm's signals reach all, and the first server decides what they mean."""
     if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in STOPS:
+            if number != signal.SIGTERM:  # which is for one process
+                signal.signal(number, signal.SIG_IGN)
 
 
 def norm_buffers(model: nn.Module) -> list[Tensor]:
@@ -63,7 +59,7 @@ def work_for(task: Task, recipe: Recipe, role: Role, *, device: str | torch.devi
         UserError: If the server refuses this worker.
         LostWorkers: If the server stays away.
     """
-    deaf_to_ctrl_c()
+    ignore_stop_signals()
     with joined(device=device) as ranks:
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device).train()

@@ -1,0 +1,85 @@
+"""How a process ended, in words: the signal, and the likely reason."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+MEMBERSHIP, CONTROL_GROUPS, PROCESSES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc")
+REASONS = {
+    signal.SIGSEGV: "a crash in native code: torch, a driver or an extension",
+    signal.SIGBUS: "memory that could not be read: often a full /dev/shm or a file cut short",
+    signal.SIGILL: "an instruction that this processor doesn't have",
+    signal.SIGFPE: "an arithmetic error in native code",
+    signal.SIGABRT: "a library gave up: what it printed says why",
+    signal.SIGTERM: "asked to end from outside",
+}
+
+
+def oom_kills(membership: Path = MEMBERSHIP, control_groups: Path = CONTROL_GROUPS) -> int | None:
+    """How many processes of this one's control group the kernel has killed for want of memory; None where it does not tell.
+
+    Args:
+        membership: The file that names this process's groups.
+        control_groups: Where they are mounted, version 2 or version 1.
+    """
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return None
+    v1 = [(control_groups / "memory", path, "memory.oom_control") for _, kinds, path in lines if "memory" in kinds.split(",")]
+    v2 = [(control_groups, path, "memory.events") for _, kinds, path in lines if not kinds]
+    for root, path, name in v1 + v2:
+        for folder in (root / path.lstrip("/"), root):  # a container may see its own group as the root
+            try:
+                counts = dict(line.split() for line in (folder / name).read_text().splitlines())
+                return int(counts["oom_kill"])
+            except (OSError, KeyError, ValueError):
+                continue
+    return None
+
+
+def how_it_ended(code: int, oom_kills_before: int | None) -> str:
+    """An exit code, negative for a signal, in words.
+
+    Args:
+        code: As `subprocess` and `multiprocessing` have it.
+        oom_kills_before: `oom_kills` at the start of the process.
+
+    >>> how_it_ended(77, None), how_it_ended(-11, None)
+    ('ended with exit code 77', 'was killed by SIGSEGV (a crash in native code: torch, a driver or an extension)')
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        number = signal.Signals(-code)
+    except ValueError:  # a real-time signal
+        return f"was killed by signal {-code}"
+    if number == signal.SIGKILL:
+        now = oom_kills()
+        rose = now is not None and oom_kills_before is not None and now > oom_kills_before
+        reason = (
+            "out of memory: the kernel's count of such kills here rose"
+            if rose
+            else "from outside, or out of memory: the kernel's log tells"
+        )
+    else:
+        reason = REASONS.get(number, "")
+    return f"was killed by {number.name}" + (f" ({reason})" if reason else "")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is halted, by SIGSTOP or a debugger."""
+    try:
+        return (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False
+
+
+def these(numbers: Sequence[int], *, of: int | None = None) -> str:
+    """Workers by number, as the subject of a sentence.
+
+    >>> these([1], of=2), these([0, 2])
+    ('worker 1 of 2', 'workers 0 and 2')
+    """
+    *most, last = map(str, sorted(numbers))
+    return (f"workers {', '.join(most)} and {last}" if most else f"worker {last}") + ("" if of is None else f" of {of}")

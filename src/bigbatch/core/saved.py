@@ -1,0 +1,63 @@
+"""Up to where a run is saved, and the command that goes on; read without torch, for a launcher that has only this to say."""
+
+import pickletools
+import shlex
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Saved(NamedTuple):
+    """The last checkpoint of a run.
+
+    Attributes:
+        out: The run's folder; None for a run that saves nothing.
+        command: Words of the command that started it; none if they are not known.
+    """
+
+    out: Path | None
+    command: Sequence[str] = ()
+
+    def stamp(self) -> int:
+        """Changes with every checkpoint; 0 if there is none."""
+        try:
+            return (self.out / "last.pt").stat().st_mtime_ns if self.out is not None else 0
+        except OSError:
+            return 0
+
+    def in_words(self) -> str:
+        """What is saved, and what to type.
+
+        >>> Saved(None).in_words()
+        'nothing was saved: no --out was given'
+        """
+        if self.out is None:
+            return "nothing was saved: no --out was given"
+        command = shlex.join(self.command)
+        if not self.stamp():
+            return "nothing was saved yet; " + (f"start again: {command}" if command else "start again")
+        updates = last_update(self.out / "last.pt")
+        resume = "" if "--resume" in self.command else " --resume"
+        upto = f"saved up to update {updates:,} in {self.out}" if updates is not None else f"saved in {self.out}"
+        return f"{upto}; go on with " + (f"{command}{resume}" if command else "--resume")
+
+
+def last_update(path: Path) -> int | None:
+    """Updates that a checkpoint holds; None where it can't be told.
+
+    Only the one number is looked for in the file's instructions: nothing is unpickled, and weights are not read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            values = ((op.name, value) for op, value, _ in pickletools.genops(archive.read(name)) if not op.name.endswith("PUT"))
+            for operation in values:
+                if operation == ("BINUNICODE", "progress"):  # [(samples, updates), ...]
+                    following = [next(values) for _ in range(5)]
+                    kinds, numbers = zip(*following, strict=True)
+                    if kinds[:2] == ("EMPTY_LIST", "MARK") and kinds[4] == "TUPLE2":
+                        return int(numbers[3])
+    except (OSError, ValueError, TypeError, StopIteration, zipfile.BadZipFile):
+        return None
+    return None
