@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bigbatch.cli.settings import Data, Force, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.force import Force
+from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
 from bigbatch.cli.values import read_noise_scale, whole_numbers
 
 

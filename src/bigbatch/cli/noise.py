@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli.settings import Data, Force, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.force import Force
+from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, TaskName, find_recipe
 from bigbatch.cli.values import whole_numbers
 
 

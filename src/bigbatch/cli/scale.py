@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bigbatch.cli.settings import Data, Force, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, TaskName, find_recipe, split_sets
+from bigbatch.cli.force import Force
+from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, TaskName, find_recipe, split_sets
 from bigbatch.cli.values import read_noise_scale
 
 

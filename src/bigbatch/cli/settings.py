@@ -1,24 +1,15 @@
 """Options that several commands share, and how a recipe is found from them."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.environment import FORCE
 from bigbatch.core.reading import Malformed, parse_toml
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
-
-
-def _take_over(force: bool) -> bool:
-    """For this process and the workers that it starts."""
-    if force:
-        os.environ[FORCE] = "1"
-    return force
 
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of `bigbatch tasks`, or your own as module:Class.")]
@@ -33,7 +24,6 @@ Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqr
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
 CommKind = Annotated[str | None, typer.Option("--comm", help="all_reduce, local_sgd, gossip, parameter_server or fully_shard.")]
 TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]
-Force = Annotated[bool, typer.Option("--force", help="Take over a folder whose owner on another host has ended.", callback=_take_over)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
