@@ -8,7 +8,7 @@
     stop             SIGTERM to the launcher
     warning          SIGUSR1 to the launcher, Slurm's warning before a time limit
     full disk        the run's folder, a file system of its own, is filled up, and emptied once the run has ended
-    clock            the clock of all processes jumps by a day, forwards or backwards (needs libfaketime)
+    clock            what time.time says in all processes jumps by a day, forwards or backwards
     damaged file     after a stop, bytes of the record or of the checkpoint are changed before the run is resumed; the checkpoint is
                      refused, and then put back
     link cut         two hosts (network namespaces), the link between them is cut for 1, 10 or 60 seconds; they wait 20 for each other
@@ -59,7 +59,17 @@ MODES = {
 KINDS = ("kill worker", "kill launcher", "silence", "stop", "warning", "full disk", "clock", "damaged file")
 PER_RUN = 4
 LIMIT_S = 240
-FAKETIME = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
+JUMPING_CLOCK = """
+import os, time
+
+def jumping(clock, unit):
+    def read():
+        with open(os.environ["CHAOS_CLOCK"]) as file:
+            return clock() + int(file.read()) * unit
+    return read
+
+time.time, time.time_ns = jumping(time.time, 1), jumping(time.time_ns, 10**9)
+"""
 
 
 class Bad(Exception):
@@ -78,13 +88,10 @@ class Run:
         self.clock_file = folder / f"clock-{mode}-{number}"
         self.environment = {}
         if "clock" in kinds:
-            self.clock_file.write_text("+0\n")
-            self.environment = {
-                "LD_PRELOAD": FAKETIME,
-                "FAKETIME_TIMESTAMP_FILE": str(self.clock_file),
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                "FAKETIME_CACHE_DURATION": "1",
-            }
+            self.clock_file.write_text("0\n")
+            (folder / "site" / "sitecustomize.py").write_text(JUMPING_CLOCK)
+            paths = os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH")]))
+            self.environment = {"CHAOS_CLOCK": str(self.clock_file), "PYTHONPATH": paths}
         self.job = None
         self.happened = []
 
@@ -175,7 +182,7 @@ class Run:
         self.resume()
 
     def clock(self):
-        self.clock_file.write_text(self.chance.choice(["+86400", "-86400"]) + "\n")
+        self.clock_file.write_text(self.chance.choice(["86400", "-86400"]) + "\n")
 
     def damaged_file(self):
         self.job.process.send_signal(signal.SIGTERM)
@@ -347,9 +354,6 @@ def main():
     stored = json.loads(asked.json.read_text()) if asked.json.exists() else {"runs": []}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     kinds, left_out = [*KINDS], []
-    if FAKETIME is None:
-        kinds.remove("clock")
-        left_out.append("clock: libfaketime is not installed")
     if os.geteuid() != 0:
         kinds.remove("full disk")
         left_out.append("full disk: needs root")
@@ -360,6 +364,7 @@ def main():
     done = {(run["mode"], run["number"]) for run in stored["runs"]}
     with tempfile.TemporaryDirectory(prefix="bigbatch-chaos-") as name:
         folder, whole = Path(name), {}
+        (folder / "site").mkdir()
         for number in itertools.count():
             left = [mode for mode in asked.modes if summary(stored["runs"])["of_mode"].get(mode, 0) < asked.accidents / len(asked.modes)]
             if not left or time.monotonic() > end:
