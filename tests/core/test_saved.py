@@ -55,9 +55,11 @@ def test_what_to_type(tmp_path, run):
     assert Saved(None, command).in_words() == "nothing was saved: no --out was given"
 
 
-def test_the_stamp_changes_with_each_checkpoint(tmp_path):
+def test_how_far_it_has_come(tmp_path, run):
+    assert Saved(tmp_path).reached() == Saved(None).reached() == -1
+    assert Saved(run).reached() == 41
     path = tmp_path / "last.pt"
-    assert Saved(tmp_path).stamp() == Saved(None).stamp() == 0
-    path.write_bytes(b"a")
+    path.write_bytes(b"of another kind")
     os.utime(path, ns=(1, 1))
-    assert Saved(tmp_path).stamp() == 1
+    assert Saved(tmp_path).reached() == 1
+    assert Saved(tmp_path).in_words() == f"saved in {tmp_path}; go on with --resume"

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,38 @@ def test_an_error_of_a_task_is_said_by_its_worker_alone(tmp_path):
     assert done.stderr == (
         "worker 1: unexpected RuntimeError: no such thing; this is a bug in bigbatch or in the task: --debug shows the traceback\n"
     )
+
+
+@pytest.fixture
+def control_group():
+    """A control group of memory, below that of this process, with 1 GB; where this process may make one."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, kinds, path = line.split(":", 2)
+        for root, limit, members in (("memory", "memory.limit_in_bytes", "tasks"), ("", "memory.max", "cgroup.procs")):
+            folder = Path("/sys/fs/cgroup", root, path.lstrip("/"), f"bigbatch-{os.getpid()}")
+            if "memory" in kinds.split(",") or (not kinds and not root):
+                try:
+                    folder.mkdir()
+                except OSError:
+                    continue
+                try:
+                    (folder / limit).write_text(str(1_000_000_000))
+                    yield folder / members
+                    return
+                except OSError:
+                    continue
+                finally:
+                    folder.rmdir()
+    pytest.skip("no control group of memory can be made here")
+
+
+def test_a_kill_for_want_of_memory_is_told_from_others(tmp_path, control_group):
+    train = [sys.executable, "-m", "bigbatch", "train", *TASK, "--workers", "2", "--out", "run"]
+    arguments = ["sh", "-c", f'echo $$ > {control_group}; exec "$@"', "sh", *train]
+    done = ended(tmp_path, "self.held = [os.urandom(1 << 20) * 64 for _ in range(100)]", arguments)
+    assert done.returncode == 4
+    said = "lost: worker 1 of 2 was killed by SIGKILL (out of memory: the kernel's count of such kills here rose); saved up to update"
+    assert done.stderr.startswith(said), done.stderr
 
 
 TASK = ["task:Ending", "--recipe", "recipe.toml", "--quiet"]

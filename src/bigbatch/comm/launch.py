@@ -131,12 +131,12 @@ class _Job:
         number, generation, in_vain = self.asked.most, 0, 0
         with caught(self._stop):
             while True:
-                stamp = self.saved.stamp()
+                reached = self.saved.reached()
                 end = self._group(number, generation)
                 if (code := self._exit_code(end, number)) is not None:
                     return code
                 what = self._what_happened(end, number)
-                generation, in_vain = generation + 1, 0 if self.saved.stamp() != stamp else in_vain + 1
+                generation, in_vain = generation + 1, 0 if self.saved.reached() != reached else in_vain + 1
                 if not self.asked.elastic or self.stopped_at or in_vain == MOST_IN_VAIN:
                     times = f", for the {in_vain}th time without a checkpoint in between" if in_vain == MOST_IN_VAIN else ""
                     return _say("lost", f"{what}{times}; {self.saved.in_words()}", LOST)

@@ -19,12 +19,12 @@ class Saved(NamedTuple):
     out: Path | None
     command: Sequence[str] = ()
 
-    def stamp(self) -> int:
-        """Changes with every checkpoint; 0 if there is none."""
-        try:
-            return (self.out / "last.pt").stat().st_mtime_ns if self.out is not None else 0
-        except OSError:
-            return 0
+    def reached(self) -> int:
+        """Grows with every checkpoint that is further on: its updates, or its time where they can't be told; -1 if there is none."""
+        if self.out is None or not (path := self.out / "last.pt").exists():
+            return -1
+        updates = last_update(path)
+        return updates if updates is not None else path.stat().st_mtime_ns
 
     def in_words(self) -> str:
         """What is saved, and what to type.
@@ -35,7 +35,7 @@ class Saved(NamedTuple):
         if self.out is None:
             return "nothing was saved: no --out was given"
         command = shlex.join(self.command)
-        if not self.stamp():
+        if self.reached() < 0:
             return "nothing was saved yet; " + (f"start again: {command}" if command else "start again")
         updates = last_update(self.out / "last.pt")
         resume = "" if "--resume" in self.command else " --resume"
