@@ -132,13 +132,12 @@ class Run:
 
     def workers(self):
         """Process numbers of those that train."""
+        if self.mode != "parameter_server":
+            return self.job.workers()
         found = []
-        for pid, _, command in descendants(self.job.process.pid):
+        for pid, _, _ in descendants(self.job.process.pid):
             with contextlib.suppress(OSError):
-                names = Path(f"/proc/{pid}/environ").read_text().split("\0")
-                role = next((name.partition("=")[2] for name in names if name.startswith("BIGBATCH_ROLE=")), "")
-                if "train" in command and any(name.startswith("RANK=") for name in names) and not role.startswith("server"):
-                    found.append(pid)
+                found += [pid] if "BIGBATCH_ROLE=worker" in Path(f"/proc/{pid}/environ").read_text() else []
         return sorted(found)
 
     def suffer(self, kind):
@@ -335,8 +334,8 @@ def disturbed(mode, number, folder, kinds, undisturbed):
             check_end(run.out, undisturbed)
             if new := {name for name in shared_memory() - before if name.startswith(("torch_", "bigbatch"))}:
                 raise Bad(f"shared memory left: {new}")
-        except Bad as bad:
-            return {"happened": run.happened, "bad": str(bad)}
+        except (Bad, IndexError, OSError) as bad:
+            return {"happened": run.happened, "bad": f"{type(bad).__name__}: {bad}"}
         finally:
             run.job.process.kill()
             for pid, _, _ in left_behind(run.out, 10):
