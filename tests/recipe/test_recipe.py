@@ -249,7 +249,7 @@ def test_gossip_knows_every_topology():
         (b"seed = " + b"[" * 5000, "not TOML: nested deeper than 100 levels"),
         (b"a." * 5000 + b"a = 1", "nested deeper than 100 levels"),
         (b"seed = 18446744073709551616", "a whole number of more than 64 bits"),
-        (b"self = 1", "unknown field 'self'"),
+        (b"self = 1", ".*unknown field 'self'"),
     ],
 )
 @pytest.mark.parametrize("saved", [False, True])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from tests.limited_files import limited_files
 from tests.limits import LIMIT_S
 
 from bigbatch import Diverged, Recipe, fit
@@ -276,3 +277,20 @@ def test_a_disk_that_fills_up_with_the_record(tmp_path):
     states = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("run", "whole")]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert updates_of(tmp_path / "run" / "record.jsonl") == list(range(1, 1217))
+
+
+def test_a_disk_that_is_full_before_the_lines_are_flushed(tmp_path):
+    """More than one buffer holds: the write fails where no error is expected yet, and is told where all workers meet."""
+    record = Record(tmp_path, Clock(), tensorboard=False).open()
+    with (
+        limited_files(1000),
+        pytest.raises(OutputError, match=r"record.jsonl: File too large; free some space, then continue with --resume"),
+    ):
+        write_many(record)
+    record.close()
+
+
+def write_many(record):
+    for i in range(1, 1000):
+        record.weight_distance(Clock(10 * i, i), 1.0)
+    record.write_out()
