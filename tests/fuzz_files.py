@@ -15,6 +15,7 @@ import torch
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import UserError
+from bigbatch.core.folder_lock import OWNER, Owner
 from bigbatch.core.json_lines import stored_lines
 from bigbatch.report import write_report
 from bigbatch.study.compare import scale
@@ -53,6 +54,7 @@ class Folder:
             for path in kept:
                 path.unlink()
             (root / name / "result.json").unlink()
+            (root / name / OWNER).write_text(json.dumps(Owner.this_process()._asdict()))  # of a run that was killed
         short = PLAIN.replace({"budget.updates": None, "budget.samples": 128})
         scale("digits/mlp", to=64, rule="linear", seeds=1, max_seeds=1, recipe=short, out=root / "scale", quiet=True)
         (root / "study").mkdir()
@@ -341,6 +343,7 @@ KINDS = {  # name: folder, file, what happens to it, who reads it, how often bes
     "recipe of a stopped run": ("plain", "recipe.toml", (*BYTES, change_toml, change_toml), resume_checkpoint, 2),
     "checkpoint": ("plain", "last.pt", (*BYTES, *[change_checkpoint] * 10), resume_checkpoint, 8),
     "checkpoint of an adaptive run": ("adaptive", "last.pt", (*BYTES, *[change_checkpoint] * 10), resume_checkpoint, 8),
+    "owner of a folder": ("plain", OWNER, (*BYTES, change_json, change_json), resume_checkpoint, 1),
     "lines of a study": ("study", "trials.jsonl", (*LINES, change_json_line), read_study, 3),
 }
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, StrictInt, StrictStr, ValidationError
 
 from bigbatch.core.checks import OutputError, UserError
 from bigbatch.core.environment import FORCE, job_names, read_variable
 from bigbatch.core.files import make_folder, write_atomically
-from bigbatch.core.reading import exists, read_json
+from bigbatch.core.reading import exists, first_mistake, read_json
 
 OWNER = "owner.json"
+UNKNOWN = "who held the folder before is not known"
 
 
 class Owner(NamedTuple):
@@ -41,6 +43,15 @@ class Owner(NamedTuple):
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class _Record(BaseModel):
+    """An owner in a file."""
+
+    host: StrictStr
+    pid: StrictInt
+    since: StrictStr
+    jobs: tuple[StrictStr, ...]
 
 
 @contextmanager
@@ -110,12 +121,11 @@ def read_owner(folder: Path) -> Owner | None:
     if not exists(path):
         return None
     try:
-        found = read_json(path, "who held the folder before is not known")
-        host, pid, since, jobs = (found[name] for name in Owner._fields)
-        return Owner(str(host), int(pid), str(since), tuple(map(str, jobs)))
-    except (KeyError, ValueError, TypeError) as error:
-        text = str(error) if isinstance(error, UserError) else f"{path}: is damaged; who held the folder before is not known"
-        warnings.warn(text, stacklevel=3)
+        found = read_json(path, UNKNOWN)
+        return Owner(**_Record.model_validate(found).model_dump())
+    except (UserError, ValidationError) as error:
+        why = str(error) if isinstance(error, UserError) else f"{path}: is damaged: {first_mistake(error)}; {UNKNOWN}"
+        warnings.warn(why, stacklevel=3)
         return None
 
 
