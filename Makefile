@@ -57,6 +57,7 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/simulate_goyal.py
 	$(BIN)/python benchmarks/quantized_batch_norm.py
 	$(BIN)/python benchmarks/concurrent_adversarial.py
+	$(BIN)/python benchmarks/fuzz_files.py
 	$(BIN)/python benchmarks/hessian_products.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps pyhessian hessian-eigenthings curvlinops-for-pytorch \
 		backpack-for-pytorch einops einconv opt-einsum linear-operator tqdm jaxtyping

@@ -189,7 +189,7 @@ def check_begun(state: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
 def check_alike(name: str, saved: Any, fresh: Any) -> None:
     """Refuse values of other kinds than those of a run that begins; what it has none of yet is not compared.
 
-    A list that is empty there fills with numbers, tensors, or lists of both: with entries that are alike.
+    A list that is empty there fills with entries that are alike: numbers, tensors, lists or dictionaries.
 
     Raises:
         Misfit: With the first value of another kind.
@@ -205,7 +205,8 @@ def check_alike(name: str, saved: Any, fresh: Any) -> None:
         if fresh and all(map(_is_number, fresh)) and len(saved) != len(fresh):
             raise Misfit(f"{name}: has {len(saved)} values, must have {len(fresh)}")
         for i, value in enumerate(saved):
-            if not (_is_number(value) or isinstance(value, list | tuple | Tensor | str)) or (isinstance(value, str) and not fresh):
+            plain = _is_number(value) or isinstance(value, list | tuple | Mapping | Tensor)
+            if not plain and not (fresh and isinstance(value, str)):
                 raise Misfit(f"{name}.{i} = {value!r:.60}: must be a number, a tensor or a list")
             like = fresh[i] if len(fresh) == len(saved) else saved[0]
             check_alike(f"{name}.{i}", value, like)

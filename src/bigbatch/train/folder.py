@@ -33,7 +33,7 @@ def owned_by_first(out: str | Path | None, ranks: Ranks, *, resume: bool) -> Ite
     with ExitStack() as stack:
 
         def hold() -> str:
-            if out is not None and (Path(out).exists() or not resume):
+            if out is not None and (not resume or exists(Path(out))):
                 stack.enter_context(owned(Path(out)))
             return ""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
+from bigbatch.core.checks import UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.sharding import local
 from bigbatch.schedules.autowu import AutoWU, Judgement
@@ -74,12 +75,20 @@ class LearnedWarmup:
         return {"autowu": self.autowu.state_dict(), "kept": copies, "test_s": self._test_s}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`; an empty one is a run's beginning."""
+        """The inverse of `state_dict`; an empty one is a run's beginning.
+
+        Raises:
+            UserError: If weights were kept of another model.
+        """
         if state:
             self.autowu.load_state_dict(state["autowu"])
             self._test_s = state["test_s"]
         if self._kept is not None:
-            self._kept.copies = [(samples, tuple(states)) for samples, states in state.get("kept", [])]
+            self._kept.copies = [(int(samples), tuple(states)) for samples, states in state.get("kept", [])]
+            own = {name: value.shape for name, value in self._comm.model.state_dict().items()}
+            for samples, (weights, _) in self._kept.copies:
+                if {name: value.shape for name, value in weights.items()} != own:
+                    raise UserError(f"weights kept at {samples:,} samples: are not those of the model")
             if not state:
                 self._kept.keep(0, minimum=0.0)
 

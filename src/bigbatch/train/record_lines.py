@@ -12,7 +12,6 @@ from bigbatch.core.json_lines import Damage, Line, Lines, read_lines
 from bigbatch.core.reading import first_mistake
 
 Count = Annotated[int, Field(ge=0)]
-Number = Annotated[float, Field(gt=-1e100, lt=1e100)]  # far beyond what is ever measured, and within what plots can draw
 MaybeNumber = Annotated[float, Field(allow_inf_nan=True)]  # a task's own score may be NaN
 
 
@@ -35,8 +34,8 @@ class _At(_Kind):
 
 class _Update(_At):
     kind: Literal["update"]
-    loss: Number
-    lr: Number
+    loss: float
+    lr: float
     global_batch: Count
 
 
@@ -52,19 +51,19 @@ class _Noise(_At):
 
 class _WeightDistance(_At):
     kind: Literal["weight_distance"]
-    distance: Number
+    distance: float
 
 
 class _Trace(_Kind):
-    value: Number
+    value: float
 
 
 class _Curvature(_At):
     kind: Literal["curvature"]
-    eigenvalues: Annotated[list[Number], Field(min_length=1)]
+    eigenvalues: Annotated[list[float], Field(min_length=1)]
     residuals: Annotated[list[MaybeNumber], Field(min_length=1)]
     products: Count
-    seconds: Number
+    seconds: float
     trace: _Trace | None = None
 
 
@@ -87,21 +86,21 @@ class _Staleness(_At):
 class _Evaluation(_At):
     kind: Literal["evaluation"]
     split: str
-    loss: Number
+    loss: float
     score: MaybeNumber
-    distance: Number = 0.0
-    relative_distance: Number = 0.0
-    sent_bytes: Number = 0.0
+    distance: float = 0.0
+    relative_distance: float = 0.0
+    sent_bytes: float = 0.0
 
 
 class _End(_At):
     kind: Literal["end"]
     updates: Count = 0
-    train_s: Number | None = None
+    train_s: float | None = None
     staleness_bound: Count = 0
     refused: dict[str, Count] = {}
-    received_bytes: Number = 0.0
-    sent_bytes: Number = 0.0
+    received_bytes: float = 0.0
+    sent_bytes: float = 0.0
 
 
 class _Repaired(_At):
