@@ -87,7 +87,7 @@ MISTAKES = {
     "missing data": (["train", "fashion_mnist/mlp", "--data", "nowhere"], "train-images-idx3-ubyte.gz not found; tried nowhere"),
     "nothing to resume": (["train", "digits/mlp", "--out", "nowhere", "--resume"], "holds no run to resume"),
     "nothing to report": (["report", "."], "holds neither a comparison nor a run"),
-    "a name too long for --out": (["train", "digits/mlp", "--out", "x" * 300], "x/last.pt: File name too long; check the path"),
+    "a name too long for --out": (["train", "digits/mlp", "--out", "x" * 300], "x: File name too long; choose a folder"),
     "a name too long to report": (["report", "x" * 300], "x: File name too long; check the path"),
     "a name too long to plan": (["plan", "x" * 300, "--global-batch", "64"], "x: File name too long; check the path"),
     "a name too long for --data": (["train", "fashion_mnist/mlp", "--data", "x" * 300], "gz: File name too long; check --data"),
