@@ -58,6 +58,7 @@ def test_what_to_type(tmp_path, run):
 def test_how_far_it_has_come(tmp_path, run):
     assert Saved(tmp_path).reached() == Saved(None).reached() == -1
     assert Saved(run).reached() == 41
+    assert Saved(tmp_path / (300 * "x")).reached() == -1
     path = tmp_path / "last.pt"
     path.write_bytes(b"of another kind")
     os.utime(path, ns=(1, 1))

@@ -21,10 +21,14 @@ class Saved(NamedTuple):
 
     def reached(self) -> int:
         """Grows with every checkpoint that is further on: its updates, or its time where they can't be told; -1 if there is none."""
-        if self.out is None or not (path := self.out / "last.pt").exists():
+        if self.out is None:
             return -1
-        updates = last_update(path)
-        return updates if updates is not None else path.stat().st_mtime_ns
+        try:
+            written = (self.out / "last.pt").stat().st_mtime_ns
+        except OSError:  # also a name that is too long, which the run itself refuses with words
+            return -1
+        updates = last_update(self.out / "last.pt")
+        return updates if updates is not None else written
 
     def in_words(self) -> str:
         """What is saved, and what to type.
