@@ -104,7 +104,11 @@ def test_refuses(tmp_path, capsys, given, message):
     ("content", "option", "message"),
     [
         ('{"link": null}', "doctor", "no exchange was measured; run `bigbatch doctor --workers N --json FILE` with 2 or more"),
-        ("[]", "doctor", "holds no object; give a file that `bigbatch doctor --workers N --json FILE` wrote"),
+        (
+            "[]",
+            "doctor",
+            "is damaged: holds a list where an object should be; give a file that `bigbatch doctor --workers N --json FILE` wrote",
+        ),
         ('{"fit": null}', "critical", "its study has no fit with both ends; let batches above and below"),
     ],
 )
