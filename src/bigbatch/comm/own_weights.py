@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.core.checks import CheckpointError
 
 
 class OwnWeights(Comm):
@@ -71,11 +72,18 @@ class OwnWeights(Comm):
         self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
 
     def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """The average; then each worker's own over it."""
+        """The average; then each worker's own over it.
+
+        Raises:
+            CheckpointError: If a worker's own are not of the model and the optimizer.
+        """
         super().load_whole_states(optimizer, model_state, optimizer_state)
         if self._saved is not None:
+            tensors = self._tensors(optimizer)
+            if [t.shape for t in tensors] != [own.shape for own in self._saved]:
+                raise CheckpointError("a worker's own weights and optimizer state have other shapes than the model's; start anew")
             with torch.no_grad():
-                for tensor, own in zip(self._tensors(optimizer), self._saved, strict=True):
+                for tensor, own in zip(tensors, self._saved, strict=True):
                     tensor.copy_(own)
 
     def weights(self) -> list[Tensor]:
