@@ -5,7 +5,8 @@
 digits/mlp with `--workers 2:3` and a checkpoint about every half second. After 200 updates worker 1 is killed with SIGKILL; `recovery_s` is
 from then to the first update that comes after it in the record, which is written after an update and four times a second. The same for a
 worker that is stopped with SIGSTOP and `BIGBATCH_TIMEOUT_S=5`: `silent_s` counts from the end of those 5 s. And `start_s`, from the command
-to the first update. Median of five each. Writes recovery.json beside this script.
+to the first update. Median of five each. Writes recovery.json beside this script, which also holds what torch's elastic agents took, on the
+same machine as busy with other work (`before`).
 """
 
 import argparse
@@ -78,8 +79,11 @@ def main():
             print(name, found[name][-1], "start_s", found["start_s"][-1], flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     medians = {f"median_{name}": round(statistics.median(values), 2) for name, values in found.items()}
+    before = json.loads(PATH.read_text()).get("before") if PATH.exists() else None
     load = [round(value, 1) for value in os.getloadavg()]
-    PATH.write_text(json.dumps({**medians, **found, "load": load, "environment": environment(), "commit": commit}, indent=1) + "\n")
+    PATH.write_text(
+        json.dumps({**medians, **found, "before": before, "load": load, "environment": environment(), "commit": commit}, indent=1) + "\n"
+    )
     print(medians)
 
 
