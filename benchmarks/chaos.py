@@ -181,7 +181,9 @@ class Run:
         self.resume()
 
     def clock(self):
-        self.clock_file.write_text(self.chance.choice(["86400", "-86400"]) + "\n")
+        new = self.clock_file.with_suffix(".new")
+        new.write_text(self.chance.choice(["86400", "-86400"]) + "\n")
+        new.replace(self.clock_file)  # at no time is it empty
 
     def damaged_file(self):
         self.job.process.send_signal(signal.SIGTERM)
