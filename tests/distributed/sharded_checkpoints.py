@@ -17,6 +17,7 @@ from bigbatch import Recipe
 from bigbatch.comm import shard_files
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.clock import Clock
+from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.train.build import build_comm, build_optimizer
 from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 
@@ -46,6 +47,7 @@ def train(comm, optimizer, updates=3):
     for update in range(updates):
         torch.manual_seed(100 + update)  # the same samples on every rank
         comm.forward(torch.randn(8, 1, 6, 6)).square().mean().backward()
+        set_lr(optimizer, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
