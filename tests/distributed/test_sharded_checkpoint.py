@@ -299,7 +299,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, monkeypatch, straight, v
     saved = held.hold()
     assert len(list((held.out / "shards").glob("last.*"))) == 2, "nothing was being written"
     held.job.wait_for_updates(int((tmp_path / "held-0").read_text()) + 1)
-    workers = [pid for pid, _ in held.job.workers()]
+    workers = held.job.workers()
     for pid in {"worker 0": workers[:1], "worker 1": workers[1:], "all": workers}[victims]:
         os.kill(pid, signal.SIGKILL)
     code, said = held.job.end()
@@ -317,7 +317,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, monkeypatch, straight, v
 def test_the_group_forms_anew_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     held = HeldJob(tmp_path, monkeypatch, workers="2:3")
     held.hold(workers=3)
-    worker, _ = held.job.workers()[1]
+    worker = held.job.workers()[1]
     os.kill(worker, signal.SIGKILL)
     held.go_on()
     code, said = held.job.end()
