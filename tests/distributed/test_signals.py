@@ -177,7 +177,8 @@ def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
 
     saved = last_saved(job.out)
     (tmp_path / "broken").touch()
-    job = Job(tmp_path / "run", *command, cwd=tmp_path, **slurm)  # the same command again, without --resume
+    again = {**slurm, "SLURM_RESTART_COUNT": "1"}
+    job = Job(tmp_path / "run", *command, cwd=tmp_path, **again)  # the same command, without --resume
     job.wait_for_updates(saved + 20)
     job.process.send_signal(signal.SIGUSR1)
     code, said = job.end()

@@ -290,6 +290,19 @@ def test_a_disk_that_is_full_before_the_lines_are_flushed(tmp_path):
     record.close()
 
 
+def test_a_disk_that_fills_up_under_two_workers(tmp_path):
+    """All of them end, at the first worker's next flush, and one line is said."""
+    train = [sys.executable, "-m", "bigbatch", "train", "digits/mlp", "--workers", "2", "--out", "run", "--quiet", "--save-every", "1000"]
+    small = ["--set", "model.hidden=8", "--set", "budget.epochs=1000"]
+    limited = ["sh", "-c", 'ulimit -f 400; exec "$@"', "sh", *train, *small]  # 200 or 400 kB: more than a checkpoint, less than the record
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line) == (
+        2,
+        "error: can't write run/record.jsonl: File too large; free some space, then continue with --resume",
+    )
+
+
 def write_many(record):
     for i in range(1, 1000):
         record.weight_distance(Clock(10 * i, i), 1.0)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bigbatch.core.checks import Interrupted, UserError
-from bigbatch.core.environment import JOB, LAUNCHER, own_rank
+from bigbatch.core.environment import LAUNCHER, own_rank
 from bigbatch.core.signals import was_received
 
 SLURM_JOB = "SLURM_JOB_ID"
@@ -22,7 +22,7 @@ def requeued(asked: bool, *, out: Path | None) -> Iterator[None]:
 
     Args:
         asked: Whether to; else nothing is done.
-        out: The run's folder. The job that comes back has the same name, by which it knows the run there as its own.
+        out: The run's folder. The job that comes back has the same number, by which it knows the run there as its own.
 
     Raises:
         UserError: If this can't work: no folder, no Slurm job, no scontrol.
@@ -38,7 +38,6 @@ def requeued(asked: bool, *, out: Path | None) -> Iterator[None]:
     if scontrol is None:
         raise UserError("--requeue: needs scontrol, which is not on PATH here; leave --requeue out, or mend PATH")
     number = os.environ[SLURM_JOB]
-    os.environ.setdefault(JOB, f"slurm-{number}")
     try:
         yield
     except BaseException as end:

@@ -166,7 +166,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
     try:
         yield Ranks(rank, world_size, place)
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+        if is_of_lost_workers(error):
             why = " ".join(str(error).split())[:200]
             raise LostWorkers(
                 f"worker {rank} of {world_size} lost the others ({why}); go on from the last checkpoint with --resume"
@@ -177,6 +177,11 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
         dist.destroy_process_group()
         if hasattr(store, "close"):
             store.close()
+
+
+def is_of_lost_workers(error: Exception) -> bool:
+    """Whether an exchange failed because others died or fell silent: gloo says so by a RuntimeError like any other."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _store_of_environment(rank: int, world_size: int) -> Any:

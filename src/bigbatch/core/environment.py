@@ -130,6 +130,8 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """
     for variable in VARIABLES:
         read_variable(variable.name, environment=environment)
+    if LAUNCHER in environment or own_rank(environment):
+        return  # said once, not by each worker
     for name in environment:
         if name.startswith("BIGBATCH_") and name not in _BY_NAME and not name.startswith("BIGBATCH_TEST_"):
             warnings.warn(unknown("environment variable", name, [v.name for v in VARIABLES if v.by_hand]), stacklevel=2)

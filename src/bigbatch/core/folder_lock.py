@@ -10,7 +10,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +83,8 @@ def owned(path: Path, *, wait_s: float = 15.0) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            (folder / OWNER).unlink(missing_ok=True)
+            with suppress(OSError):  # gone, or the file system can't be written any more: the lock decides then
+                (folder / OWNER).unlink()
     finally:
         lock.release()
 

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.distributed import DistError
 from torch.optim import Optimizer
 
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import Ranks
+from bigbatch.comm.ranks import Ranks, is_of_lost_workers
 from bigbatch.core.arithmetic import arithmetic, differences
-from bigbatch.core.checks import CheckpointError, LostWorkers
+from bigbatch.core.checks import CheckpointError, Elsewhere, LostWorkers
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
@@ -181,9 +180,11 @@ def _fits(path: str | Path | None) -> Iterator[None]:
     """Turn whatever a wrong value leads to while it is taken up into one error."""
     try:
         yield
-    except (CheckpointError, LostWorkers, DistError):
+    except (CheckpointError, Elsewhere, LostWorkers):
         raise
     except Exception as error:  # torch, numpy and Python each refuse theirs in ways of their own
+        if is_of_lost_workers(error):
+            raise
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(
             f"checkpoint {path}: does not fit this version of the model ({' '.join(what.split())}); start again in another --out"

@@ -131,11 +131,16 @@ class Record:
 
         Raises:
             Diverged: If such a loss is fatal; the record ends with that update.
+            OutputError: On every worker, if the disk was full at the flush before; of one worker alone, if it is now.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return
-        sums = self._ranks.sum_(torch.stack([p.sum_loss for p in pending])).tolist()  # synchronises with the device, once for all
+        own = torch.stack([p.sum_loss for p in pending])
+        told = torch.cat([own, own.new_tensor([self._failure is not None])])
+        *sums, failed = self._ranks.sum_(told).tolist()  # synchronises with the device, once for all
+        if failed:
+            self._ranks.together(self._check)
         for p, sum_loss in zip(pending, sums, strict=True):
             self.last_loss = loss = sum_loss / p.num_samples
             finite = math.isfinite(loss)
@@ -218,13 +223,16 @@ class Record:
         """Last line."""
         self._write({"kind": "end", "update": clock.updates, "samples": clock.samples, **facts})
         self.write_out()
+        self._ranks.together(self._check)
         self.close()
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written was reported when it was flushed
+            with contextlib.suppress(OSError):  # it tries once more to write what it could not
                 self._file.close()
+            if self._failure is not None:  # of several workers, which did not come to a further flush
+                warnings.warn(str(self._cannot_write(Path(self._file.name), self._failure)), stacklevel=2)
             self._file = None
         if self._events is not None:
             self._events.close()
@@ -234,28 +242,29 @@ class Record:
         if self._file is not None and self._failure is None:
             try:
                 self._file.write(json.dumps(line) + "\n")
-            except OSError as error:  # the buffer was full, and so is the disk; `write_out` says so to all workers
+            except OSError as error:  # the buffer was full, and so is the disk
                 self._failure = error
 
     def write_out(self) -> None:
-        """Hand the buffered lines to the operating system. Called by every worker after the same updates.
+        """Hand the buffered lines to the operating system.
 
         Raises:
-            OutputError: On every worker, if the disk is full.
+            OutputError: If the disk is full and this worker is alone. Several learn it from the next `flush`, without an exchange more.
         """
         if self._events is not None:
             self._events.flush()
-        self._ranks.together(self._flush_file)
+        if self._file is not None and self._failure is None:
+            try:
+                self._file.flush()
+            except OSError as error:
+                self._failure = error
+        if self._ranks.world_size == 1:
+            self._check()
 
-    def _flush_file(self) -> None:
-        if self._file is None:
-            return
-        try:
-            if self._failure is not None:
-                raise self._failure
-            self._file.flush()
-        except OSError as error:
-            raise self._cannot_write(Path(self._file.name), error) from error
+    def _check(self) -> None:
+        if self._file is not None and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise self._cannot_write(Path(self._file.name), failure) from failure
 
     @staticmethod
     def _cannot_write(path: Path, error: OSError) -> OutputError:
