@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.cli.command import bigbatch
 from tests.distributed.jobs import Job, left_behind
 from tests.distributed.ranks import ROOT, run_ranks
 from tests.distributed.sharded_checkpoints import OPTIMIZERS, same
@@ -172,6 +173,19 @@ def test_damaged_shards_are_refused(runs, tmp_path, name):
     damage(shard_of(out))
     with pytest.raises(CheckpointError, match=words):
         fit("digits/mlp", SHORT, out=out, resume=True, quiet=True, tensorboard=False)
+
+
+def test_damage_that_another_worker_sees_is_not_taken_for_another_model(runs, tmp_path):
+    """Files are shared out among the workers to be checked: the second sees this one."""
+    out = copy(runs, "stopped", tmp_path)
+    flip(max((out / "shards").glob("last.*/*.safetensors")))
+    (tmp_path / "recipe.toml").write_text(SHORT.to_toml())
+    command = ["train", "digits/mlp", "--recipe", "recipe.toml", "--out", "stopped", "--resume", "--workers", "2", "--quiet"]
+    lines = sorted(bigbatch(*command, cwd=tmp_path, expect=2).stderr.splitlines())
+    assert len(lines) == 2, lines
+    for line, who in zip(lines, ("error: worker 1 of 2: ", "worker 1: error: "), strict=True):
+        assert line.startswith(f"{who}checkpoint stopped/shards/last.")
+        assert line.endswith("is truncated or damaged (wrong checksum); resume from a copy or start anew")
 
 
 def test_shards_of_another_model_are_refused(runs, tmp_path):
