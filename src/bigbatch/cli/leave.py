@@ -51,5 +51,5 @@ def explain(error: Exception) -> int:
     rank = own_rank()
     if rank == 0 or not isinstance(error, Elsewhere | Diverged | Interrupted):
         who = os.environ.get(ROLE, f"worker:{rank}").replace(":", " ")
-        print(f"{f'{who}: ' if rank else ''}{label}: {error}{hint}", file=sys.stderr)
+        sys.stderr.write(f"{f'{who}: ' if rank else ''}{label}: {error}{hint}\n")  # one write: print would make two, and workers' lines mix
     return code

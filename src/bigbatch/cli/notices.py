@@ -21,6 +21,6 @@ def _show(
 ) -> None:
     """Our own as one line that says what it says; others as Python does."""
     if issubclass(category, UserWarning) and "bigbatch" in Path(filename).parts:
-        print(f"warning: {message}", file=file or sys.stderr)
+        (file or sys.stderr).write(f"warning: {message}\n")  # one write: lines of several workers don't mix
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)

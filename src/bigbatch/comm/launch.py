@@ -231,7 +231,7 @@ def _work(run: Callable[[], None], environment: dict[str, str]) -> None:
 
 
 def _say(label: str, text: str, code: int) -> int:
-    print(f"{label}: {text}", file=sys.stderr, flush=True)
+    print(f"{label}: {text}\n", end="", file=sys.stderr, flush=True)
     return code
 
 

@@ -196,7 +196,7 @@ class _Job:
         return f"parameter server {number} of {self.num_servers}" if self.num_servers > 1 else "the parameter server"
 
     def _say(self, label: str, text: str, code: int) -> int:
-        print(f"{label}: {text}", file=sys.stderr, flush=True)
+        print(f"{label}: {text}\n", end="", file=sys.stderr, flush=True)
         return code
 
     def _all(self) -> list["subprocess.Popen[bytes]"]:
