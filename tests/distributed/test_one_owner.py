@@ -119,7 +119,7 @@ def test_tasks_of_srun_without_torchrun(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "text"), [("RANK", "x"), ("WORLD_SIZE", "abc"), ("BIGBATCH_TIMEOUT_S", "abc")])
+@pytest.mark.parametrize(("name", "text"), [("RANK", "x"), ("WORLD_SIZE", "abc"), ("BIGBATCH_TIMEOUT_S", "abc"), ("BIGBATCH_DEBUG", "yes")])
 def test_variables_that_cant_be(tmp_path, monkeypatch, name, text):
     monkeypatch.setenv(name, text)
     done = bigbatch(*TRAIN, cwd=tmp_path, expect=2)

@@ -40,7 +40,7 @@ def leave(code: int) -> NoReturn:
 
 def explain(error: Exception) -> int:
     """Print an error as one line and return its exit code; what all workers have in common is said by the first, or their launcher."""
-    if os.environ.get("BIGBATCH_DEBUG"):
+    if os.environ.get("BIGBATCH_DEBUG") == "1":
         raise error
     codes = {UserError: 2, Diverged: 3, LostWorkers: 4, Interrupted: 130}
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
