@@ -14,14 +14,19 @@ from bigbatch.comm import shard_files
 from bigbatch.core.files import write_atomically
 from bigbatch.tasks.digits_mlp import DigitsMLP
 
-FOLDER = Path(os.environ["BIGBATCH_TEST_HOLD"])
-RANK = int(os.environ.get("RANK", "0"))
+
+def rank():
+    return int(os.environ.get("RANK", "0"))
+
+
+def marked(name):
+    return Path(os.environ["BIGBATCH_TEST_HOLD"], name)
 
 
 def hold(updates):
-    if (FOLDER / "hold").exists():
-        write_atomically(FOLDER / f"held-{RANK}", str(updates).encode())
-        while (FOLDER / "hold").exists():
+    if marked("hold").exists():
+        write_atomically(marked(f"held-{rank()}"), str(updates).encode())
+        while marked("hold").exists():
             time.sleep(0.02)
 
 
@@ -31,18 +36,19 @@ class HeldWriter(shard_files.SafetensorsWriter):
         self.updates = (folder.parents[1] / "record.jsonl").read_text().count('"kind": "update"')
 
     def write_data(self, plan, planner):
-        if RANK > 0:
+        if rank() > 0:
             hold(self.updates)
-        if RANK == 1 and (FOLDER / "full").exists():  # no file may grow any more: as on a full disk, the write fails half-way
+        if rank() == 1 and marked("full").exists():  # no file may grow any more: as on a full disk, the write fails half-way
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         done = super().write_data(plan, planner)
-        if RANK == 0:
+        if rank() == 0:
             hold(self.updates)
         return done
 
 
-shard_files.SafetensorsWriter = HeldWriter
-
-
 class Digits(DigitsMLP):
     name = "digits/held"
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        shard_files.SafetensorsWriter = HeldWriter  # in the run's own processes: whoever only imports this file changes nothing
