@@ -63,6 +63,7 @@ def state(out, name="last.pt"):
 
 
 @pytest.mark.bit_for_bit
+@pytest.mark.slow
 def test_four_save_and_two_and_one_load_to_the_last_bit(tmp_path):
     """Weights, running statistics and the state of every optimizer; ragged shards, empty shards, several files a worker."""
     ranks(STATES, 4, tmp_path, "save", str(tmp_path))
@@ -73,6 +74,7 @@ def test_four_save_and_two_and_one_load_to_the_last_bit(tmp_path):
 
 
 @pytest.mark.bit_for_bit
+@pytest.mark.slow
 def test_one_saves_as_before_and_two_load_to_the_last_bit(tmp_path):
     ranks(STATES, 1, tmp_path, "save", str(tmp_path))
     assert torch.load(tmp_path / "adamw.pt", weights_only=True)["format"] == FORMAT
@@ -93,6 +95,7 @@ def copy(runs, name, tmp_path):
 
 
 @pytest.mark.bit_for_bit
+@pytest.mark.slow
 def test_resumed_by_two_bit_for_bit_and_by_one_and_three_to_rounding(runs, tmp_path):
     assert state(runs / "stopped")["progress"][0][1] == 12
     straight = state(runs / "straight")
@@ -306,6 +309,7 @@ def assert_whole(held, straight):
 
 @pytest.mark.slow
 @pytest.mark.bit_for_bit
+@pytest.mark.slow
 @pytest.mark.parametrize("victims", ["worker 1", "worker 0", "all"])
 def test_killed_while_a_checkpoint_is_written(tmp_path, monkeypatch, straight, victims):
     """Training goes on meanwhile; the earlier checkpoint is whole, and the run goes on from it to the same bits."""

@@ -261,6 +261,7 @@ with limited_files(size):
 
 
 @pytest.mark.bit_for_bit
+@pytest.mark.slow
 def test_a_disk_that_fills_up_with_the_record(tmp_path):
     """One line, exit code 2, and the run goes on from its checkpoint to the same end; far more lines than one buffer holds."""
     settings = ["--set", "model.hidden=1", "--set", "batch.micro_batch=32", "--set", "budget.epochs=30", "--quiet"]
