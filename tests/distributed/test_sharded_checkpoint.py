@@ -96,6 +96,7 @@ def copy(runs, name, tmp_path):
 
 @pytest.mark.bit_for_bit
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*continues to rounding, not bit for bit .num_threads")  # where this process has more than a worker
 def test_resumed_by_two_bit_for_bit_and_by_one_and_three_to_rounding(runs, tmp_path):
     assert state(runs / "stopped")["progress"][0][1] == 12
     straight = state(runs / "straight")

@@ -180,7 +180,7 @@ def _fits(path: str | Path | None) -> Iterator[None]:
     """Turn whatever a wrong value leads to while it is taken up into one error."""
     try:
         yield
-    except (CheckpointError, Elsewhere, LostWorkers):
+    except (CheckpointError, Elsewhere, LostWorkers, Warning):  # a warning where Python makes them errors (-W error)
         raise
     except Exception as error:  # torch, numpy and Python each refuse theirs in ways of their own
         if is_of_lost_workers(error):
