@@ -4,8 +4,8 @@
 
 They are those marked `bit_for_bit`. Every environment is a process of pytest that runs each test `--times` times; those also marked `slow`
 (several processes, or runs of a minute) it runs `--slow-times` times, in a few environments. What the processor lacks is left out and said.
-Prints a table, writes it with every test's counts to tests/bit_for_bit.json after each environment, and exits with 1 if one run was red or
-none was made; `--resume` goes on from the environments that the file has as green on this machine; each says of which commit it is.
+Prints a table, writes it with every test's counts to tests/bit_for_bit.json after each row, and exits with 1 if one run was red or
+none was made; `--resume` leaves out what the file has as green on this machine; each row says of which commit it is.
 """
 
 import argparse
@@ -64,18 +64,23 @@ def main():
     flags, end = processor_flags(), time.monotonic() + 60 * asked.minutes
     chosen = [e for e in ENVIRONMENTS if not asked.only or any(word in e.name for word in asked.only)]
     able = [e for e in chosen if not e.needs or e.needs in flags]
+    wanted = [(e, "quick") for e in able if asked.times] + [(e, "slow") for e in able if e.slow_too and asked.slow_times]
     about = {"machine": machine(), "times": asked.times, "slow_times": asked.slow_times}
     left_out = [{"environment": e.name, "left_out": f"this processor has no {e.needs}"} for e in chosen if e not in able]
     outcomes = green_before(asked.json, about) if asked.resume else []
-    done = {row["environment"] for row in outcomes}
+    done = {(row["environment"], row["kind"]) for row in outcomes}
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for one in as_completed([pool.submit(outcome, e, asked, end) for e in able if e.name not in done]):
+        for one in as_completed([pool.submit(outcome, e, kind, asked, end) for e, kind in wanted if (e.name, kind) not in done]):
             outcomes.append(one.result())
             write(asked.json, about, outcomes + left_out)
     rows = [*outcomes, *left_out]
-    print(f"\n{'environment':32}{'tests':>7}{'runs':>8}{'red':>6}{'seconds':>9}")
+    print(f"\n{'environment':32}{'kind':7}{'tests':>7}{'runs':>8}{'red':>6}{'seconds':>9}")
     for row in rows:
-        counts = f"{row['tests']:7,}{row['runs']:8,}{row['red']:6,}{row['seconds']:9,.0f}" if "runs" in row else f"  {row['left_out']}"
+        counts = (
+            f"{row['kind']:7}{row['tests']:7,}{row['runs']:8,}{row['red']:6,}{row['seconds']:9,.0f}"
+            if "runs" in row
+            else f"  {row['left_out']}"
+        )
         print(f"{row['environment']:32}{counts}{'  ' + row['error'] if row.get('error') else ''}")
     for row in outcomes:
         for name, counts in row["by_test"].items():
@@ -110,24 +115,22 @@ def write(path, about, rows):
     path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
-def outcome(environment, asked, end):
-    """The row of an environment."""
-    begin, by_test, errors = time.monotonic(), {}, []
-    passes = [("bit_for_bit and not slow", asked.times), ("bit_for_bit and slow", asked.slow_times * environment.slow_too)]
+def outcome(environment, kind, asked, end):
+    """The row of an environment and a kind of tests, "quick" or "slow"."""
+    begin, by_test, row = time.monotonic(), {}, {"environment": environment.name, "kind": kind, **when()}
+    marked, times = ("bit_for_bit and slow", asked.slow_times) if kind == "slow" else ("bit_for_bit and not slow", asked.times)
     with ExitStack() as stack:
         for _ in range(environment.busy_loops):
             stack.enter_context(busy_loop())
-        for marked, times in passes:
-            if times:
-                errors += run_pytest(environment, marked, times, asked.tests, end, by_test)
+        error = run_pytest(environment, marked, times, asked.tests, end, by_test)
     counts = {name: sum(test[name] for test in by_test.values()) for name in ("runs", "red")}
-    row = {"environment": environment.name, **when(), "tests": len(by_test), **counts, "seconds": round(time.monotonic() - begin, 1)}
-    print(f"{environment.name}: {counts['runs']:,} runs, {counts['red']:,} red, {row['seconds']:,.0f} s", flush=True)
-    return {**row, "error": "; ".join(errors), "by_test": by_test}
+    row |= {"tests": len(by_test), **counts, "seconds": round(time.monotonic() - begin, 1), "error": error, "by_test": by_test}
+    print(f"{environment.name}, {kind}: {row['runs']:,} runs, {row['red']:,} red, {row['seconds']:,.0f} s", flush=True)
+    return row
 
 
 def run_pytest(environment, marked, times, tests, end, by_test):
-    """Adds runs and reds of every test to `by_test`; what else went wrong."""
+    """Adds runs and reds of every test to `by_test`; returns what else went wrong."""
     kept = {name: value for name, value in os.environ.items() if name not in CLEARED}
     settings = {**kept, **PASSIVE, "BIGBATCH_TEST_THREADS": "default", **environment.settings}
     with tempfile.TemporaryDirectory() as folder:
@@ -138,15 +141,15 @@ def run_pytest(environment, marked, times, tests, end, by_test):
         try:
             done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=left_s, check=False)
         except subprocess.TimeoutExpired:
-            return ["out of time"]
+            return "out of time"
         if done.returncode == 5:  # no test of this kind among those asked for
-            return []
+            return ""
         if done.returncode not in (0, 1) or not report.exists():
-            return [f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}"]
+            return f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}"
         count(report, by_test)
         if done.returncode == 1:
-            print(done.stdout[-3000:], flush=True)
-    return []
+            print(re.sub(r"(?s)=+ slowest \d+ durations.*?(?==+ short test summary)", "", done.stdout)[-6000:], flush=True)
+    return ""
 
 
 def count(report, by_test):
