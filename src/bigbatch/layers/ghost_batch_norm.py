@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bigbatch.core.checks import check_group, check_positive
 from bigbatch.core.paper import Paper
 from bigbatch.layers.batch_norms import AnyBatchNorm, Module, replace_batch_norms, same_rank, settings_of
-from bigbatch.layers.normalise_groups import normalise_groups
+from bigbatch.layers.normalise_groups import Running, normalise_groups
 
 PAPER = Paper(
     method="Ghost batch norm",
@@ -115,21 +115,13 @@ class GhostBatchNorm(AnyBatchNorm):
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         split = self.training and self.ghost_batch is not None and len(input) > self.ghost_batch
         sizes = _sizes(len(input), self.ghost_batch or 0) if split else [len(input)]
-        if self.training and self.track_running_stats:
-            return self._normalise(input, sizes, self.running_mean, self.running_var, self._momenta(len(sizes)))
-        return self._normalise(input, sizes, None, None, [0.0] * len(sizes))
-
-    def _normalise(self, input: Tensor, sizes: list[int], mean: Tensor | None, var: Tensor | None, momenta: list[float]) -> Tensor:
-        return normalise_groups(input, sizes, self.weight, self.bias, mean, var, momenta, self.eps)
-
-    def _momenta(self, num_groups: int) -> list[float]:
-        """Weights of the groups in the running statistics; counts them."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(num_groups)
-        if self.momentum is not None:
-            return [self.momentum] * num_groups
-        last = int(self.num_batches_tracked)  # syncs, as torch does for momentum None
-        return [1.0 / seen for seen in range(last - num_groups + 1, last + 1)]
+        running = None
+        if self.training and self.running_mean is not None:
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(len(sizes))
+            running = Running(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum)
+        return normalise_groups(input, sizes, self.weight, self.bias, running, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
