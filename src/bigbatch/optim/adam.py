@@ -25,6 +25,16 @@ class Corrections(NamedTuple):
 
 def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
     """Count one more step of every tensor and return its bias corrections; nothing waits for the device."""
+    first, ratio = bias_corrections(batch, betas)
+    return Corrections(tuple(state["step"] for state in batch.states), first.unbind(), ratio.unbind())
+
+
+def bias_corrections(batch: Batch, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Count one more step of every tensor.
+
+    Returns:
+        1 - b1^t and (1 - b1^t) / sqrt(1 - b2^t), of shape (tensors,) each; nothing waits for the device.
+    """
     steps = [state["step"] for state in batch.states]
     torch._foreach_add_(
         steps, torch.ones(()) if steps[0].is_cpu and not torch.compiler.is_compiling() else 1
@@ -33,7 +43,7 @@ def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
     first = 1 - betas[0] ** t
     ratio = first / (1 - betas[1] ** t).sqrt()
     dtype = torch.promote_types(batch.params[0].dtype, torch.float32)
-    return Corrections(tuple(steps), first.to(dtype).unbind(), ratio.to(dtype).unbind())
+    return first.to(dtype), ratio.to(dtype)
 
 
 def adam_directions(

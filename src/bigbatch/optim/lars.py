@@ -23,6 +23,7 @@ from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_rate, widened
+from bigbatch.optim.kernels.launch import made_by_kernels
 
 PAPER = Paper(
     method="LARS",
@@ -113,6 +114,8 @@ class LARS(BaseOptimizer):
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
+        if made_by_kernels("lars", group, batch):
+            return
         if _can_fuse(group, batch):
             _fused_update(group, batch)
             return
