@@ -73,10 +73,16 @@ def adam_directions(
         torch._foreach_add_(directions, group["eps"])
     else:  # (1 - b1^t) (sqrt(v^) + eps), so that m itself can be divided by it
         torch._foreach_mul_(directions, bias.ratio)
-        torch._foreach_add_(directions, [c * group["eps"] for c in bias.first])
-    for direction, m in zip(directions, firsts, strict=True):
-        torch.div(m, direction, out=direction)
-    return list(directions)
+        torch._foreach_add_(directions, list((torch.stack(bias.first) * group["eps"]).unbind()))
+    directions = list(directions)
+    if firsts[0].is_cpu:
+        for direction, m in zip(directions, firsts, strict=True):
+            torch.div(m, direction, out=direction)
+        return directions
+    part = max(len(firsts) // 8, 1)  # no two lists of the parameters' size at once
+    for i in range(0, len(firsts), part):
+        directions[i : i + part] = torch._foreach_div(firsts[i : i + part], directions[i : i + part])
+    return directions
 
 
 def fuses(grad: Tensor, first: Tensor) -> bool:

@@ -66,10 +66,14 @@ def sum_chunks(partial, first, total, chunks, tensors, SUMS: tl.constexpr, BLOCK
         tl.store(total + tl.cast(tensors, tl.int64) * k + tensor, tl.sum(added, 0))
 
 
-def element_types(batch: Batch) -> dict[str, Any]:
-    """Types of weights and gradients, for which kernels are compiled."""
+OPTIONS = {"enable_fp_fusion": True}
+"""Of the compiler: its default changes between versions of triton, with a warning in some."""
+
+
+def compiled_for(batch: Batch) -> dict[str, Any]:
+    """Types of weights and gradients, and the compiler's options."""
     weight, grad = (getattr(tl, str(tensors[0].dtype).removeprefix("torch.")) for tensors in (batch.params, batch.grads))
-    return {"W": weight, "G": grad}
+    return {"W": weight, "G": grad, **OPTIONS}
 
 
 def totals(partial: Tensor, first: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ def totals(partial: Tensor, first: Tensor) -> Tensor:
     """
     sums, tensors = len(partial), len(first) - 1
     total = torch.empty(sums, tensors, dtype=torch.float32, device=partial.device)
-    sum_chunks[(tensors,)](partial, first, total, partial.size(1), tensors, SUMS=sums, BLOCK=1024)
+    sum_chunks[(tensors,)](partial, first, total, partial.size(1), tensors, SUMS=sums, BLOCK=1024, **OPTIONS)
     return total
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from bigbatch.core.sharding import sum_over_shards
 from bigbatch.optim.adam import bias_corrections
 from bigbatch.optim.base import Batch, buffers
-from bigbatch.optim.kernels.common import adam_moments, element_pointer, element_types, load, place_of, store, totals
+from bigbatch.optim.kernels.common import adam_moments, element_pointer, compiled_for, load, place_of, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of
 from bigbatch.optim.lamb import trust_ratio
 
@@ -27,7 +27,7 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.count)
-    types = {**element_types(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": 8}
+    types = {**compiled_for(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": 8}
     if group["bias_correction"]:
         first, ratio = bias_corrections(batch, group["betas"])
     else:

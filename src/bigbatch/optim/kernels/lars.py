@@ -8,7 +8,7 @@ import triton.language as tl
 
 from bigbatch.core.sharding import sum_over_shards
 from bigbatch.optim.base import Batch, buffers
-from bigbatch.optim.kernels.common import element_pointer, element_types, load, place_of, store, totals
+from bigbatch.optim.kernels.common import element_pointer, compiled_for, load, place_of, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of
 from bigbatch.optim.lars import trust_ratio
 
@@ -23,7 +23,7 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.count)
-    types = {**element_types(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": 8}
+    types = {**compiled_for(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": 8}
     lr, inside = on_device(group["lr"], device), group["lr_in_momentum"]
     if group["adapt"]:
         partial = torch.empty(2, cut.count, dtype=torch.float32, device=device)

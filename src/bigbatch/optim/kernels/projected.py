@@ -10,7 +10,7 @@ from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.adam import bias_corrections
 from bigbatch.optim.adamp import decayed_fraction as adam_decay
 from bigbatch.optim.base import Batch, Rate, buffers
-from bigbatch.optim.kernels.common import element_types
+from bigbatch.optim.kernels.common import OPTIONS, compiled_for
 from bigbatch.optim.kernels.decide import decide, sum_rows
 from bigbatch.optim.kernels.row_tiles import moments, step
 from bigbatch.optim.kernels.tables import ROWS_IN_BLOCK, WIDTHS, Table, on_device, table_of
@@ -63,7 +63,7 @@ def _update(
     blocks, eps = cut.matrices, float(group["eps"])
     floor = max(eps, math.ulp(0.0))
     tables = (table.addresses, cut.owner, cut.first, cut.shape, tensors, cut.count)
-    types = {**element_types(batch), **flags, "BLOCK": WIDTHS[-1]}
+    types = {**compiled_for(batch), **flags, "BLOCK": WIDTHS[-1]}
     lr, decays = on_device(group["lr"], device), on_device(decay, device)
 
     def empty(*shape: int) -> Tensor:
@@ -75,7 +75,7 @@ def _update(
     moments[(cut.count,)](*tables, partial, cut.partials, *bias, *map(float, numbers), eps, **types)
     if blocks.count:
         places = (blocks.owner, blocks.first, cut.shape, tensors, partial, cut.partials)
-        sum_rows[(blocks.count,)](*places, sums, cut.rows, found, blocks.count, floor, ROWS=ROWS_IN_BLOCK, STEP=32)
+        sum_rows[(blocks.count,)](*places, sums, cut.rows, found, blocks.count, floor, ROWS=ROWS_IN_BLOCK, STEP=32, **OPTIONS)
     settings = (float(group["delta"]), float(group["wd_ratio"]), floor, eps)
-    decide[(tensors,)](blocks.first, cut.shape, tensors, found, blocks.count, by_row, keep, lr, decays, *settings, BLOCK=512)
+    decide[(tensors,)](blocks.first, cut.shape, tensors, found, blocks.count, by_row, keep, lr, decays, *settings, BLOCK=512, **OPTIONS)
     step[(cut.count,)](*tables, sums, cut.rows, by_row, keep, lr, *bias, float(numbers[0]), eps, **types)
