@@ -59,9 +59,7 @@ def sum_rows(
 
 
 @triton.jit(do_not_specialize=["tensors", "blocks"])
-def decide(
-    first_block, shape, tensors, found, blocks, by_row, keep, lrs, decays, delta, wd_ratio, floor, eps, BLOCK: tl.constexpr
-):
+def decide(first_block, shape, tensors, found, blocks, by_row, keep, lrs, decays, delta, wd_ratio, floor, eps, BLOCK: tl.constexpr):
     """One program for each tensor: whether its rows are projected, and what all of its weights are multiplied by."""
     tensor = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(first_block + tensor), tl.load(first_block + tensor + 1)

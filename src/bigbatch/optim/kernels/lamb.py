@@ -129,9 +129,7 @@ def _moments(
 
 
 @triton.jit
-def _step_of(
-    w, m, v, left, rate, first, ratio, eps, decay, W: tl.constexpr, DECAY: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr
-):
+def _step_of(w, m, v, left, rate, first, ratio, eps, decay, W: tl.constexpr, DECAY: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     weights = load(w, lanes, left, FULL)
     moment, moment_sq = load(m, lanes, left, FULL), load(v, lanes, left, FULL)

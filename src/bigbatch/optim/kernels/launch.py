@@ -18,7 +18,12 @@ Update = Callable[[dict[str, Any], Batch], bool]
 _DEVICES = {"cuda"}
 """Types of devices that kernels are for; the tests add others."""
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MODULES = {"lars": ("lars", "update"), "lamb": ("lamb", "update"), "adamp": ("projected", "update_adamp"), "sgdp": ("projected", "update_sgdp")}
+_MODULES = {
+    "lars": ("lars", "update"),
+    "lamb": ("lamb", "update"),
+    "adamp": ("projected", "update_adamp"),
+    "sgdp": ("projected", "update_sgdp"),
+}
 _FLAGS = ("nesterov", "lr_in_momentum", "maximize", "adapt", "bias_correction")
 
 _works: dict[Any, bool] = {}
@@ -80,7 +85,9 @@ def _update_of(method: str, group: dict[str, Any], batch: Batch) -> Update | Non
     except Exception as error:  # the compiler, the driver, a missing C compiler: each raises kinds of its own
         _works[(method, p.device)] = False
         why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        warnings.warn(f"the kernels of {method} do not work on {p.device} ({why}): steps are made by torch's foreach functions", stacklevel=2)
+        warnings.warn(
+            f"the kernels of {method} do not work on {p.device} ({why}): steps are made by torch's foreach functions", stacklevel=2
+        )
         return None
     return update
 
@@ -96,8 +103,5 @@ def _small_batch(like: Batch, *, aligned: bool) -> Batch:
         return [make(dtype, 2, 3), make(dtype, 5)]
 
     params = tensors(like.params[0].dtype)
-    states = [
-        {name: make(torch.float32) if name == "step" else make(torch.float32, *p.shape) for name in like.states[0]}
-        for p in params
-    ]
+    states = [{name: make(torch.float32) if name == "step" else make(torch.float32, *p.shape) for name in like.states[0]} for p in params]
     return Batch(params, tensors(like.grads[0].dtype), states, None, params, [])

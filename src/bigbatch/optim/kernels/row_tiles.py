@@ -129,11 +129,80 @@ def moments(
     first, ratio = tl.load(firsts + tensor), tl.load(ratios + tensor)
     to = tl.cast(partials, tl.int64)
     if columns == NARROW:
-        _moments_of(shape, tensors, tensor, number, partial, to, w, g, m, v, first, ratio, momentum, rise, b2, rise_sq, eps, ADAM, NESTEROV, MAXIMIZE, NARROW, BLOCK)
+        _moments_of(
+            shape,
+            tensors,
+            tensor,
+            number,
+            partial,
+            to,
+            w,
+            g,
+            m,
+            v,
+            first,
+            ratio,
+            momentum,
+            rise,
+            b2,
+            rise_sq,
+            eps,
+            ADAM,
+            NESTEROV,
+            MAXIMIZE,
+            NARROW,
+            BLOCK,
+        )
     elif columns == MIDDLE:
-        _moments_of(shape, tensors, tensor, number, partial, to, w, g, m, v, first, ratio, momentum, rise, b2, rise_sq, eps, ADAM, NESTEROV, MAXIMIZE, MIDDLE, BLOCK)
+        _moments_of(
+            shape,
+            tensors,
+            tensor,
+            number,
+            partial,
+            to,
+            w,
+            g,
+            m,
+            v,
+            first,
+            ratio,
+            momentum,
+            rise,
+            b2,
+            rise_sq,
+            eps,
+            ADAM,
+            NESTEROV,
+            MAXIMIZE,
+            MIDDLE,
+            BLOCK,
+        )
     else:
-        _moments_of(shape, tensors, tensor, number, partial, to, w, g, m, v, first, ratio, momentum, rise, b2, rise_sq, eps, ADAM, NESTEROV, MAXIMIZE, BLOCK, BLOCK)
+        _moments_of(
+            shape,
+            tensors,
+            tensor,
+            number,
+            partial,
+            to,
+            w,
+            g,
+            m,
+            v,
+            first,
+            ratio,
+            momentum,
+            rise,
+            b2,
+            rise_sq,
+            eps,
+            ADAM,
+            NESTEROV,
+            MAXIMIZE,
+            BLOCK,
+            BLOCK,
+        )
 
 
 @triton.jit
@@ -217,8 +286,80 @@ def step(
     rowwise, kept = tl.load(by_row + tensor), tl.load(keep + tensor)
     rows = tl.cast(num_rows, tl.int64)
     if columns == NARROW:
-        _step_of(shape, tensors, tensor, number, sums, rows, rowwise, kept, lr, w, g, m, v, first, ratio, momentum, eps, W, ADAM, NESTEROV, MAXIMIZE, NARROW, BLOCK)
+        _step_of(
+            shape,
+            tensors,
+            tensor,
+            number,
+            sums,
+            rows,
+            rowwise,
+            kept,
+            lr,
+            w,
+            g,
+            m,
+            v,
+            first,
+            ratio,
+            momentum,
+            eps,
+            W,
+            ADAM,
+            NESTEROV,
+            MAXIMIZE,
+            NARROW,
+            BLOCK,
+        )
     elif columns == MIDDLE:
-        _step_of(shape, tensors, tensor, number, sums, rows, rowwise, kept, lr, w, g, m, v, first, ratio, momentum, eps, W, ADAM, NESTEROV, MAXIMIZE, MIDDLE, BLOCK)
+        _step_of(
+            shape,
+            tensors,
+            tensor,
+            number,
+            sums,
+            rows,
+            rowwise,
+            kept,
+            lr,
+            w,
+            g,
+            m,
+            v,
+            first,
+            ratio,
+            momentum,
+            eps,
+            W,
+            ADAM,
+            NESTEROV,
+            MAXIMIZE,
+            MIDDLE,
+            BLOCK,
+        )
     else:
-        _step_of(shape, tensors, tensor, number, sums, rows, rowwise, kept, lr, w, g, m, v, first, ratio, momentum, eps, W, ADAM, NESTEROV, MAXIMIZE, BLOCK, BLOCK)
+        _step_of(
+            shape,
+            tensors,
+            tensor,
+            number,
+            sums,
+            rows,
+            rowwise,
+            kept,
+            lr,
+            w,
+            g,
+            m,
+            v,
+            first,
+            ratio,
+            momentum,
+            eps,
+            W,
+            ADAM,
+            NESTEROV,
+            MAXIMIZE,
+            BLOCK,
+            BLOCK,
+        )

@@ -95,7 +95,6 @@ def cut_into_rows(shapes: tuple[tuple[int, int, bool], ...], device: torch.devic
     return Rows(cut.owner, cut.first, shape, cut.count, partials, rows, matrices)
 
 
-
 @lru_cache(NUM_TABLES)
 def _cut_once(sizes: Any, length: int, device: torch.device, stream: int) -> Chunks | Rows:  # noqa: ARG001 each stream has tables of its own
     return cut_into_chunks(sizes, length, device) if length else cut_into_rows(sizes, device)
