@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,7 +221,10 @@ def mutated(tmp_path, module, old, new):
     path = copy / f"{module}.py"
     assert path.read_text().count(old) >= 1, old
     path.write_text(path.read_text().replace(old, new))
-    names = [f"bigbatch.optim.kernels.{name}" for name in ("common", "lars", "lamb", "projected", "decide", "row_tiles")]
+    names = [
+        f"bigbatch.optim.kernels.{name}"
+        for name in ("common", "lars", "lamb", "projected", "decide", "row_tiles", "row_moments", "row_step")
+    ]
     before = list(kernels.__path__)
     try:
         for name in names:
@@ -255,10 +257,10 @@ MUTANTS = [
     ("AdamP", "decide", "kept + tl.where(layerwise", "kept + 1.2 * tl.where(layerwise"),
     ("AdamP", "decide", "tl.load(decays) * share", "tl.load(decays) * share * 1.2"),
     ("AdamP", "decide", "is_matrix = end > begin", "is_matrix = end >= begin"),
-    ("AdamP", "row_tiles", "- lr * p", "- 1.2 * lr * p"),
-    ("SGDP", "row_tiles", "moment = momentum * moment + rise * signed", "moment = momentum * moment + 1.2 * rise * signed"),
-    ("SGDP", "row_tiles", "to + 3 * partials, tl.sum(p * weights, 1)", "to + 3 * partials, 1.2 * tl.sum(p * weights, 1)"),
-    ("SGDP", "row_tiles", "tl.store(to, tl.sum(grads * weights, 1)", "tl.store(to, 1000.0 + tl.sum(grads * weights, 1)"),
+    ("AdamP", "row_step", "- lr * p", "- 1.2 * lr * p"),
+    ("SGDP", "row_moments", "moment = momentum * moment + rise * signed", "moment = momentum * moment + 1.2 * rise * signed"),
+    ("SGDP", "row_moments", "to + 3 * partials, tl.sum(p * weights, 1)", "to + 3 * partials, 1.2 * tl.sum(p * weights, 1)"),
+    ("SGDP", "row_moments", "tl.store(to, tl.sum(grads * weights, 1)", "tl.store(to, 1000.0 + tl.sum(grads * weights, 1)"),
 ]
 
 

@@ -68,13 +68,12 @@ def adam_directions(
     torch._foreach_lerp_(firsts, grads, 1 - b1)
     torch._foreach_mul_(seconds, b2)
     torch._foreach_addcmul_(seconds, grads, grads, 1 - b2)
-    directions = torch._foreach_sqrt(seconds)
+    directions = list(torch._foreach_sqrt(seconds))
     if bias is None:
         torch._foreach_add_(directions, group["eps"])
     else:  # (1 - b1^t) (sqrt(v^) + eps), so that m itself can be divided by it
         torch._foreach_mul_(directions, bias.ratio)
         torch._foreach_add_(directions, list((torch.stack(bias.first) * group["eps"]).unbind()))
-    directions = list(directions)
     if firsts[0].is_cpu:
         for direction, m in zip(directions, firsts, strict=True):
             torch.div(m, direction, out=direction)

@@ -94,7 +94,7 @@ def totals(partial: Tensor, first: Tensor) -> Tensor:
 
 @triton.jit
 def adam_moments(grads, m, v, rise, b2, rise_sq, MAXIMIZE: tl.constexpr):
-    """m + (1 - b1) (g - m) and b2 v + (1 - b2) g^2."""
+    """The moments m + (1 - b1) (g - m) and b2 v + (1 - b2) g^2."""
     if MAXIMIZE:
         grads = -grads
     return m + rise * (grads - m), b2 * v + rise_sq * grads * grads

@@ -13,7 +13,7 @@ def cosine(gw, gg, ww, floor):
 
 @triton.jit
 def radial_coefficient(wp, ww, eps):
-    """c with projected p = p - c w; 0 for a norm of 0."""
+    """Coefficient c with projected p = p - c w; 0 for a norm of 0."""
     norm = tl.sqrt_rn(ww) + eps
     return tl.where(norm > 0, tl.div_rn(wp, tl.where(norm > 0, norm * norm, 1.0)), 0.0)
 

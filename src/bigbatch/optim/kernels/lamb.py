@@ -12,7 +12,7 @@ import triton.language as tl
 from bigbatch.core.sharding import sum_over_shards
 from bigbatch.optim.adam import bias_corrections
 from bigbatch.optim.base import Batch, buffers
-from bigbatch.optim.kernels.common import adam_moments, element_pointer, compiled_for, load, place_of, store, totals
+from bigbatch.optim.kernels.common import adam_moments, compiled_for, element_pointer, load, place_of, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of
 from bigbatch.optim.lamb import trust_ratio
 
@@ -26,7 +26,7 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
     if table is None:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
-    tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.count)
+    tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.num)
     types = {**compiled_for(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": 8}
     if group["bias_correction"]:
         first, ratio = bias_corrections(batch, group["betas"])
@@ -34,23 +34,23 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
         first = ratio = torch.ones(tensors, dtype=torch.float32, device=device)
     rates = on_device(group["lr"], device)
     numbers = (first, ratio, *map(float, (1 - group["betas"][0], group["betas"][1], 1 - group["betas"][1], group["eps"])))
-    partial = torch.empty(2, cut.count, dtype=torch.float32, device=device)
+    partial = torch.empty(2, cut.num, dtype=torch.float32, device=device)
     decay = float(group["weight_decay"])
-    if cut.count:
-        _moments[(cut.count,)](*tables, partial, *numbers, decay, MAXIMIZE=bool(group["maximize"]), **types)
+    if cut.num:
+        _moments[(cut.num,)](*tables, partial, *numbers, decay, MAXIMIZE=bool(group["maximize"]), **types)
     if group["adapt"]:
         weight_norm, update_norm = sum_over_shards(totals(partial, cut.first), batch.where).sqrt()
         rates = trust_ratio(weight_norm, update_norm) * rates
     else:
         rates = rates.expand(tensors).contiguous()
-    if cut.count:
-        _step[(cut.count,)](*tables, rates, first, ratio, float(group["eps"]), decay, **types)
+    if cut.num:
+        _step[(cut.num,)](*tables, rates, first, ratio, float(group["eps"]), decay, **types)
     return True
 
 
 @triton.jit
 def direction_of(weights, m, v, first, ratio, eps, decay, lanes, left, DECAY: tl.constexpr, FULL: tl.constexpr):
-    """u = m^ / (sqrt(v^) + eps) + lambda w, both parts of the fraction times 1 - b1^t; zero past the end."""
+    """Direction u = m^ / (sqrt(v^) + eps) + lambda w, both parts of the fraction times 1 - b1^t; zero past the end."""
     direction = tl.div_rn(m, tl.sqrt_rn(v) * ratio + first * eps)
     if not FULL:
         direction = tl.where(lanes < left, direction, 0.0)
@@ -156,7 +156,7 @@ def _step(
     DECAY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """w <- w - rate u; the last chunk first, which the pass before has left in the cache."""
+    """Step: w <- w - rate u; the last chunk first, which the pass before has left in the cache."""
     chunk = chunks - 1 - tl.program_id(0).to(tl.int64)
     tensor, start, left = place_of(chunk, owner, first_chunk, sizes, BLOCK)
     w = element_pointer(addresses, tensor, start, W, ALIGNED)

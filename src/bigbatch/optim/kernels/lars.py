@@ -8,7 +8,7 @@ import triton.language as tl
 
 from bigbatch.core.sharding import sum_over_shards
 from bigbatch.optim.base import Batch, buffers
-from bigbatch.optim.kernels.common import element_pointer, compiled_for, load, place_of, store, totals
+from bigbatch.optim.kernels.common import compiled_for, element_pointer, load, place_of, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of
 from bigbatch.optim.lars import trust_ratio
 
@@ -22,20 +22,20 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
     if table is None:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
-    tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.count)
+    tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.num)
     types = {**compiled_for(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": 8}
     lr, inside = on_device(group["lr"], device), group["lr_in_momentum"]
     if group["adapt"]:
-        partial = torch.empty(2, cut.count, dtype=torch.float32, device=device)
-        if cut.count:
-            _sq_norms[(cut.count,)](*tables, partial, **types)
+        partial = torch.empty(2, cut.num, dtype=torch.float32, device=device)
+        if cut.num:
+            _sq_norms[(cut.num,)](*tables, partial, **types)
         weight_norm, grad_norm = sum_over_shards(totals(partial, cut.first), batch.where).sqrt()
         rates = trust_ratio(weight_norm, grad_norm, **{name: group[name] for name in ("trust_coefficient", "weight_decay", "eps")})
         rates = rates * lr if inside else rates
     else:
         rates = (lr if inside else torch.ones_like(lr)).expand(tensors).contiguous()
-    if cut.count:
-        _step[(cut.count,)](
+    if cut.num:
+        _step[(cut.num,)](
             *tables,
             rates,
             lr,
@@ -132,7 +132,7 @@ def _step(
     MAXIMIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """v <- m v + rate (g + beta w), w <- w - v or its Nesterov form; the last chunk first, which the norms' pass has left in the cache."""
+    """Step: v <- m v + rate (g + beta w), w <- w - v or its Nesterov form; the last chunk first: it is in the cache."""
     chunk = chunks - 1 - tl.program_id(0).to(tl.int64)
     tensor, start, left = place_of(chunk, owner, first, sizes, BLOCK)
     w = element_pointer(addresses, tensor, start, W, ALIGNED)

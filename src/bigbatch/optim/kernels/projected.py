@@ -12,7 +12,8 @@ from bigbatch.optim.adamp import decayed_fraction as adam_decay
 from bigbatch.optim.base import Batch, Rate, buffers
 from bigbatch.optim.kernels.common import OPTIONS, compiled_for
 from bigbatch.optim.kernels.decide import decide, sum_rows
-from bigbatch.optim.kernels.row_tiles import moments, step
+from bigbatch.optim.kernels.row_moments import moments
+from bigbatch.optim.kernels.row_step import step
 from bigbatch.optim.kernels.tables import ROWS_IN_BLOCK, WIDTHS, Table, on_device, table_of
 from bigbatch.optim.sgdp import decayed_fraction as sgd_decay
 
@@ -62,20 +63,20 @@ def _update(
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     blocks, eps = cut.matrices, float(group["eps"])
     floor = max(eps, math.ulp(0.0))
-    tables = (table.addresses, cut.owner, cut.first, cut.shape, tensors, cut.count)
+    tables = (table.addresses, cut.owner, cut.first, cut.shape, tensors, cut.num)
     types = {**compiled_for(batch), **flags, "BLOCK": WIDTHS[-1]}
     lr, decays = on_device(group["lr"], device), on_device(decay, device)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    partial, found, keep = empty(4, cut.partials), empty(5, blocks.count), empty(tensors)
+    partial, found, keep = empty(4, cut.partials), empty(5, blocks.num), empty(tensors)
     sums = torch.zeros(2, cut.rows, dtype=torch.float32, device=device)
     by_row = torch.empty(tensors, dtype=torch.int32, device=device)
-    moments[(cut.count,)](*tables, partial, cut.partials, *bias, *map(float, numbers), eps, **types)
-    if blocks.count:
+    moments[(cut.num,)](*tables, partial, cut.partials, *bias, *map(float, numbers), eps, **types)
+    if blocks.num:
         places = (blocks.owner, blocks.first, cut.shape, tensors, partial, cut.partials)
-        sum_rows[(blocks.count,)](*places, sums, cut.rows, found, blocks.count, floor, ROWS=ROWS_IN_BLOCK, STEP=32, **OPTIONS)
+        sum_rows[(blocks.num,)](*places, sums, cut.rows, found, blocks.num, floor, ROWS=ROWS_IN_BLOCK, STEP=32, **OPTIONS)
     settings = (float(group["delta"]), float(group["wd_ratio"]), floor, eps)
-    decide[(tensors,)](blocks.first, cut.shape, tensors, found, blocks.count, by_row, keep, lr, decays, *settings, BLOCK=512, **OPTIONS)
-    step[(cut.count,)](*tables, sums, cut.rows, by_row, keep, lr, *bias, float(numbers[0]), eps, **types)
+    decide[(tensors,)](blocks.first, cut.shape, tensors, found, blocks.num, by_row, keep, lr, decays, *settings, BLOCK=512, **OPTIONS)
+    step[(cut.num,)](*tables, sums, cut.rows, by_row, keep, lr, *bias, float(numbers[0]), eps, **types)

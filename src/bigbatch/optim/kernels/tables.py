@@ -25,7 +25,7 @@ class Chunks(NamedTuple):
     owner: Tensor  # (chunks,), int32: the tensor of each chunk
     first: Tensor  # (tensors + 1,), int64: the first chunk of each tensor, and the end
     sizes: Tensor  # (tensors,), int64: elements of each tensor
-    count: int  # chunks
+    num: int  # chunks
 
 
 class Rows(NamedTuple):
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     owner: Tensor  # (tiles,), int32: the tensor of each tile
     first: Tensor  # (tensors + 1,), int64: the first tile of each tensor, and the end
     shape: Tensor  # (6, tensors), int64: rows, elements of a row, columns of a tile, tiles across a row, first partial sum, first row
-    count: int  # tiles
+    num: int  # tiles
     partials: int  # rows times the tiles across them, of all tensors
     rows: int  # of all tensors
     matrices: Chunks  # blocks of rows of the tensors that can be projected; others have none
@@ -52,7 +52,7 @@ def cut_into_chunks(sizes: tuple[int, ...], length: int, device: torch.device) -
     """Chunks of `length` elements; the last of a tensor may be shorter, an empty tensor has none.
 
     >>> chunks = cut_into_chunks((5, 0, 8, 9), 4, torch.device("cpu"))
-    >>> chunks.owner.tolist(), chunks.first.tolist(), chunks.count
+    >>> chunks.owner.tolist(), chunks.first.tolist(), chunks.num
     ([0, 0, 2, 2, 3, 3, 3], [0, 2, 2, 4, 7], 7)
     """
     counts = torch.tensor([-(-size // length) for size in sizes])
@@ -76,7 +76,7 @@ def cut_into_rows(shapes: tuple[tuple[int, int, bool], ...], device: torch.devic
         device: For the tables.
 
     >>> rows = cut_into_rows(((100, 10, True), (2, 1500, True), (1, 7, False)), torch.device("cpu"))
-    >>> rows.count, rows.shape.T.tolist()
+    >>> rows.num, rows.shape.T.tolist()
     (7, [[100, 10, 16, 1, 0, 0], [2, 1500, 1024, 2, 100, 100], [1, 7, 16, 1, 104, 102]])
     """
     columns: list[tuple[int, ...]] = []
@@ -92,7 +92,7 @@ def cut_into_rows(shapes: tuple[tuple[int, int, bool], ...], device: torch.devic
     cut = cut_into_chunks(tuple(tiles), 1, device)
     matrices = cut_into_chunks(tuple(count if projects else 0 for count, _, projects in shapes), ROWS_IN_BLOCK, device)
     shape = _sent(torch.tensor(columns).T.contiguous(), device)
-    return Rows(cut.owner, cut.first, shape, cut.count, partials, rows, matrices)
+    return Rows(cut.owner, cut.first, shape, cut.num, partials, rows, matrices)
 
 
 @lru_cache(NUM_TABLES)
@@ -115,7 +115,7 @@ def table_of(lists: Sequence[Sequence[Tensor]], *, length: int = 0, shapes: tupl
     """
     device = lists[0][0].device
     addresses = tuple(local(t).data_ptr() for tensors in lists for t in tensors)
-    sizes = shapes or tuple(t.numel() for t in lists[0])
+    sizes: Any = shapes or tuple(t.numel() for t in lists[0])
     key = (device, addresses, len(lists), length, sizes)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table, sent_on = _tables.get(key, (None, 0))
