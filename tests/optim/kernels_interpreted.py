@@ -58,7 +58,7 @@ def gradients(params, step, *, zeros=(), dtype=None):
 def trained(make, params, *, by_kernels, grads=None, zeros=(), steps=3, dtype=None):
     """Weights and state after some steps; `grads` are those of another run, which they are to share."""
     optimizer, seen = make(params), []
-    for step in range(steps):
+    for step in range(steps if grads is None else len(grads)):
         if grads is None:
             gradients(params, step, zeros=zeros, dtype=dtype)
             seen.append([p.grad.clone() for p in params])
