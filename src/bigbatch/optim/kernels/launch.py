@@ -5,6 +5,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ _MODULES = {
 _FLAGS = ("nesterov", "lr_in_momentum", "maximize", "adapt", "bias_correction")
 
 _works: dict[Any, bool] = {}
-"""What was tried on a device, and whether it worked."""
+"""True for each kind of step that was tried on a device and worked; False for a method that did not."""
 _off = False
 
 
@@ -58,6 +59,11 @@ def made_by_kernels(method: str, group: dict[str, Any], batch: Batch) -> bool:
         return update is not None and update(group, batch)
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _fits(batch: Batch) -> bool:
     p, g = batch.params[0], batch.grads[0]
     plain = type(p) in (Tensor, Parameter) and type(g) is Tensor  # a fake tensor has no address
@@ -69,7 +75,7 @@ def _update_of(method: str, group: dict[str, Any], batch: Batch) -> Update | Non
     p, g = batch.params[0], batch.grads[0]
     flags = tuple(bool(group.get(name)) for name in (*_FLAGS, "weight_decay"))
     key = (method, p.device, p.dtype, g.dtype, flags)
-    if _works.get(key) is False or (method, p.device) in _works or importlib.util.find_spec("triton") is None:
+    if (method, p.device) in _works or not _has_triton():
         return None
     if key not in _works and p.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return None  # nothing can be compiled now
