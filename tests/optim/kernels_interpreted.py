@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+import triton
 
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, kernels
 from bigbatch.optim.kernels import launch, tables
@@ -211,6 +212,54 @@ def test_a_table_is_sent_again_only_when_addresses_change(monkeypatch):
     params[0].grad = params[0].grad.clone()
     optimizer.step()
     assert len(sent) == count + 1
+
+
+def by_kernels_now(optimizer, monkeypatch):
+    """Whether a step is made by kernels."""
+    made, run = [], triton.runtime.interpreter.InterpretedFunction.run
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            triton.runtime.interpreter.InterpretedFunction, "run", lambda self, *a, **kw: made.append(self) or run(self, *a, **kw)
+        )
+        optimizer.step()
+    return bool(made)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_while_a_graph_is_captured_nothing_is_sent(method, monkeypatch):
+    """Kernels where the addresses are on the device, else the foreach path; a table that a graph reads is kept."""
+    params = start(((6, 4), (5,)), torch.float32)
+    optimizer = METHODS[method](params, **PLAIN[method])
+    gradients(params, 0)
+    tables._captured.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "is_capturing", lambda device: True)
+        assert not by_kernels_now(optimizer, monkeypatch)  # nothing was compiled yet
+    assert by_kernels_now(optimizer, monkeypatch)
+    monkeypatch.setattr(tables, "_sent", lambda values, device: pytest.fail("sent"))
+    monkeypatch.setattr(tables, "is_capturing", lambda device: True)
+    assert by_kernels_now(optimizer, monkeypatch)
+    assert len(tables._captured) == 1
+    params[0].grad = params[0].grad.clone()
+    before = params[1].detach().clone()
+    assert not by_kernels_now(optimizer, monkeypatch)
+    assert not torch.equal(params[1], before)
+
+
+def test_kernels_that_do_not_work_are_warned_about_once(tmp_path):
+    """The step is made all the same, from the state as it was."""
+    with mutated(tmp_path, "lamb", "weights - rate * direction", "weights - rate * no_such_name"):
+        params, plain = start(((6, 4), (5,)), torch.float32), start(((6, 4), (5,)), torch.float32)
+        optimizer, other = LAMB(params), LAMB(plain)
+        gradients(params, 0)
+        gradients(plain, 0)
+        with pytest.warns(UserWarning, match=r"the kernels of lamb do not work on cpu \(.*no_such_name.*foreach"):
+            optimizer.step()
+        optimizer.step()  # a second warning would be an error
+        with launch.without_kernels():
+            other.step()
+            other.step()
+        assert all(torch.equal(p, q) for p, q in zip(params, plain, strict=True))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bigbatch.optim.base import Batch
+from bigbatch.optim.kernels import tables
 
 Update = Callable[[dict[str, Any], Batch], bool]
 
@@ -77,7 +78,7 @@ def _update_of(method: str, group: dict[str, Any], batch: Batch) -> Update | Non
     key = (method, p.device, p.dtype, g.dtype, flags)
     if (method, p.device) in _works or not _has_triton():
         return None
-    if key not in _works and p.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if key not in _works and tables.is_capturing(p.device):
         return None  # nothing can be compiled now
     try:
         module, name = _MODULES[method]
