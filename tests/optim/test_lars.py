@@ -9,7 +9,7 @@ from tests.optim.peers import peer as peer_class
 from tests.reference import optimizers as reference
 
 from bigbatch.optim import LARS
-from bigbatch.optim.lars import trust_ratio
+from bigbatch.optim.lars import _norm, trust_ratio
 
 
 def test_hand_worked():  # |w| = 5, |g| = 10, beta = 1: lambda = 0.3 x 5 / (10 + 5) = 0.1, d = g + w = (3, 14)
@@ -84,6 +84,12 @@ def test_the_pass_of_float32_on_a_cpu_is_the_same_rule(lr_in_momentum, maximize,
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * b.abs().max().item())
     for a, b in zip(moved, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+
+
+def test_norms_of_large_tensors_are_exact_to_float32():
+    """A float32 sum over these was off by 0.2 %, and the step with it."""
+    w = torch.full((2**24,), 0.05) + 0.01 * torch.rand(2**24, generator=torch.Generator().manual_seed(0))
+    assert _norm(w.view(2**12, -1)) == pytest.approx(w.double().norm().item(), rel=1e-6)
 
 
 def test_equals_open_lars_where_the_definitions_agree():

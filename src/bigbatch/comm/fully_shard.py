@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.core.optimizer_state import load_optimizer_state
 
 if TYPE_CHECKING:
     from bigbatch.comm.shard_files import ShardWriter
@@ -74,7 +75,7 @@ class FullyShard(Comm):
             for n, p in zip(numbers, params, strict=True)
             if (of_one := optimizer_state["state"].get(n)) is not None
         }
-        optimizer.load_state_dict({**optimizer_state, "state": state})
+        load_optimizer_state(optimizer, {**optimizer_state, "state": state})
 
 
 def _whole(value: Any) -> Any:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.core.optimizer_state import load_optimizer_state
 
 
 class Comm:
@@ -76,7 +77,7 @@ class Comm:
     def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
         """The inverse of `whole_states`; every worker has the states."""
         self.model.load_state_dict(model_state)
-        optimizer.load_state_dict(optimizer_state)
+        load_optimizer_state(optimizer, optimizer_state)
 
     def state_dict(self) -> dict[str, Any]:
         """What this worker alone knows, such as compression errors; empty if nothing."""

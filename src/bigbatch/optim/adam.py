@@ -25,6 +25,16 @@ class Corrections(NamedTuple):
 
 def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
     """Count one more step of every tensor and return its bias corrections; nothing waits for the device."""
+    first, ratio = bias_corrections(batch, betas)
+    return Corrections(tuple(state["step"] for state in batch.states), first.unbind(), ratio.unbind())
+
+
+def bias_corrections(batch: Batch, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Count one more step of every tensor.
+
+    Returns:
+        1 - b1^t and (1 - b1^t) / sqrt(1 - b2^t), of shape (tensors,) each; nothing waits for the device.
+    """
     steps = [state["step"] for state in batch.states]
     torch._foreach_add_(
         steps, torch.ones(()) if steps[0].is_cpu and not torch.compiler.is_compiling() else 1
@@ -33,7 +43,7 @@ def corrections(batch: Batch, betas: tuple[float, float]) -> Corrections:
     first = 1 - betas[0] ** t
     ratio = first / (1 - betas[1] ** t).sqrt()
     dtype = torch.promote_types(batch.params[0].dtype, torch.float32)
-    return Corrections(tuple(steps), first.to(dtype).unbind(), ratio.to(dtype).unbind())
+    return first.to(dtype), ratio.to(dtype)
 
 
 def adam_directions(
@@ -58,15 +68,20 @@ def adam_directions(
     torch._foreach_lerp_(firsts, grads, 1 - b1)
     torch._foreach_mul_(seconds, b2)
     torch._foreach_addcmul_(seconds, grads, grads, 1 - b2)
-    directions = torch._foreach_sqrt(seconds)
+    directions = list(torch._foreach_sqrt(seconds))
     if bias is None:
         torch._foreach_add_(directions, group["eps"])
     else:  # (1 - b1^t) (sqrt(v^) + eps), so that m itself can be divided by it
         torch._foreach_mul_(directions, bias.ratio)
-        torch._foreach_add_(directions, [c * group["eps"] for c in bias.first])
-    for direction, m in zip(directions, firsts, strict=True):
-        torch.div(m, direction, out=direction)
-    return list(directions)
+        torch._foreach_add_(directions, list((torch.stack(bias.first) * group["eps"]).unbind()))
+    if firsts[0].is_cpu:
+        for direction, m in zip(directions, firsts, strict=True):
+            torch.div(m, direction, out=direction)
+        return directions
+    part = max(len(firsts) // 8, 1)  # no two lists of the parameters' size at once
+    for i in range(0, len(firsts), part):
+        directions[i : i + part] = torch._foreach_div(firsts[i : i + part], directions[i : i + part])
+    return directions
 
 
 def fuses(grad: Tensor, first: Tensor) -> bool:

@@ -20,6 +20,7 @@ from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_rate
+from bigbatch.optim.kernels.launch import made_by_kernels
 from bigbatch.optim.projected import projected_step
 
 PAPER = Paper(
@@ -98,6 +99,8 @@ class AdamP(BaseOptimizer):
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
+        if made_by_kernels("adamp", group, batch):
+            return
         grads = [flat(g) for g in batch.grads]
         firsts, seconds = ([flat(t) for t in buffers(batch, name)] for name in ("exp_avg", "exp_avg_sq"))
         bias = corrections(batch, group["betas"])

@@ -24,6 +24,7 @@ from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.adam import adam_directions, corrections, fuses
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
+from bigbatch.optim.kernels.launch import made_by_kernels
 
 PAPER = Paper(
     method="LAMB",
@@ -95,6 +96,8 @@ class LAMB(BaseOptimizer):
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
+        if made_by_kernels("lamb", group, batch):
+            return
         weights, grads = [flat(t) for t in batch.params], [flat(t) for t in batch.grads]
         firsts, seconds = ([flat(t) for t in buffers(batch, name)] for name in ("exp_avg", "exp_avg_sq"))
         bias = corrections(batch, group["betas"]) if group["bias_correction"] else None

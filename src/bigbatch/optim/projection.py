@@ -65,14 +65,13 @@ def radial(
     across_rows = sharded_axes(where, dims=[0])
     within_rows = [axis for axis in sharded_axes(where) if axis not in across_rows]
     constants = _constants if torch.compiler.is_compiling() else _constants_once
-    owner, count, length = constants(tuple(rows), tuple(lengths), device, dtype)
+    owner, count, length, places = constants(tuple(rows), tuple(lengths), device, dtype)
 
     def by_tensor(values: Tensor) -> Tensor:
-        added = torch.zeros(len(values), len(rows), device=device, dtype=dtype).index_add_(1, owner, values)
-        return sum_over_shards(added, where, axes=across_rows)
+        return sum_over_shards(over_rows(values, places, torch.sum), where, axes=across_rows)
 
     sums = RowSums(*sum_over_shards(torch.stack(sums), where, axes=within_rows))
-    worst = torch.zeros(len(rows), device=device, dtype=dtype).scatter_reduce_(0, owner, _cosine(sums, eps), "amax")
+    worst = over_rows(_cosine(sums, eps).unsqueeze(0), places, torch.amax)[0]
     worst = max_over_shards(worst, where, axes=across_rows)
     layer = RowSums(*by_tensor(torch.stack(sums)))
     if across_rows:
@@ -87,11 +86,57 @@ def radial(
     return Radial(torch.where(by_row[owner], _coefficient(wp, sums.ww, eps), chosen[owner]), projected)
 
 
-def _constants(rows: tuple[int, ...], lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensor that each row belongs to, rows of each tensor, length of its rows."""
+def over_rows(values: Tensor, places: tuple[Tensor, ...], reduce: Callable[..., Tensor]) -> Tensor:
+    """Reduce the rows of each tensor to one value, in a fixed order: by gathers, since scattered additions of a GPU come in any order.
+
+    Args:
+        values: Of the rows of all tensors, one tensor after the other, shape (values, rows).
+        places: From `_places`.
+        reduce: `torch.sum`, or `torch.amax` of values that are not negative.
+
+    Returns:
+        Shape (values, tensors).
+    """
+    if not places:
+        return reduce(values, dim=1, keepdim=True)
+    for index in places:
+        filled = torch.nn.functional.pad(values, (0, 1))  # the zero that stands for rows which are not there
+        values = reduce(filled.index_select(1, index.view(-1)).view(len(values), *index.shape), dim=2)
+    return values
+
+
+def _places(rows: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Where the rows of each tensor lie: in one step, or in two where tensors of many rows would leave too much empty for the rest.
+
+    Returns:
+        For each step the indices of what is reduced to one value, shape (values, terms); the number of all stands for none. No step for
+        one tensor alone.
+    """
+    most = max(*rows, 1)
+    if rows == (most,):
+        return ()
+    if len(rows) * most <= 4 * sum(rows) + 1024:
+        return (_filled(rows, most, device),)
+    width = math.isqrt(most - 1) + 1
+    parts = [min(width, count - start) for count in rows for start in range(0, count, width)]
+    num_parts = [-(-count // width) for count in rows]
+    return _filled(parts, width, device), _filled(num_parts, max(num_parts), device)
+
+
+def _filled(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Consecutive numbers in rows of the given lengths, filled up with the number after the last."""
+    count, at = torch.tensor(counts).unsqueeze(1), torch.arange(width)
+    index = torch.where(at < count, count.cumsum(0) - count + at, sum(counts))
+    return index.to(device)
+
+
+def _constants(
+    rows: tuple[int, ...], lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """Tensor that each row belongs to, rows of each tensor, length of its rows, and where the rows of each lie."""
     count = torch.tensor(rows, device=device)
     owner = torch.repeat_interleave(torch.arange(len(rows), device=device), count, output_size=sum(rows))
-    return owner, count, torch.tensor(lengths, device=device, dtype=dtype)
+    return owner, count, torch.tensor(lengths, device=device, dtype=dtype), _places(rows, device)
 
 
 _constants_once = lru_cache(1024)(_constants)  # sending them to a device at every step would wait for it

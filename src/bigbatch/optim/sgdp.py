@@ -18,6 +18,7 @@ from torch.optim.optimizer import ParamsT
 from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_below_one, check_rate, widened
+from bigbatch.optim.kernels.launch import made_by_kernels
 from bigbatch.optim.projected import projected_step
 
 PAPER = Paper(
@@ -102,6 +103,8 @@ class SGDP(BaseOptimizer):
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""
+        if made_by_kernels("sgdp", group, batch):
+            return
         grads, velocities = [flat(g) for g in batch.grads], [flat(v) for v in buffers(batch, "momentum_buffer")]
         m = group["momentum"]
 

@@ -14,6 +14,7 @@ from bigbatch.comm.part_server import Parts, PartServer
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, joined
 from bigbatch.comm.role import Role
+from bigbatch.core.optimizer_state import load_optimizer_state
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import build_model, build_optimizer, seed_everything
@@ -95,7 +96,7 @@ def serve_part(task: Task, recipe: Recipe, role: Role, *, device: str | torch.de
                     with torch.no_grad():
                         for p, weights in zip(server.parameters, order.state["weights"], strict=True):
                             p.copy_(weights)
-                    optimizer.load_state_dict({**optimizer.state_dict(), "state": order.state["optimizer"]})
+                    load_optimizer_state(optimizer, {**optimizer.state_dict(), "state": order.state["optimizer"]})
                 elif order.kind == "apply":
                     apply(order.clock, order.damping, order.num_gradients)
                     server.publish()
