@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from tests.accelerator.simulated import DEVICE, phase
+from tests.accelerator.place import DEVICE, phase
 from torch import nn
 
 from bigbatch.adversarial.concurrent import ConAdv, made_here

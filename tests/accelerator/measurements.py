@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from tests.accelerator.optimizers import model
-from tests.accelerator.simulated import DEVICE, phase
+from tests.accelerator.place import DEVICE, phase
 from torch import nn
 
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from tests.accelerator.optimizers import OF_RECIPES
-from tests.accelerator.simulated import DEVICE, Log, Simulated
+from tests.accelerator.place import DEVICE, Log, Simulated, set_phase
 from torch import nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import TensorDataset
@@ -55,7 +55,7 @@ class EveryThird(Pulse):
         self.beats += 1
         if self.beats % EVERY:
             return None
-        Log.phase = None  # a look: until the next update
+        set_phase(None)  # a look: until the next update
         return Beat(interrupted, save)
 
 
@@ -68,10 +68,10 @@ def watched(function, *, first):
         began = []
 
         def before(clock):
-            Log.phase = None
+            set_phase(None)
             decision = before_update(clock)  # a rule may look here
             began.append(clock.updates)
-            Log.phase = f"update {clock.updates + 1}" if len(began) > first else None
+            set_phase(f"update {clock.updates + 1}" if len(began) > first else None)
             return decision
 
         control.before_update = before
@@ -84,7 +84,7 @@ def looking(function):
     """An evaluation and its record are a look, and so is all that follows until the next update."""
 
     def look(*args, **kwargs):
-        Log.phase = None
+        set_phase(None)
         return function(*args, **kwargs)
 
     return look
@@ -102,7 +102,7 @@ def run(changes=(), *, first=1, **options):
         result = fit(Small(), recipe, device=DEVICE, **settings)
         assert result.updates > first
     finally:
-        Log.phase = None
+        set_phase(None)
         for name, value in before.items():
             setattr(loop, name, value)
 
@@ -120,15 +120,17 @@ def resumed(name):
         moved = torch.device(map_location).type == DEVICE.type if map_location is not None else False
         return tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), loaded) if moved else loaded
 
-    torch.save = lambda value, *args, **kwargs: save(tree_map_only(Simulated, lambda t: t.cpu(), value), *args, **kwargs)
-    torch.load = load_to
+    if Simulated is not None:
+        torch.load = load_to
+        torch.save = lambda value, *args, **kwargs: save(tree_map_only(Simulated, lambda t: t.cpu(), value), *args, **kwargs)
     try:
         with tempfile.TemporaryDirectory() as folder:
             out, recipe = Path(folder) / "run", {"optimizer": {"name": name, **OF_RECIPES[name]}, "budget.updates": UPDATES}
             try:
                 run(recipe, out=out, save_every_s=0.0, keep_checkpoints=True, evaluate_every=1.0)
             finally:
-                Log.waits.clear()
+                if Log is not None:
+                    Log.waits.clear()
             (out / "update-000000004.pt").replace(out / "last.pt")
             (out / "result.json").unlink()
             run(recipe, out=out, resume=True)
