@@ -58,6 +58,7 @@ def steps(optimizer, parameters, *, after=lambda update: None):
 
 def ours(name, *, rate):
     cls, variants = OURS[name]
+    variants = variants if rate == "number" else variants[:1] + variants[-1:]
     for settings, dtype in [(variant, torch.float32) for variant in variants] + [(variants[-1], torch.bfloat16)]:
         net = model(dtype)
         groups = muon_groups(net, lr=0.02, adam_lr=1e-3, weight_decay=0.01) if cls is Muon else param_groups(net, weight_decay=0.01)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from bigbatch.tasks import Splits
 from bigbatch.tasks.classification import Classification
 from bigbatch.train.feed import feed
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 DRY = os.environ.get("BIGBATCH_GPU_TESTS_ON") == "cpu"
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"quiet": True, "tensorboard": False}
@@ -149,12 +151,12 @@ def test_takes_no_more_memory_than_a_bare_loop(cuda):
     assert of_fit < 1.5 * bare + 16 * 2**20  # the batch's copy, and what libraries keep for themselves
 
 
-def test_trains_compiled(device, tmp_path):
-    if device.type == "cpu":
-        pytest.skip("compiling for the CPU is tested elsewhere")
+def test_trains_compiled(cuda, tmp_path):
+    if importlib.util.find_spec("triton") is None or not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("torch.compile needs triton and a C compiler")
     recipe = RECIPE.replace({"budget.epochs": 1.0})
     for compiled in (False, True):
-        fit(Clusters(), recipe, out=tmp_path / str(compiled), device=device, compile=compiled, **QUIET)
+        fit(Clusters(), recipe, out=tmp_path / str(compiled), device=cuda, compile=compiled, **QUIET)
     plain, fused = weights(tmp_path / "False"), weights(tmp_path / "True")
     for name, value in plain.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-2, atol=1e-3)
@@ -162,8 +164,8 @@ def test_trains_compiled(device, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("typer") is None, reason="no typer, which the command line needs")
 @pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="no scikit-learn")
-def test_trains_under_torchrun_with_nccl(cuda, tmp_path):
-    """One process, a process group of NCCL's own: torchrun's rendezvous, DistributedDataParallel left out by `fit` alone."""
+def test_trains_under_torchrun(cuda, tmp_path):
+    """One process: torchrun's rendezvous and environment, on the GPU."""
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "bigbatch"]
     command += ["train", "digits/mlp", "--set", "budget.epochs=1", "--out", str(tmp_path / "run"), "--quiet"]
@@ -178,19 +180,19 @@ torch.cuda.set_device(0)
 meet = "tcp://127.0.0.1:" + os.environ["PORT"]
 dist.init_process_group("nccl", rank=0, world_size=1, init_method=meet, device_id=torch.device("cuda", 0))
 from tests.gpu.test_fit import Clusters, RECIPE
-from bigbatch.comm.all_reduce import AllReduce
+from torch.nn.parallel import DistributedDataParallel
 from bigbatch.comm.ranks import Ranks
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.optim import Muon
 ranks = Ranks(0, 1, torch.device("cuda", 0))
 model = Clusters().model().cuda()
-comm = AllReduce(model, ranks)
+spread = DistributedDataParallel(model, device_ids=[0])
 monitor = NoiseScaleMonitor(model)
 optimizer = Muon([{"params": [p], "orthogonalise": p.ndim > 1} for p in model.parameters()], process_group=dist.group.WORLD)
 x, y = (t[:64].cuda() for t in Clusters().splits().train.tensors)
 for _ in range(3):
     for a, b in zip(x.chunk(2), y.chunk(2)):
-        (torch.nn.functional.cross_entropy(comm.forward(a), b) / 2).backward()
+        (torch.nn.functional.cross_entropy(spread(a), b) / 2).backward()
         monitor.micro_batch(len(a), divisor=64)
     monitor.update()
     optimizer.step()
@@ -203,8 +205,6 @@ print("done")
 
 
 def test_nccl_takes_one_process(cuda):
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
