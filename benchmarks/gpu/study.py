@@ -42,17 +42,16 @@ def file_of(task, folder):
     return folder / f"{task.replace('/', '-')}.jsonl"
 
 
-def is_done(cell, seed, path):
-    identity = _identity(cell.key, cell.recipe.replace({"seed": seed}).to_dict())
-    return path.exists() and any(_stored_identity(line) == identity for line in readable_lines(path))
+def done_in(path):
+    """Identities of the runs that a file has."""
+    return {_stored_identity(line) for line in readable_lines(path)} if path.exists() else set()
 
 
-def one(task, method, seed, multiple, path, facts, quick):
+def one(task, method, seed, multiple, path, commit, quick):
     """In a process of its own."""
     torch.set_num_threads(1)
-    cell = cell_of(task, method, multiple, quick=quick)
-    data = os.environ.get("BIGBATCH_DATA") if task.startswith("fashion_mnist") else None
-    run_grid(load_task(task, data=data), [cell], seeds=[seed], path=path, facts=facts)
+    facts = {"commit": commit, "environment": environment()}
+    run_grid(load_task(task), [cell_of(task, method, multiple, quick=quick)], seeds=[seed], path=path, facts=facts)
 
 
 def has_data(data):
@@ -70,10 +69,10 @@ def main():
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if part.quick else study.HERE
-        jobs = []
+        jobs, done = [], {task: done_in(file_of(task, folder)) for task in {job[0] for job in wanted(part)}}
         for task, method, seed, multiple in wanted(part):
             cell = cell_of(task, method, multiple, quick=part.quick)
-            if not is_done(cell, seed, file_of(task, folder)):
+            if _identity(cell.key, cell.recipe.replace({"seed": seed}).to_dict()) not in done[task]:
                 jobs.append((task, method, seed, multiple))
         run_all(part, jobs, folder)
 
@@ -81,7 +80,6 @@ def main():
 def run_all(part, jobs, folder):
     """Side by side; each writes a file of its own, whose line is appended to the study's when it is whole."""
     limit = 2 if part.quick else min(SIDE_BY_SIDE, max(1, (os.cpu_count() or 1) // 2))
-    facts = {"commit": part.facts.get("commit"), "environment": environment()}
     env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"BIGBATCH_DATA": str(part.data)} if part.data else {})
     waiting, running, ended, failed, total = list(jobs), {}, 0, 0, len(jobs)
     with tempfile.TemporaryDirectory() as own:
@@ -89,7 +87,13 @@ def run_all(part, jobs, folder):
             while waiting and len(running) < limit and part.left() > 20:
                 job = waiting.pop(0)
                 path = Path(own) / f"{len(waiting)}.jsonl"
-                command = [sys.executable, "-m", "benchmarks.gpu.study", "--one", json.dumps([*job, str(path), facts, part.quick])]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.gpu.study",
+                    "--one",
+                    json.dumps([*job, str(path), part.facts.get("commit"), part.quick]),
+                ]
                 running[subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=path.with_suffix(".err").open("w"))] = (
                     job,
                     path,
@@ -131,7 +135,7 @@ def keep(part, job, path, folder):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--one":
-        task, method, seed, multiple, path, facts, quick = json.loads(sys.argv[2])
-        one(task, method, seed, multiple, Path(path), facts, quick)
+        task, method, seed, multiple, path, commit, quick = json.loads(sys.argv[2])
+        one(task, method, seed, multiple, Path(path), commit, quick)
     else:
         main()

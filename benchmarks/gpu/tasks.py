@@ -9,8 +9,6 @@ from bigbatch import Recipe
 from bigbatch.tasks import Splits, load_task
 from bigbatch.tasks.classification import Classification
 
-VOCABULARY = 12_000
-
 
 class Shipped(Classification):
     """A shipped task's model; images of the shape of its own."""
@@ -48,11 +46,11 @@ class Block(nn.Module):
 class Language(nn.Module):
     """Tokens (n, length) to logits (n, length, vocabulary)."""
 
-    def __init__(self, width, layers, length):
+    def __init__(self, width, layers, length, vocabulary):
         super().__init__()
-        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Parameter(torch.zeros(length, width))
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(length, width))
         self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, x):
         return self.head(self.norm(self.blocks(self.tokens(x) + self.places)))
@@ -64,16 +62,16 @@ class Transformer:
     name, metric = "transformer", "accuracy"
 
     def __init__(self, *, small):
-        self.width, self.layers, self.length, self.num_samples = (64, 2, 16, 256) if small else (512, 12, 256, 4096)
+        self.shape, self.vocabulary, self.num_samples = ((64, 1, 8), 50, 64) if small else ((512, 12, 256), 12_000, 4096)
 
     def splits(self):
-        tokens = torch.randint(VOCABULARY, (self.num_samples + 8, self.length + 1), generator=torch.Generator().manual_seed(0))
+        tokens = torch.randint(self.vocabulary, (self.num_samples + 8, self.shape[2] + 1), generator=torch.Generator().manual_seed(0))
         sets = [TensorDataset(t[:, :-1].contiguous(), t[:, 1:].contiguous()) for t in tokens.split([self.num_samples, 4, 4])]
         return Splits(*sets)
 
     def model(self):
         torch.manual_seed(0)
-        return Language(self.width, self.layers, self.length)
+        return Language(*self.shape, self.vocabulary)
 
     def losses(self, outputs, targets):
         return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).mean(1)
@@ -87,7 +85,7 @@ def transformer_recipe(task):
         {
             "task": task.name,
             "num_train_samples": task.num_samples,
-            "precision": "bfloat16",
+            "precision": "float32" if task.shape[1] == 1 else "bfloat16",
             "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
             "schedule": {"warmup": {"kind": "none"}, "decay": {"kind": "cosine"}},
             "batch": {"global_batch": 32, "micro_batch": 32},

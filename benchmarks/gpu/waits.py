@@ -21,7 +21,7 @@ def where(error):
 
 def main():
     part = Part("waits")
-    os.environ["BIGBATCH_CASES_ON"] = part.device.type
+    os.environ["WAITS_ON"] = part.device.type
     warnings.simplefilter("ignore")  # the mode is called a prototype at every change
     from tests.accelerator.place import set_phase
 

@@ -1,4 +1,4 @@
-"""Where the cases run: on the simulated device, or where `BIGBATCH_CASES_ON` says: on a GPU, or on the CPU.
+"""Where the cases run: on the simulated device, or where `WAITS_ON` says: on a GPU, or on the CPU.
 
 On a GPU `torch.cuda.set_sync_debug_mode("error")` knows more waits than the simulated device, and raises at the first one of a case. On
 the CPU nothing waits: that run shows that the cases run.
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-ON = os.environ.get("BIGBATCH_CASES_ON", "simulated")
+ON = os.environ.get("WAITS_ON", "simulated")
 if ON == "simulated":
     from tests.accelerator.simulated import DEVICE, Log, Simulated
 else:

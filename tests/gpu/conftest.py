@@ -1,8 +1,9 @@
-"""What the tests of the GPU share. They run where there is one, and on the CPU where `BIGBATCH_GPU_TESTS_ON=cpu` asks for a dry run.
+"""What the tests of the GPU share. They run where there is one, and on the CPU where `GPU_TESTS_ON=cpu` asks for a dry run.
 
 Nothing of tests/conftest.py is needed here: `make gpu` runs them with torch and pytest alone.
 """
 
+import json
 import os
 import signal
 
@@ -11,12 +12,26 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA begin
 import pytest
 import torch
 
-ON = os.environ.get("BIGBATCH_GPU_TESTS_ON", "cuda")
+ON = os.environ.get("GPU_TESTS_ON", "cuda")
 
 
-def pytest_configure(config):
-    if ON == "cuda" and "BIGBATCH_GPU_TESTS_ON" in os.environ:
-        signal.signal(signal.SIGTERM, lambda *_: pytest.exit("no time was left", returncode=1))  # the report is still written
+TELL = os.environ.get("GPU_TESTS_TELL")
+LIMIT_S = 90
+"""For a test of `make gpu`, which has no plugin for it."""
+
+
+def pytest_runtest_logreport(report):
+    """Tell `make gpu` of each test as it ends."""
+    if TELL and (report.when == "call" or report.outcome != "passed"):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        lines = [line for line in (crash.message if crash else str(report.longrepr or "")).splitlines() if line.strip()]
+        error = (lines or [""])[0 if crash else -1].strip()[:200]
+        with open(TELL, "a") as file:
+            file.write(json.dumps({"name": report.nodeid.rpartition("/")[2], "outcome": report.outcome, "error": error}) + "\n")
+
+
+def _too_long(*_):
+    raise TimeoutError(f"the test took longer than {LIMIT_S} s")
 
 
 @pytest.fixture
@@ -43,5 +58,10 @@ def _exact(tmp_path, monkeypatch):
     before = cudnn.allow_tf32, products.allow_tf32, cudnn.deterministic, cudnn.benchmark
     cudnn.allow_tf32, products.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, False, True, False
     torch.manual_seed(0)
+    if TELL:
+        signal.signal(signal.SIGALRM, _too_long)
+        signal.alarm(LIMIT_S)
     yield
+    if TELL:
+        signal.alarm(0)
     cudnn.allow_tf32, products.allow_tf32, cudnn.deterministic, cudnn.benchmark = before

@@ -19,7 +19,7 @@ from bigbatch.tasks.classification import Classification
 from bigbatch.train.feed import feed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
-DRY = os.environ.get("BIGBATCH_GPU_TESTS_ON") == "cpu"
+DRY = os.environ.get("GPU_TESTS_ON") == "cpu"
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"quiet": True, "tensorboard": False}
 RATES = {

@@ -12,7 +12,7 @@ from bigbatch.layers import GhostBatchNorm1d, GhostBatchNorm2d, SplitBatchNorm2d
 from bigbatch.noise.monitor import ALL, NoiseScaleMonitor, layers_of
 
 pytestmark = pytest.mark.gpu
-ON = os.environ.get("BIGBATCH_GPU_TESTS_ON", "cuda")
+ON = os.environ.get("GPU_TESTS_ON", "cuda")
 
 
 def passed(layer, x, dy):

@@ -10,7 +10,7 @@ from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
 from bigbatch.optim.newton_schulz import orthogonalise
 
 pytestmark = pytest.mark.gpu
-DRY = os.environ.get("BIGBATCH_GPU_TESTS_ON") == "cpu"
+DRY = os.environ.get("GPU_TESTS_ON") == "cpu"
 LARGE = [(64, 3, 7, 7), (64,), (256, 64, 1, 1), (1000, 300), (1000,)]
 SHAPES = [*([] if DRY else LARGE), (3, 5), (1,), (7, 4, 3, 3), (7,)]
 MAKE = {
