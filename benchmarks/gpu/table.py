@@ -2,6 +2,9 @@
 
 from benchmarks.gpu.part import read_part
 
+TIMED = ("steps", "norms", "loops")
+"""Parts whose figures mean nothing in a dry run."""
+
 
 def show(files, facts, ended):
     """Print all rows of the parts' files.
@@ -11,15 +14,22 @@ def show(files, facts, ended):
     """
     dry, failed = facts["device"] == "cpu" or facts["quick"], False
     if dry:
-        print("\nDry run: shows that every part runs. Its figures are of small shapes and few rounds, and no claim about any GPU.\n")
+        print("\nDry run: shows that every part runs, on small shapes and in few rounds; no figure is a claim about any GPU.\n")
     else:
         print(f"\n{facts['device']}, torch {facts['torch']}, commit {facts['commit']}\n")
     rows = [("part", "what", "value", *(() if dry else ("goal", "")))]
     for part, path in files.items():
         stored = read_part(path)
         for row in stored.get("rows", []) if stored.get("facts") == facts else []:
-            failed |= bool(row.get("error"))
-            rows.append((part, row["what"], row.get("error") or text_of(row), *(() if dry else judged(row))))
+            failed |= bool(row.get("error") or row.get("wait"))
+            rows.append(
+                (
+                    part,
+                    row["what"],
+                    row.get("error") or ("measured" if dry and part in TIMED else text_of(row)),
+                    *(() if dry else judged(row)),
+                )
+            )
         if part in ended:
             failed = failed or "time" not in ended[part]
             rows.append((part, ended[part], "", *(() if dry else ("", ""))))

@@ -41,7 +41,7 @@ def main():
             waiting.append({"what": f"{family}: {name}", "value": where(error), "unit": "", "goal": None, "wait": True})
             part.row(**waiting[-1])
         done = [*done, f"{family}: {name}"]
-        part.row("cases that wait", len(waiting), f"of {len(done)}", goal=("<=", 0), cases=done)
+        part.row("cases that wait, or fail", len(waiting), f"of {len(done)}", goal=("<=", 0), cases=done)
     if len(done) >= len(cases):
         part.finish()
 
