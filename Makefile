@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup setup-dev lint test test-bits demo docs bench bench-links papers clean
+.PHONY: help setup setup-dev lint test test-bits demo docs bench bench-links gpu papers clean
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -74,6 +74,9 @@ bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (r
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/parameter_server.py
 	$(BIN)/python benchmarks/kill_server.py
+
+gpu:  ## all that needs a GPU, in nine minutes, without installing: make gpu PYTHON=python3; see docs/gpu.md
+	PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON)),$(PYTHON)) benchmarks/gpu/run.py
 
 papers: $(BIN)/bigbatch  ## write PAPERS.md anew
 	$(BIN)/python docs/papers_table.py > PAPERS.md

@@ -99,9 +99,9 @@ ARMS = {
 }
 
 
-def make(arm, shapes):
+def make(arm, shapes, device="cpu"):
     torch.manual_seed(0)
-    params = [torch.randn(s).mul_(0.05).requires_grad_() for s in shapes]
+    params = [torch.randn(s, device=device).mul_(0.05).requires_grad_() for s in shapes]
     for p in params:
         p.grad = torch.randn_like(p).mul_(0.01)
     if callable(arm):

@@ -168,4 +168,6 @@ def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _like(value: float | Tensor, other: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=other.dtype, device=other.device)
+    if isinstance(value, Tensor):
+        return value.to(other)
+    return torch.full((), value, dtype=other.dtype, device=other.device)  # filled there: sending a number waits for the device

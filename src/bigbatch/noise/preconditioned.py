@@ -31,8 +31,8 @@ GREATEST_GAIN = 3.4445**5
 """Of a singular value, relative to the norm of the matrix, in five Newton-Schulz iterations: a^5."""
 
 
-def adam_preconditioned(gradient: Tensor, exp_avg_sq: Tensor, *, step: float, beta2: float, eps: float) -> Tensor:
-    """The gradient as an Adam step weighs it.
+def adam_preconditioned(gradient: Tensor, exp_avg_sq: Tensor, *, step: float | Tensor, beta2: float, eps: float) -> Tensor:
+    """The gradient as an Adam step weighs it; a `step` that is a tensor is not read.
 
     >>> adam_preconditioned(torch.tensor([6.0]), torch.tensor([9.0]), step=1, beta2=0.0, eps=0.0)
     tensor([2.])
@@ -62,8 +62,8 @@ def muon_preconditioned(gradient: Tensor, momentum: Tensor) -> Tensor:
 class Preconditioned:
     """For `NoiseScaleMonitor(precondition=...)`: gradients as an optimizer weighs them.
 
-    Costs three passes over each parameter in every backward pass (Adam; one with its step count on a GPU waits for it), or an eigenvalue
-    decomposition of each matrix (Muon).
+    Costs three passes over each parameter in every backward pass (Adam), or an eigenvalue decomposition of each matrix (Muon), for which a
+    GPU is waited for; so it is for rates that are tensors on it.
 
     Args:
         model: What the optimizer trains.
@@ -99,7 +99,8 @@ class Preconditioned:
             rows, columns = made.shape[-2:]
             factor = 0.2 * max(rows, columns) ** 0.5 if group["scale"] == "matched_rms" else max(1.0, rows / columns) ** 0.5
             return from_matrices(made, p.shape, *laid_out).mul(factor * weight)
-        adam = {"step": float(state["step"]), "beta2": float(group["betas"][1]), "eps": group["eps"]}
+        step = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]
+        adam = {"step": step, "beta2": float(group["betas"][1]), "eps": group["eps"]}
         return adam_preconditioned(gradient, state["exp_avg_sq"], **adam) * weight
 
     @staticmethod

@@ -89,5 +89,6 @@ class Views:
             part = epoch_views(self._seed, epoch, self._num_samples, self._section.padding)[offset : offset + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
-        fill, views = self._fill.to(images), torch.cat(parts).to(images.device)
-        return crop_and_flip(images, views, padding=self._section.padding, flip=self._section.flip, fill=fill)
+        self._fill = self._fill.to(images)  # once: sending it each time would wait for the device
+        views = torch.cat(parts).to(images.device, non_blocking=True)
+        return crop_and_flip(images, views, padding=self._section.padding, flip=self._section.flip, fill=self._fill)

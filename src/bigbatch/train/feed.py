@@ -29,7 +29,7 @@ def feed(dataset: Dataset[Any], batches: Iterable[Tensor], *, device: torch.devi
     if isinstance(dataset, TensorDataset):
         inputs, targets = dataset.tensors
         for index in batches:
-            yield _move(inputs[index], device, dtype), targets[index].to(device)
+            yield _move(inputs[index], device, dtype), targets[index].to(device, non_blocking=True)
     else:
         loader = DataLoader(
             dataset,

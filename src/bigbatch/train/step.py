@@ -76,7 +76,7 @@ def accumulate_gradients(
             if losses.shape != (len(targets),):
                 raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
             of_loss = torch.full_like(losses, 1 / divisor if counts else 0.0)
-            losses.backward(of_loss * (weight.to(losses) if isinstance(weight, Tensor) else weight))  # type: ignore[no-untyped-call]
+            losses.backward(of_loss * (weight.to(losses, non_blocking=True) if isinstance(weight, Tensor) else weight))  # type: ignore[no-untyped-call]
         if passed is not None:
             passed(len(targets) if counts else 0, divisor)
         if counts and not adversarial:
