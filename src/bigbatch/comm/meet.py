@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from bigbatch.core.checks import Elsewhere, UserError
-from bigbatch.core.devices import identity_of
+from bigbatch.core.devices import CPU, identity_of
 from bigbatch.core.environment import JOB, STORE, read_variable
 
 HEARD_S = 5.0
@@ -110,6 +110,14 @@ def backend_of(device: torch.device, group: Any = None) -> str | None:
     """Name of the backend by which a process group exchanges tensors of a device; None if it can't."""
     pairs = (pair.partition(":") for pair in dist.get_backend_config(group).split(","))
     return next((backend for kind, _, backend in pairs if kind == device.type), None)
+
+
+def group_of_host() -> Any:
+    """A group of all workers over which tensors of the CPU can be sent to anybody, and received from anybody. All workers call this.
+
+    None, which is the default group, where that has gloo for the CPU; else a new group.
+    """
+    return None if backend_of(CPU) == "gloo" else dist.new_group(backend="gloo")
 
 
 def _agree(store: Any, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> dict[str, str]:
