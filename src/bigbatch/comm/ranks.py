@@ -5,6 +5,7 @@ nothing else asks whether there are others.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,8 @@ from bigbatch.core.environment import TIMEOUT, WAIT_S, join_launcher, read_varia
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
+LET_GO_S = 10.0
+"""Seconds that a process group between GPUs may take to be destroyed."""
 
 
 class Ranks(NamedTuple):
@@ -183,9 +186,19 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
             raise
         finally:
             time.sleep(0.1)  # gloo's destructor holds Python's lock while it waits for its threads: let them finish letting go of tensors
-            dist.destroy_process_group()
+            _let_go(place)
             if hasattr(store, "close"):
                 store.close()
+
+
+def _let_go(device: torch.device) -> None:
+    """Destroy the process group; NCCL may wait for a worker that is gone, and is not waited for."""
+    if device.type == "cpu":
+        dist.destroy_process_group()
+        return
+    thread = threading.Thread(target=dist.destroy_process_group, daemon=True, name="let go of the others")
+    thread.start()
+    thread.join(LET_GO_S)
 
 
 def _place(device: str | torch.device | None) -> torch.device:
