@@ -14,11 +14,12 @@ from tests.limits import LIMIT_S
 SCRIPT = Path(__file__).with_name("watch_ranks.py")
 
 
-def test_ranks_that_are_done_leave_one_after_the_other(tmp_path):
-    assert all("left" in said for said in run_ranks(SCRIPT, 3, tmp_path, "done"))
+@pytest.mark.parametrize("what", ["done", "all refuse"])
+def test_ranks_that_are_done_leave_one_after_the_other(tmp_path, what):
+    assert all("left" in said for said in run_ranks(SCRIPT, 3, tmp_path, what))
 
 
-@pytest.mark.parametrize(("what", "within_s"), [("dies", 40), ("raises", 40), ("silent", 60)])
+@pytest.mark.parametrize(("what", "within_s"), [("dies", 40), ("raises", 40), ("refuses", 60), ("silent", 60)])
 def test_a_lost_worker_is_noticed_by_all(tmp_path, what, within_s):
     """Within a while that is short against the time-out of 500 s; where a worker is silent, soon after its 4 s."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))

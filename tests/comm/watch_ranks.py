@@ -9,6 +9,7 @@ import torch.distributed as dist
 from tests.distributed.ranks import leave
 
 from bigbatch.comm.watch import watched
+from bigbatch.core.checks import UserError
 
 TIMEOUT_S = {"silent": 4.0}
 
@@ -27,6 +28,11 @@ def main(what):
             os.kill(os.getpid(), signal.SIGSTOP)
         elif rank == 1 and what == "raises":
             raise ZeroDivisionError
+        elif rank == 1 and what == "refuses":
+            raise UserError("of this rank alone")
+        elif what == "all refuse":
+            time.sleep(0.3 * rank)
+            raise UserError("of all ranks")
         else:
             time.sleep(1000)
     print("left", flush=True)
@@ -34,4 +40,8 @@ def main(what):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except UserError:
+        print("left", flush=True)
+        leave()

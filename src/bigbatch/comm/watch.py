@@ -24,7 +24,7 @@ GRACE_S = 2.0
 FAREWELL_S = 10.0
 """Seconds that a worker which is done waits at most for its neighbour to be done too."""
 EXIT_CODE = 4  # of lost workers
-ALIVE, DONE = -1, -2  # messages; a number from 0 is the rank that is lost
+ALIVE, DONE, FAILED = -1, -2, -3  # messages; a number from 0 is the rank that is lost
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def watched(rank: int, world_size: int, timeout_s: float) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except (UserError, Interrupted, Diverged):  # which all ranks know of, and end by
-        watch.stop()
+    except (UserError, Interrupted, Diverged):  # which all ranks know of, as a rule, and end by
+        watch.stop(FAILED)
         raise
     except BaseException:
         watch.leave()
@@ -57,7 +57,7 @@ class _Watch:
         self._before, self._next = (rank - 1) % world_size, (rank + 1) % world_size
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._done, self._left = threading.Event(), threading.Event()
-        self._speaks = threading.Lock()
+        self._speaks, self._farewell = threading.Lock(), DONE
         self._threads = [threading.Thread(target=target, daemon=True, name="watch ranks") for target in (self._listen, self._beat)]
 
     def start(self) -> None:
@@ -65,8 +65,9 @@ class _Watch:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """This rank is done, as all others soon are."""
+    def stop(self, farewell: int = DONE) -> None:
+        """This rank is done, as all others soon are, or has failed; one that is not soon done then is ended."""
+        self._farewell = farewell
         self._done.set()
         for thread in self._threads:
             thread.join(FAREWELL_S)
@@ -75,6 +76,7 @@ class _Watch:
     def leave(self) -> None:
         """This rank ends in an error of its own: others learn of it by the broken connection."""
         self._left.set()
+        self._done.set()
 
     def _say(self, message: int) -> None:
         with self._speaks, suppress(RuntimeError):  # the one before may be gone
@@ -84,7 +86,7 @@ class _Watch:
         while not self._done.wait(self._timeout_s / 4) and not self._left.is_set():
             self._say(ALIVE)
         if not self._left.is_set():
-            self._say(DONE)
+            self._say(self._farewell)
 
     def _listen(self) -> None:
         message = torch.empty(1, dtype=torch.int64)
@@ -97,8 +99,12 @@ class _Watch:
                 heard = self._next
         if heard == DONE or self._left.is_set():
             return
+        if heard == FAILED:
+            if self._done.wait(FAREWELL_S):
+                return
+            heard = self._next
         self._say(heard)
-        if self._left.wait(GRACE_S):
+        if self._done.wait(GRACE_S):
             return
         if LAUNCHER not in os.environ:  # else the launcher says who was lost
             who = f"worker {self._rank}: " if self._rank else ""
