@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tests.distributed.ranks import run_ranks
 
+from bigbatch.comm import ranks
 from bigbatch.comm.meet import decide
 
 
@@ -31,6 +33,29 @@ def test_the_note_names_two_that_share_and_how_many_workers_would_not():
 
 def test_a_worker_without_a_gpu_among_others_is_named():
     assert decide([("cuda", "a"), ("cuda", "b"), ("cpu", "")])["error"].startswith("worker 0 is on cuda and worker 2 on cpu: must be alike")
+
+
+def test_alone_on_the_second_gpu_it_is_the_current_one_meanwhile(monkeypatch):
+    """So that what names no device, such as a time that is taken, means the one that computes."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    now = []
+
+    class Current:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            now.append(self.index)
+
+        def __exit__(self, *error):
+            now.pop()
+
+    monkeypatch.setattr(torch.accelerator, "device_index", Current)
+    monkeypatch.setattr(ranks, "choose_device", torch.device)
+    with ranks.joined(device="cuda:1") as alone:
+        assert (alone.device, alone.world_size, now) == (torch.device("cuda:1"), 1, [1])
+    assert now == []
 
 
 def test_two_workers_that_believe_to_be_on_gpus(tmp_path):

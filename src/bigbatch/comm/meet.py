@@ -69,6 +69,8 @@ def meet(rank: int, world_size: int, device: torch.device, timeout_s: float, sto
             "and can they reach each other?"
         ) from None
     if "error" in decided:
+        if hasattr(store, "close"):
+            store.close()  # all have come, and may come again under the same name
         raise (Elsewhere if rank else UserError)(decided["error"])
     if "note" in decided and rank == 0:
         warnings.warn(decided["note"], stacklevel=2)

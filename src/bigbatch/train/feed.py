@@ -161,7 +161,7 @@ def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device
     """
     context: Any = None
     if device.type != "cpu":
-        context = multiprocessing.get_context("forkserver")
+        context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
         context.set_forkserver_preload([__name__])
     settings: dict[str, Any] = {"prefetch_factor": 2, "pin_memory": device.type != "cpu" and _pins(), "multiprocessing_context": context}
     try:
