@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tests import stand_in
 from tests.distributed.ranks import leave
 from tests.reference.d_psgd import d_psgd
 from tests.reference.decentlam import decentlam
@@ -25,6 +26,7 @@ from bigbatch.comm.topology import of_weights, topology
 from bigbatch.core.checks import UserError
 
 DIMENSION, LR = 5, 0.05
+PLACE = {"device": torch.device("cpu"), "moved": lambda model: model, "put": lambda tensor: tensor}
 METHODS = {"d_psgd": (DPSGD, d_psgd), "dmsgd": (DmSGD, dmsgd), "decentlam": (DecentLaM, decentlam)}
 
 
@@ -48,12 +50,12 @@ def problem(world, seed=0):
 
 def run(rank, method, graph, *, world, updates, momentum=0.0, weight_decay=0.0, lr=LR, A, C, start, reference=True):
     """This rank's trajectory by real processes, compared with the reference after every update; returns its last x."""
-    ranks = Ranks(rank, world)
-    model = Point(torch.from_numpy(start if rank == 0 else start + 1.0))  # all become the first's
+    ranks = Ranks(rank, world, PLACE["device"])
+    model = PLACE["moved"](Point(torch.from_numpy(start if rank == 0 else start + 1.0)))  # all become the first's
     made = of_weights(graph) if isinstance(graph, np.ndarray) else topology(graph, world)
     comm = METHODS[method][0](model, ranks, topology=made)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    own_A, own_c = torch.from_numpy(A[rank]), torch.from_numpy(C[:, rank])
+    own_A, own_c = (PLACE["put"](torch.from_numpy(values)) for values in (A[rank], C[:, rank]))
 
     def gradients(X):
         return np.stack([A[i] @ (X[:, i] - C[:, i]) + weight_decay * X[:, i] for i in range(world)], axis=1)
@@ -63,13 +65,13 @@ def run(rank, method, graph, *, world, updates, momentum=0.0, weight_decay=0.0, 
     for update in range(updates):
         with comm.passing(last=True):
             d = model.value() - own_c
-            (d @ own_A @ d / 2 / comm.divisor(world, 1)).backward()
+            ((own_A * d).sum(1).mul(d).sum() / 2 / comm.divisor(world, 1)).backward()
         comm.before_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         comm.after_step(optimizer, update + 1)
         if expected is not None:
-            np.testing.assert_allclose(model.value().detach().numpy(), next(expected)[:, rank], rtol=0, atol=1e-10)
+            np.testing.assert_allclose(model.value().detach().to("cpu").numpy(), next(expected)[:, rank], rtol=0, atol=1e-10)
     return comm, model, optimizer
 
 
@@ -162,13 +164,27 @@ def refusals(rank, world):
         comm.before_step(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True))
 
 
+def on_a_gpu(rank, world, what):
+    """The same with weights on a GPU, as far as they say, and messages by gloo; waits for the GPU once an update."""
+    PLACE.update(device=stand_in.GPU, moved=stand_in.moved, put=stand_in.OnGPU)
+    A, C, start = problem(world)
+    with stand_in.Moves():
+        if what == "lost":
+            lost_neighbour(rank, world)
+            return
+        for method, momentum in (("d_psgd", 0.0), ("dmsgd", 0.9), ("decentlam", 0.9)):
+            stand_in.waits.clear()
+            run(rank, method, "ring", world=world, updates=20, momentum=momentum, weight_decay=0.01, A=A, C=C, start=start)
+            assert len(stand_in.waits) <= 2 * 20 + 2, "this test's own look at the weights, and the message"
+
+
 def lost_neighbour(rank, world):
     """The last worker dies in the middle; the others go on, each noticing by itself, and keep their own mean."""
     random = torch.Generator().manual_seed(rank)
-    model = Point(torch.randn(DIMENSION, generator=random, dtype=torch.float64))
-    comm = DmSGD(model, Ranks(rank, world), topology=topology("ring", world), tolerant=True)
+    model = PLACE["moved"](Point(torch.randn(DIMENSION, generator=random, dtype=torch.float64)))
+    comm = DmSGD(model, Ranks(rank, world, PLACE["device"]), topology=topology("ring", world), tolerant=True)
     with torch.no_grad():
-        model.tail.add_(torch.randn(3, generator=random, dtype=torch.float64))
+        model.tail.add_(PLACE["put"](torch.randn(3, generator=random, dtype=torch.float64)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for update in range(10):
         if update == 3 and rank == world - 1:
@@ -179,7 +195,7 @@ def lost_neighbour(rank, world):
         if said:
             print(f"update {update}: {said[0].message}")
         if update in (4, 9):
-            print(update, model.value().tolist())
+            print(update, model.value().detach().to("cpu").tolist())
 
 
 if __name__ == "__main__":

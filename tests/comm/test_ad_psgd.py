@@ -18,6 +18,11 @@ def test_four_workers(tmp_path):
     run_ranks(Path(__file__).with_name("ad_psgd_ranks.py"), 4, tmp_path)
 
 
+def test_two_workers_with_weights_on_a_gpu(tmp_path):
+    """The same, with a stand-in for the GPU: messages are the CPU's, and nothing mixes devices."""
+    run_ranks(Path(__file__).with_name("ad_psgd_ranks.py"), 2, tmp_path, "on a GPU")
+
+
 def test_alone_it_is_the_optimizer():
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from tests.reference.decentlam import decentlam
 from tests.reference.dmsgd import dmsgd
 from torch import nn
 
+from bigbatch.comm import gossip
 from bigbatch.comm.d_psgd import DPSGD
 from bigbatch.comm.decentlam import DecentLaM
 from bigbatch.comm.dmsgd import DmSGD
+from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.topology import topology
 
 SCRIPT = Path(__file__).with_name("gossip_ranks.py")
@@ -27,8 +30,14 @@ def weights_after(update, log):
     return json.loads(line.partition(" ")[2])
 
 
-def test_a_lost_neighbour(tmp_path):
-    logs = run_ranks(SCRIPT, 4, tmp_path, "lost_neighbour")
+def test_weights_on_a_gpu(tmp_path):
+    """With a stand-in: nothing mixes devices, and messages by gloo are the CPU's."""
+    run_ranks(SCRIPT, 2, tmp_path, "on_a_gpu", "methods")
+
+
+@pytest.mark.parametrize("arguments", [["lost_neighbour"], ["on_a_gpu", "lost"]])
+def test_a_lost_neighbour(tmp_path, arguments):
+    logs = run_ranks(SCRIPT, 4, tmp_path, *arguments)
     assert "worker 3 is lost" in logs[0]
     assert "worker 3 is lost" in logs[2]
     assert "is lost" not in logs[1]  # no neighbour of worker 3
@@ -83,3 +92,43 @@ def test_the_largest_stable_rate(name, momentum):
             if size > 1e6:
                 break
         assert (size < 1e-3) == (share < 1), f"{size} at {share} of the bound"
+
+
+@pytest.mark.parametrize("coalesced", [True, False])
+def test_between_gpus_all_messages_of_an_update_go_in_one_call(monkeypatch, coalesced):
+    """As NCCL has it: one thing to wait for, or one for each message; buffers are used again."""
+    calls, waited = [], []
+
+    class Work:
+        def __init__(self, ops):
+            self.ops = ops
+
+        def wait(self):
+            waited.append(len(self.ops))
+            for receive, buffer, peer in self.ops:
+                if receive:
+                    buffer.fill_(10.0 * peer)
+
+    def batch(ops):
+        calls.append([buffer.data_ptr() for receive, buffer, _ in ops if receive])
+        return [Work(ops)] if coalesced else [Work([op]) for op in ops]
+
+    nccl = SimpleNamespace(P2POp=lambda act, tensor, peer: (act, tensor, peer), irecv=True, isend=False, batch_isend_irecv=batch)
+    monkeypatch.setattr(gossip, "dist", nccl)
+    monkeypatch.setattr(gossip, "backend_of", lambda device: "nccl")
+    exchange = gossip.Exchange(topology("ring", 4), Ranks(0, 4))
+    for update in range(2):
+        exchange.begin(torch.full((3,), 1.0), update)
+        expected = (10.0 - 1.0) / 3 + (30.0 - 1.0) / 3  # a ring of four weighs each neighbour by a third
+        torch.testing.assert_close(exchange.pull(), torch.full((3,), expected))
+        assert len(waited) == (1 if coalesced else 4) * (update + 1)
+    assert len(calls[0]) == 2
+    assert set(calls[1]) == set(calls[0])
+    assert exchange.sent_bytes == 2 * 2 * 12
+
+
+def test_a_lost_neighbour_is_never_left_to_nccl(monkeypatch):
+    monkeypatch.setattr(gossip, "backend_of", lambda device: "nccl")
+    monkeypatch.setattr(gossip, "group_of_host", lambda: "a group of gloo")
+    ring, ranks = topology("ring", 4), Ranks(0, 4)
+    assert [gossip.Exchange(ring, ranks, tolerant=tolerant)._group for tolerant in (False, True)] == [None, "a group of gloo"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.stand_in import GPU, Moves, OnGPU, waits
 
 from bigbatch.comm.messages import (
     HEADER,
@@ -133,3 +134,19 @@ def test_a_state_that_is_none():
             unpack_tree(skeleton, b"")
     with pytest.raises(TypeError, match="set in a state"):
         pack_tree({"a": {1, 2}})
+
+
+@given(st.integers(0, 3))
+def test_tensors_of_a_gpu_go_in_one_copy_each_way(seed):
+    """With a stand-in for the GPU: the same bytes, and one wait."""
+    chance = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(3, 2, generator=chance), torch.tensor(7), torch.zeros(0), torch.randn(5, generator=chance).double()]
+    layout, there = Layout(tensors), [OnGPU(t) for t in tensors]
+    waits.clear()
+    packed = layout.pack(there)
+    assert packed == layout.pack(tensors)
+    assert len(waits) == 1
+    with Moves():
+        received = layout.unpack(packed, GPU)
+    assert all(isinstance(t, OnGPU) for t in received)
+    assert all(torch.equal(t.inner, sent) and t.dtype == sent.dtype for t, sent in zip(received, tensors, strict=True))

@@ -6,7 +6,8 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.environment import VARIABLES, check_environment, job_names, join_launcher, names_of_a_restart, own_rank, read_variable
 
 SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17", "SLURM_STEP_NUM_NODES": "2"}
-MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+SLURM["SLURM_STEP_TASKS_PER_NODE"] = "2(x2)"
+MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"}
 MEET = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 
 
@@ -51,11 +52,11 @@ def test_processes_that_would_not_meet_are_refused_with_the_line_to_type(environ
         join_launcher(dict(SLURM))
 
 
-@pytest.mark.parametrize(("environment", "worker"), [(SLURM, ("1", "4", "1")), (MPI, ("2", "3", "0"))])
+@pytest.mark.parametrize(("environment", "worker"), [(SLURM, ("1", "4", "1", "2")), (MPI, ("2", "3", "0", "3"))])
 def test_processes_that_know_where_to_meet_join(environment, worker):
     joining = {**environment, **MEET}
     join_launcher(joining)
-    assert (joining["RANK"], joining["WORLD_SIZE"], joining["LOCAL_RANK"]) == worker
+    assert (joining["RANK"], joining["WORLD_SIZE"], joining["LOCAL_RANK"], joining["LOCAL_WORLD_SIZE"]) == worker
 
 
 @pytest.mark.parametrize(

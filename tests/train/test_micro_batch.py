@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -79,6 +80,22 @@ def test_is_remembered_per_key(monkeypatch):
     assert (size, tried) == (128, [])
     files = list((cache_folder() / "micro_batch").glob("*.json"))
     assert any(json.loads(f.read_text())["key"] == "remembered" for f in files)
+
+
+def test_is_remembered_per_kind_of_gpu(monkeypatch):
+    """Whatever its number, which workers don't share; and each look at the clock waits for the GPU that computes."""
+    waited = []
+    monkeypatch.setattr(module, "synchronize", waited.append)
+    monkeypatch.setattr(module, "forked_random", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(module, "name_of", lambda device: None if device.type == "cpu" else f"kind {device.index // 2}")
+    measured = []
+    for device in ("cpu", "cuda:0", "cuda:1", "cuda:2"):
+        waited.clear()
+        size, tried = choose(monkeypatch, COSTS, "per GPU", device=torch.device(device))
+        assert size == 128
+        assert set(waited) == ({torch.device(device)} if tried else set())
+        measured.append(bool(tried))
+    assert measured == [True, True, False, True]
 
 
 def test_leaves_model_and_random_state_alone(monkeypatch):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
 from bigbatch.cli.values import read_noise_scale, whole_numbers
@@ -21,6 +22,7 @@ def critical(
     data: Data = None,
     noise: NoiseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/critical/TASK if left out.")] = None,
+    device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigbatch.cli.device import Device
 from bigbatch.cli.settings import Data, Quiet
 
 
@@ -19,6 +20,7 @@ def curvature(
     seed: Annotated[int, typer.Option("--seed", help="Of the samples and of random vectors.")] = 0,
     task: Annotated[str | None, typer.Option("--task", help="Your own as module:Class, if the runs are of one.")] = None,
     data: Data = None,
+    device: Device = None,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:
     """Eigenvalues, trace, density and sharpness of a run's training loss; of two runs side by side, with the path between them."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, TaskName, find_recipe
 from bigbatch.cli.values import whole_numbers
@@ -20,6 +21,7 @@ def noise(
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/noise/TASK if left out.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, TaskName, find_recipe, split_sets
 from bigbatch.cli.values import read_noise_scale
@@ -27,6 +28,7 @@ def scale(
         float, typer.Option("--bad-share", help='Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.')
     ] = 0.2,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all runs; runs/scale/TASK if left out.")] = None,
+    device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.cli import settings as s
+from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.requeue import requeued
 from bigbatch.cli.values import read_noise_scale
@@ -34,6 +35,7 @@ def train(
     store: Annotated[str | None, typer.Option(envvar="BIGBATCH_STORE", help="redis://... where workers meet; needs --job.")] = None,
     job: Annotated[str | None, typer.Option(envvar="BIGBATCH_JOB", help="Name of the run at the store.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: s.Quiet = False,
 ) -> None:

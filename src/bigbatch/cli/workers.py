@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.environment import DEVICE, read_variable
 
 IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.loop", "torch._dynamo", "torch.utils.tensorboard")
 """What every worker would import, some of it late (torch's optimizers at the first step) and all of it slowly."""
@@ -25,6 +26,7 @@ def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     command = [*sys.argv[1:i], *rest]
     saved = Saved(out, [*program(), *sys.argv[1:]])
     if servers:
+        _check_device()
         return supervise(command, workers, saved, num_servers=servers)
     return launch(partial(_run, command), workers, saved, prepare=_prepare)
 
@@ -37,6 +39,15 @@ def program() -> list[str]:
 def _prepare() -> None:
     for name in IMPORTS:
         importlib.import_module(name)
+    _check_device()
+
+
+def _check_device() -> None:
+    """Refuse a device that is not here once, before there are workers that would all refuse it."""
+    if read_variable(DEVICE) is not None:
+        from bigbatch.core.devices import choose_device
+
+        choose_device()
 
 
 def _run(command: list[str]) -> None:

@@ -10,6 +10,8 @@ Units:   a message has the size of the weights.
 Differs: half of the workers (those of even rank) ask, the others answer, so that no two wait for each other: the graph is bipartite. Any
          torch optimizer may stand for gamma g_i; what it changed is added to x_i, which may have been averaged meanwhile.
          An asking worker averages once an update at most, while it computes.
+         Messages go by gloo, of GPUs through the host's memory: whoever answers does not know who will ask, and NCCL receives from a known
+         sender only.
 
 A worker that is slow delays nobody but those who ask it in that moment. No two runs are alike, and a run can't be resumed bit for bit:
 `bigbatch train` has the asynchronous parameter server for uneven workers, and this is for loops of your own.
@@ -19,15 +21,18 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bigbatch.comm.meet import group_of_host
 from bigbatch.comm.own_weights import OwnWeights
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.checks import UserError
+from bigbatch.core.devices import CPU
 from bigbatch.core.paper import Paper
 
 PAPER = Paper(
@@ -82,9 +87,11 @@ class ADPSGD(OwnWeights):
         self.averages = 0
         self._random = random.Random(f"{seed} {ranks.rank}")
         self._lock = threading.Lock()
-        self._x = self._flat()
+        self._x = self._flat()  # on the model's device; messages are on the CPU
+        self._group: Any = None
         if ranks.world_size > 1:
             dist.broadcast(self._x, src=0)
+            self._group = group_of_host()
         self._take(self._x)
         self._at = self._x.clone()  # where the gradient is computed
         self._ready, self._ended = threading.Semaphore(0), False
@@ -138,28 +145,28 @@ class ADPSGD(OwnWeights):
                 pass
             with self._lock:
                 sent = self._x.clone()
-            received, j = torch.empty_like(sent), self._random.choice(self.neighbours)
-            dist.send(torch.cat([sent, sent.new_ones(1)]), j, tag=ASK)
-            dist.recv(received, j, tag=ANSWER)
+            received, j = torch.empty_like(sent, device=CPU), self._random.choice(self.neighbours)
+            dist.send(torch.cat([sent, sent.new_ones(1)]).to(CPU), j, self._group, tag=ASK)
+            dist.recv(received, j, self._group, tag=ANSWER)
             with self._lock:
-                self._x.copy_(meet_halfway(self._x, sent, received))
+                self._x.copy_(meet_halfway(self._x, sent, received.to(sent.device)))
             self.averages += 1
             if self._ended:
                 break
         for j in self.neighbours:
-            dist.send(torch.zeros(len(self._x) + 1, dtype=self._x.dtype), j, tag=ASK)
+            dist.send(torch.zeros(len(self._x) + 1, dtype=self._x.dtype, device=CPU), j, self._group, tag=ASK)
 
     def _answer(self) -> None:
         """Average with whoever asks, until all neighbours have said that they are through."""
-        asked = torch.empty(len(self._x) + 1, dtype=self._x.dtype)
+        asked = torch.empty(len(self._x) + 1, dtype=self._x.dtype, device=CPU)
         through = 0
         while through < len(self.neighbours):
-            j = dist.recv(asked, tag=ASK)
+            j = dist.recv(asked, group=self._group, tag=ASK)
             if not asked[-1]:
                 through += 1
                 continue
             with self._lock:
                 own = self._x.clone()
-                self._x.copy_(meet_halfway(own, own, asked[:-1]))
-            dist.send(own, j, tag=ANSWER)
+                self._x.copy_(meet_halfway(own, own, asked[:-1].to(own.device)))
+            dist.send(own.to(CPU), j, self._group, tag=ANSWER)
             self.averages += 1

@@ -14,7 +14,9 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 
+from bigbatch.comm.meet import backend_of
 from bigbatch.core.checks import UserError
+from bigbatch.core.devices import CPU
 
 
 class Compressor:
@@ -48,14 +50,15 @@ class HalfPrecision(Compressor):
 
     Args:
         dtype: torch.float16 or torch.bfloat16.
+        device: Of the gradients, which decides the backend.
 
     Raises:
         UserError: If the backend can't.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float16) -> None:
-        if dtype == torch.bfloat16 and dist.is_initialized() and dist.get_backend() != "nccl":
-            raise UserError(f"compression bf16 with {dist.get_backend()}: can't add bfloat16; choose fp16")
+    def __init__(self, dtype: torch.dtype = torch.float16, *, device: torch.device = CPU) -> None:
+        if dtype == torch.bfloat16 and dist.is_initialized() and (backend := backend_of(device)) == "gloo":
+            raise UserError(f"compression bf16 with {backend}: can't add bfloat16; choose fp16")
         self._hook = default_hooks.bf16_compress_hook if dtype == torch.bfloat16 else default_hooks.fp16_compress_hook
 
     def exchange(self, bucket: GradBucket) -> Future[Tensor]:

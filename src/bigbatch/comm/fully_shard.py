@@ -14,8 +14,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from bigbatch.comm.meet import backend_of
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.core.checks import UserError
 from bigbatch.core.optimizer_state import load_optimizer_state
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ class FullyShard(Comm):
     Attributes:
         mesh: Of all workers; None for one alone.
         writer: Writes what each worker holds, while training goes on; None for one alone.
+
+    Raises:
+        UserError: If workers share a GPU.
     """
 
     lockstep = True
@@ -41,6 +46,11 @@ class FullyShard(Comm):
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         super().__init__(model, ranks)
         if ranks.world_size > 1:
+            if ranks.device.type != "cpu" and backend_of(ranks.device, ranks.group) == "gloo":
+                raise UserError(
+                    "fully_shard: workers share a GPU, where spreading a model over them saves no memory; start one for each GPU, or give "
+                    "--device cpu"
+                )
             from bigbatch.comm.shard_files import ShardWriter  # its import of torch.distributed.checkpoint takes a while
 
             self.writer = ShardWriter(ranks)

@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bigbatch.comm.meet import backend_of, group_of_host
 from bigbatch.comm.own_weights import OwnWeights, in_pieces
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.comm.topology import Topology, check_doubly_stochastic, check_reaches_all
 from bigbatch.core.checks import UserError
+from bigbatch.core.devices import CPU
 
 AHEAD_BYTES = 1 << 20
 """Largest message that is received an update ahead: where bytes count more than latency, all senders at once only crowd the links (measured
@@ -34,14 +36,17 @@ class _Message(NamedTuple):
     peer: int
     weight: float
     values: Tensor
-    work: Any  # what torch gives to wait for
+    work: Any  # what torch gives to wait for; None of a message that goes in one call with others
 
 
 class Exchange:
     """What neighbours' values pull this worker's by: begun by one call, ended by another, and in between in the background.
 
-    Receives are posted before sends, so that two neighbours can't wait for each other; for small messages on CPUs an update ahead: a
+    Receives are posted before sends, so that two neighbours can't wait for each other; for small messages by gloo an update ahead: a
     neighbour that has heard of it sends at once, and a message takes one latency instead of two or three.
+
+    Between GPUs messages go by NCCL, in one call for all. Where they can't (workers that share a GPU) or must not (NCCL does not outlive a
+    lost worker, so not where that is to be tolerated) they go by gloo, through the host's memory, which waits for the GPU once an update.
 
     Args:
         topology: Who talks to whom, with which weights.
@@ -63,7 +68,10 @@ class Exchange:
         self._spare: list[Tensor] = []
         self._received: list[_Message] = []
         self._sent: list[_Message] = []
+        self._works: list[Any] = []  # of messages that go in one call
         self._values: Tensor | None = None
+        self._grouped = not tolerant and backend_of(ranks.device) not in (None, "gloo")
+        self._group = None if self._grouped else group_of_host()
 
     @property
     def begun(self) -> bool:
@@ -85,19 +93,20 @@ class Exchange:
             raise UserError(f"update {update} after {next(iter(self._posted)) - 1}: must follow each other; count them one by one")
         receives, sends = self._neighbours(update)
         self._values = values
-        if self.ranks.device.type == "cpu":
-            self._received = self._posted.pop(update) if self._posted else self._post(update)
-            begun = [(j, self._tried(j, partial(dist.isend, values, j, tag=self._tag + update % 2))) for j in sends]
-            self._sent = [_Message(j, 0.0, values, work) for j, work in begun if work is not None]
-            if values.nbytes <= AHEAD_BYTES:
-                self._posted[update + 1] = self._post(update + 1)
-        else:  # grouped, or two of NCCL's workers would wait for each other
-            weights = self.topology.weights(update)[self.ranks.rank]
-            buffers = {j: torch.empty_like(values) for j in receives}
+        if self._grouped:
+            buffers = {j: self._buffer(values) for j in receives}
             ops = [dist.P2POp(dist.irecv, buffer, j) for j, buffer in buffers.items()]
-            works = dist.batch_isend_irecv(ops + [dist.P2POp(dist.isend, values, j) for j in sends])
-            self._received = [_Message(j, float(weights[j]), buffer, works[0]) for j, buffer in buffers.items()]
-            self._sent = [_Message(-1, 0.0, values, work) for work in works]
+            works = dist.batch_isend_irecv(ops + [dist.P2POp(dist.isend, values, j) for j in sends]) if receives or sends else []
+            weights = self.topology.weights(update)[self.ranks.rank]
+            self._received = [_Message(j, float(weights[j]), buffer, None) for j, buffer in buffers.items()]
+            self._works = [*works]  # one for all, or one for each
+        else:
+            message = values.to(CPU)  # itself, if it is there
+            self._received = self._posted.pop(update) if self._posted else self._post(update, message)
+            begun = [(j, self._tried(j, partial(dist.isend, message, j, self._group, self._tag + update % 2))) for j in sends]
+            self._sent = [_Message(j, 0.0, message, work) for j, work in begun if work is not None]
+            if values.nbytes <= AHEAD_BYTES:
+                self._posted[update + 1] = self._post(update + 1, message)
         self.sent_bytes += values.nbytes * len(sends)
 
     def pull(self) -> Tensor:
@@ -108,13 +117,15 @@ class Exchange:
         """
         assert self._values is not None, "nothing was begun"
         pull = torch.zeros_like(self._values)
+        for work in self._works:
+            work.wait()
         for message in self._received:
-            if self._arrived(message):
-                pull.add_(message.values.sub_(self._values), alpha=message.weight)
+            if self._grouped or self._arrived(message):
+                pull.add_(message.values.to(pull.device).sub_(self._values), alpha=message.weight)
         for message in self._sent:
             self._arrived(message)
         self._spare = [message.values for message in self._received]
-        self._received, self._sent, self._values = [], [], None
+        self._works, self._received, self._sent, self._values = [], [], [], None
         return pull
 
     def _neighbours(self, update: int) -> tuple[list[int], list[int]]:
@@ -122,13 +133,15 @@ class Exchange:
         receives, sends = self.topology.neighbours(self.ranks.rank, update)
         return [j for j in receives if j not in self.lost], [j for j in sends if j not in self.lost]
 
-    def _post(self, update: int) -> list[_Message]:
-        """Receive what an update's neighbours will send."""
-        assert self._values is not None
+    def _buffer(self, like: Tensor) -> Tensor:
+        return self._spare.pop() if self._spare else torch.empty_like(like)
+
+    def _post(self, update: int, like: Tensor) -> list[_Message]:
+        """Receive what an update's neighbours will send: as many values of the same type, on the CPU."""
         weights, messages = self.topology.weights(update)[self.ranks.rank], []
         for j in self._neighbours(update)[0]:
-            buffer = self._spare.pop() if self._spare else torch.empty_like(self._values)
-            work = self._tried(j, partial(dist.irecv, buffer, j, tag=self._tag + update % 2))
+            buffer = self._buffer(like)
+            work = self._tried(j, partial(dist.irecv, buffer, j, self._group, self._tag + update % 2))
             if work is not None:
                 messages.append(_Message(j, float(weights[j]), buffer, work))
         return messages
@@ -141,7 +154,7 @@ class Exchange:
         try:
             return action()
         except RuntimeError as error:
-            if not self.tolerant or peer < 0:
+            if not self.tolerant:
                 raise
             if peer not in self.lost:
                 why = " ".join(str(error).split())[:100]

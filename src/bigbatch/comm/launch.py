@@ -40,6 +40,8 @@ TWICE_S = 1.0
 """A terminal's Ctrl-C reaches launcher and workers alike, and is handed on besides: within this, it is one."""
 
 THREADS = "OMP_NUM_THREADS"
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""1: torch asks NVML whether there are GPUs, and does not initialise CUDA, which no process can use that is forked afterwards."""
 SAID = (1, 2, 3, 130)
 """Exit codes of a worker that ended by itself and has said why; the job ends with it."""
 LOST = 4
@@ -91,11 +93,17 @@ def launch(run: Callable[[], None], workers: Workers, saved: Saved, *, prepare: 
 
     Returns:
         Exit code of the job.
+
+    Raises:
+        UserError: If this process has used a GPU.
     """
     os.environ |= {JOB: os.environ.get(JOB, uuid.uuid4().hex), THREADS: threads_of(workers.most), LAUNCHER: str(os.getpid())}
     _name_the_interface()
+    of_workers, os.environ[NVML] = {NVML: os.environ.get(NVML, "0")}, "1"
     prepare()  # libraries read the number of threads when they are imported
-    return _Job(run, workers, saved).run()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        raise UserError("this process has used a GPU: workers that are forked from it can't; start them first, or by torchrun")
+    return _Job(run, workers, saved, of_workers).run()
 
 
 def threads_of(num_workers: int) -> str:
@@ -119,8 +127,8 @@ class _End(NamedTuple):
 class _Job:
     """The workers of a job, from one group to the next."""
 
-    def __init__(self, run: Callable[[], None], workers: Workers, saved: Saved) -> None:
-        self.run_worker, self.asked, self.saved = run, workers, saved
+    def __init__(self, run: Callable[[], None], workers: Workers, saved: Saved, environment: dict[str, str]) -> None:
+        self.run_worker, self.asked, self.saved, self.environment = run, workers, saved, environment
         kind = "fork" if sys.platform == "linux" else "spawn"
         self.context: Any = multiprocessing.get_context(kind)  # nothing of the user's, no thread and no GPU was started in here
         self.stopped_at, self.at_once = 0.0, False
@@ -172,7 +180,7 @@ class _Job:
     def _group(self, number: int, generation: int) -> _End:
         """Start some workers, and wait until all have ended."""
         with reserved_ports(1) as (port,):
-            shared = {
+            shared = self.environment | {
                 "WORLD_SIZE": str(number),
                 "LOCAL_WORLD_SIZE": str(number),
                 "MASTER_ADDR": "127.0.0.1",

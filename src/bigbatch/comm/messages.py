@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigbatch.core.devices import CPU
+
 HEADER = struct.Struct("!6sBIIQd32s")
 ANSWER = struct.Struct("!6sBI")
 MAGIC = b"bbps-1"
@@ -93,21 +95,25 @@ class Layout:
         self.num_bytes = sum(self.sizes)
 
     def pack(self, tensors: Sequence[Tensor]) -> bytes:
-        """The bytes of tensors of these shapes and types, from any device."""
+        """The bytes of tensors of these shapes and types, from any device: those of one GPU in one copy, which waits for it."""
         assert [(tuple(t.shape), t.dtype) for t in tensors] == self.specs
-        return b"".join(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for t in tensors)
+        pieces = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors]
+        if len(devices := {piece.device for piece in pieces}) == 1 and CPU not in devices:
+            pieces = [torch.cat(pieces)]
+        return b"".join(piece.cpu().numpy().data for piece in pieces)
 
-    def unpack(self, data: Any) -> list[Tensor]:
-        """Tensors of these shapes and types, on the CPU, in memory of their own.
+    def unpack(self, data: Any, device: torch.device = CPU) -> list[Tensor]:
+        """Tensors of these shapes and types, in memory of their own; to a GPU all go in one copy.
 
         Raises:
             BadMessage: If there are more or fewer bytes than they have.
         """
         if len(data) != self.num_bytes:
             raise BadMessage(f"{len(data):,} bytes of tensors: must be {self.num_bytes:,}")
-        flat, at, tensors = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.num_bytes else torch.empty(0), 0, []
+        empty = torch.empty(0, dtype=torch.uint8)
+        flat, at, tensors = (torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.num_bytes else empty).to(device), 0, []
         for (shape, dtype), size in zip(self.specs, self.sizes, strict=True):
-            piece = flat[at : at + size] if size else torch.empty(0, dtype=torch.uint8)
+            piece = flat[at : at + size] if size else empty.to(device)
             tensors.append((piece.clone() if at % dtype.itemsize else piece).view(dtype).reshape(shape))
             at += size
         return tensors

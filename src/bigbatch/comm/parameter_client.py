@@ -122,5 +122,5 @@ class ParameterClient:
     @torch.no_grad()
     def _load(self, answers: list[Answer]) -> None:
         for answer, part, layout in zip(answers, self._parts, self._layouts, strict=True):
-            for p, weights in zip(part, layout.unpack(answer.payload), strict=True):
+            for p, weights in zip(part, layout.unpack(answer.payload, part[0].device), strict=True):
                 p.copy_(weights)

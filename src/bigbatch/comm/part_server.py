@@ -60,9 +60,9 @@ def combine(parameters: Sequence[Tensor], layout: Layout, payloads: Iterable[Any
     for p in parameters:
         p.grad = torch.zeros_like(p)
     for payload, weight in zip(payloads, weights, strict=True):
-        for p, gradient in zip(parameters, layout.unpack(payload), strict=True):
+        for p, gradient in zip(parameters, layout.unpack(payload, parameters[0].device), strict=True):
             assert p.grad is not None
-            p.grad.add_(gradient.to(p.device), alpha=weight)
+            p.grad.add_(gradient, alpha=weight)
 
 
 class Parts:

@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from bigbatch.core.devices import synchronize
 from bigbatch.core.machine import matmul_gflops
 
 SIZES = tuple(4096 * 4**i for i in range(7))
@@ -76,8 +77,7 @@ def _slowest(values: list[float], device: str) -> list[float]:
 def _seconds(act: Callable[[], object], device: str) -> float:
     begin = time.perf_counter()
     act()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    synchronize(torch.device(device))
     return time.perf_counter() - begin
 
 

@@ -5,11 +5,10 @@ nothing else asks whether there are others.
 """
 
 import json
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,11 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigbatch.comm.launch import watch_launcher
+from bigbatch.comm.meet import backend_of, meet, store_of_environment
+from bigbatch.comm.watch import watched
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
-from bigbatch.core.environment import JOB, STORE, TIMEOUT, WAIT_S, join_launcher, read_variable
+from bigbatch.core.devices import CPU, choose_device, current
+from bigbatch.core.environment import TIMEOUT, WAIT_S, join_launcher, read_variable
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
+LET_GO_S = 10.0
+"""Seconds that a process group between GPUs may take to be destroyed."""
 
 
 class Ranks(NamedTuple):
@@ -29,13 +33,18 @@ class Ranks(NamedTuple):
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     group: Any = None  # process group, where these are not all; its first member is rank 0 of all
 
     @property
     def first(self) -> bool:
         """Whether this is the worker that speaks, writes files and reads clocks."""
         return self.rank == 0
+
+    @property
+    def host(self) -> torch.device:
+        """Where to put what is exchanged and not of the device: the CPU, unless the process group has no backend for it."""
+        return CPU if self.world_size == 1 or backend_of(CPU, self.group) is not None else self.device
 
     def sum_(self, values: Tensor) -> Tensor:
         """Add up over all workers, in place and in the order of their ranks: the sum of one value does not depend on the others.
@@ -54,11 +63,12 @@ class Ranks(NamedTuple):
         """What every worker has, by rank."""
         if self.world_size == 1:
             return [data]
-        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        host = self.host
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=host)
         sizes[self.rank] = len(data)
         dist.all_reduce(sizes, group=self.group)
-        own = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=self.device)
-        own[: len(data)] = _as_tensor(data).to(self.device)
+        own = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=host)
+        own[: len(data)] = _as_tensor(data).to(host)
         received = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(received, own, group=self.group)
         return [bytes(t[:size].cpu().numpy()) for t, size in zip(received, sizes.tolist(), strict=True)]
@@ -68,10 +78,11 @@ class Ranks(NamedTuple):
         if self.world_size == 1:
             assert data is not None
             return data
-        size = torch.tensor([len(data) if data is not None and self.first else 0], device=self.device)
+        host = self.host
+        size = torch.tensor([len(data) if data is not None and self.first else 0], device=host)
         dist.broadcast(size, src=0, group=self.group)
         own = _as_tensor(data) if data is not None and self.first else torch.empty(int(size), dtype=torch.uint8)
-        own = own.to(self.device)
+        own = own.to(host)
         dist.broadcast(own, src=0, group=self.group)
         return bytes(own.cpu().numpy())
 
@@ -135,78 +146,74 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
     A process group that exists already is used and left as it is.
 
     Args:
-        device: Of this worker; by default a GPU of its own if there is one, else the CPU.
+        device: Of this worker, made torch's current one meanwhile; by default what BIGBATCH_DEVICE says, else the GPU of its LOCAL_RANK
+            if there is one, else the CPU.
         timeout_s: How long to wait for the others, at the start and in every exchange; BIGBATCH_TIMEOUT_S overrides it.
         store: A `torch.distributed.Store` to meet at instead of MASTER_ADDR.
 
     Raises:
-        UserError: If the others can't be reached in time, or the environment says something impossible about this worker.
+        UserError: If the others can't be reached in time, or the environment says something impossible about this worker, or there is
+            no such device.
         LostWorkers: From whatever is done inside, once others died or fell silent.
     """
     join_launcher()
-    own = read_variable("LOCAL_RANK", 0)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", own % max(torch.cuda.device_count(), 1))
-    if dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), place)
-        return
-    world_size, rank, timeout_s = read_variable("WORLD_SIZE", 1), read_variable("RANK"), read_variable(TIMEOUT, timeout_s)
-    if world_size == 1:
-        yield Ranks(device=place)
-        return
-    if rank is None or rank >= world_size:
-        told = "is not set" if rank is None else f"={rank}"
-        raise UserError(f"WORLD_SIZE={world_size} and RANK {told}: must be from 0 to {world_size - 1}; start by torchrun, or unset both")
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    watch_launcher()
-    store = store or _store_of_environment(rank, world_size)
-    _meet(rank, world_size, "nccl" if place.type == "cuda" else "gloo", timeout_s, store)
-    try:
-        yield Ranks(rank, world_size, place)
-    except RuntimeError as error:
-        if is_of_lost_workers(error):
-            why = " ".join(str(error).split())[:200]
-            raise LostWorkers(
-                f"worker {rank} of {world_size} lost the others ({why}); go on from the last checkpoint with --resume"
-            ) from None
-        raise
-    finally:
-        time.sleep(0.1)  # gloo's destructor holds Python's lock while it waits for its threads: let them finish letting go of tensors
+    place = _place(device)
+    with current(place):
+        if dist.is_initialized():
+            yield Ranks(dist.get_rank(), dist.get_world_size(), place)
+            return
+        world_size, rank, timeout_s = read_variable("WORLD_SIZE", 1), read_variable("RANK"), read_variable(TIMEOUT, timeout_s)
+        if world_size == 1:
+            yield Ranks(device=place)
+            return
+        if rank is None or rank >= world_size:
+            told = "is not set" if rank is None else f"={rank}"
+            raise UserError(
+                f"WORLD_SIZE={world_size} and RANK {told}: must be from 0 to {world_size - 1}; start by torchrun, or unset both"
+            )
+        watch_launcher()
+        store = store or store_of_environment(rank, world_size)
+        meet(rank, world_size, place, timeout_s, store)
+        try:
+            with watched(rank, world_size, timeout_s) if place.type != "cpu" else nullcontext():
+                yield Ranks(rank, world_size, place)
+        except RuntimeError as error:
+            if is_of_lost_workers(error):
+                why = " ".join(str(error).split())[:200]
+                raise LostWorkers(
+                    f"worker {rank} of {world_size} lost the others ({why}); go on from the last checkpoint with --resume"
+                ) from None
+            raise
+        finally:
+            time.sleep(0.1)  # gloo's destructor holds Python's lock while it waits for its threads: let them finish letting go of tensors
+            _let_go(place)
+            if hasattr(store, "close"):
+                store.close()
+
+
+def _let_go(device: torch.device) -> None:
+    """Destroy the process group; NCCL may wait for a worker that is gone, and is not waited for."""
+    if device.type == "cpu":
         dist.destroy_process_group()
-        if hasattr(store, "close"):
-            store.close()
+        return
+    thread = threading.Thread(target=dist.destroy_process_group, daemon=True, name="let go of the others")
+    thread.start()
+    thread.join(LET_GO_S)
+
+
+def _place(device: str | torch.device | None) -> torch.device:
+    """The device of this worker; where there is no such device, the first worker of a machine says so."""
+    try:
+        return choose_device(device)
+    except UserError as error:
+        if read_variable("LOCAL_RANK", 0):
+            raise Elsewhere(str(error)) from None
+        raise
 
 
 def is_of_lost_workers(error: Exception) -> bool:
     """Whether an exchange failed because others died or fell silent: gloo says so by a RuntimeError like any other."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
-
-
-def _store_of_environment(rank: int, world_size: int) -> Any:
-    """Where BIGBATCH_STORE says, for the job that BIGBATCH_JOB or torchrun's --rdzv-id names; None if it says nothing."""
-    if (url := read_variable(STORE)) is None:
-        return None
-    from bigbatch.comm.redis_store import RedisStore
-
-    job = read_variable(JOB) or os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if job == "none":
-        raise UserError("a store without a name of the job: two jobs would mix; give one with --job NAME, or to torchrun with --rdzv-id")
-    generation = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return RedisStore(url, job=job, rank=rank, world_size=world_size, generation=generation)
-
-
-def _meet(rank: int, world_size: int, backend: str, timeout_s: float, store: Any) -> None:
-    where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}" if store is None else "the store"
-    try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"worker {rank} of {world_size}: did not meet the others at {where} within {timeout_s:g} s ({why}); are all started, "
-            "and can they reach each other?"
-        ) from None
 
 
 def _as_tensor(data: bytes) -> Tensor:

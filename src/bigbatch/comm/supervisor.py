@@ -183,8 +183,9 @@ class _Job:
         return code
 
     def _start(self, kind: str, number: int) -> "subprocess.Popen[bytes]":
-        rank = number if kind == "server" else 1000 + number
-        return subprocess.Popen(self.command, env={**os.environ, ROLE: f"{kind}:{number}", "RANK": str(rank)})
+        rank, of = (number, self.num_servers) if kind == "server" else (1000 + number, self.asked.most)
+        own = {ROLE: f"{kind}:{number}", "RANK": str(rank), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(of)}  # its GPU, its cores
+        return subprocess.Popen(self.command, env={**os.environ, **own})
 
     def _stop(self, number: int) -> None:
         """The first server is told by `_watch`; at a second Ctrl-C all just end."""

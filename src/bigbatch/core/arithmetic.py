@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigbatch.core.devices import CPU, name_of
+
 CPU_INFO = Path("/proc/cpuinfo")
 SETTINGS = (
     "MKL_CBWR",
@@ -30,8 +32,11 @@ SETTINGS = (
 """Environment variables by which libraries choose kernels, and numpy its threads; those of torch show in what it says itself."""
 
 
-def arithmetic() -> dict[str, Any]:
+def arithmetic(device: torch.device = CPU) -> dict[str, Any]:
     """Versions, threads, processor, GPU, and the environment variables of `SETTINGS` that are set; JSON values.
+
+    Args:
+        device: On which the run computes; only a GPU that it uses counts.
 
     >>> arithmetic()["num_threads"] == torch.get_num_threads()
     True
@@ -42,7 +47,7 @@ def arithmetic() -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": name_of(device),
         **{name: os.environ[name] for name in SETTINGS if name in os.environ},
     }
 

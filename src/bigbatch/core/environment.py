@@ -17,12 +17,13 @@ JOB = "BIGBATCH_JOB"
 STORE = "BIGBATCH_STORE"
 TIMEOUT = "BIGBATCH_TIMEOUT_S"
 FORCE = "BIGBATCH_FORCE"
+DEVICE = "BIGBATCH_DEVICE"
 LAUNCHER = "BIGBATCH_LAUNCHER"
 """Number of the process that started this one; it may be gone before this one can look."""
 
 WAIT_S = 120.0
 """How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
-noticed at once."""
+noticed at once, also by those that wait for a GPU (see `bigbatch.comm.watch`)."""
 
 
 class Variable(NamedTuple):
@@ -78,6 +79,9 @@ VARIABLES = (
     Variable(JOB, "Name of the job. The same name goes on with what an earlier start of the job has begun, without `--resume`."),
     Variable(STORE, "Redis server at which workers meet; needs BIGBATCH_JOB.", _address_of_redis, "a URL such as redis://host:6379"),
     Variable(FORCE, "1: as `--force`, take over a folder whose owner on another host has ended.", _switch, "0 or 1"),
+    Variable(
+        DEVICE, "Device of a run where `--device` is not given: `cpu`, `cuda`, `cuda:1`; a GPU if there is one, else the CPU, if unset."
+    ),
     Variable("BIGBATCH_DEBUG", "1: show the traceback of an error.", _switch, "0 or 1"),
     Variable("BIGBATCH_ROLE", "With a parameter server: what this process is, `server:0` or `worker:2`."),
     Variable("BIGBATCH_SERVERS", "With a parameter server: addresses HOST:PORT of all servers, separated by commas."),
@@ -87,6 +91,7 @@ VARIABLES = (
     Variable("RANK", "Number of a worker, from 0.", _whole_number, "a whole number from 0", by_hand=False),
     Variable("WORLD_SIZE", "How many workers there are.", _positive_number, "a number above zero", by_hand=False),
     Variable("LOCAL_RANK", "Number of a worker on its machine, from 0.", _whole_number, "a whole number from 0", by_hand=False),
+    Variable("LOCAL_WORLD_SIZE", "How many workers a machine has.", _positive_number, "a number above zero", by_hand=False),
     Variable("MASTER_PORT", "Port at which workers meet.", _positive_number, "a port number", by_hand=False),
 )
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
@@ -144,12 +149,13 @@ class _Launcher(NamedTuple):
     rank: str
     world_size: str
     local_rank: str
+    local_size: str  # workers of this machine; empty where it is not told
 
 
 LAUNCHERS = (
-    _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    _Launcher("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    _Launcher("MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
+    _Launcher("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    _Launcher("MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 
 
@@ -177,6 +183,17 @@ def join_launcher(environment: dict[str, str] | os._Environ[str] = os.environ) -
         )
     environment["RANK"], environment["WORLD_SIZE"] = rank, number
     environment["LOCAL_RANK"] = environment.get(launcher.local_rank, "0")
+    environment["LOCAL_WORLD_SIZE"] = environment.get(launcher.local_size) or _tasks_of_node(environment)
+
+
+def _tasks_of_node(environment: Mapping[str, str]) -> str:
+    """Tasks of Slurm's step on each node, the most of them; 1 where it does not tell.
+
+    >>> _tasks_of_node({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3"}), _tasks_of_node({})
+    ('4', '1')
+    """
+    numbers = re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return max(numbers, key=int, default="1")
 
 
 def _torchrun(launcher: _Launcher, environment: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from torch import distributed
 
 from bigbatch.core.checks import OutputError
 from bigbatch.core.cores import usable_cores
+from bigbatch.core.devices import synchronize
 
 CHUNK_BYTES = 8 << 20
 
@@ -131,8 +132,7 @@ def disk_speed(folder: Path, *, num_bytes: int = 64 << 20, limit_s: float = 2.0)
 
 def _multiply(a: torch.Tensor) -> None:
     torch.mm(a, a)
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
+    synchronize(a.device)
 
 
 def _memory() -> tuple[int | None, int | None]:

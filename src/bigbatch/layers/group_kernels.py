@@ -56,7 +56,9 @@ def sum_up(
     )
     inside = c < channels
     head = begin + tl.zeros([1], tl.int32)
-    shift = tl.load(x + _offsets(head, first, positions, c, xn, xc, xs), mask=inside[None, :] & (head < end)[:, None], other=0.0).to(tl.float32)
+    shift = tl.load(x + _offsets(head, first, positions, c, xn, xc, xs), mask=inside[None, :] & (head < end)[:, None], other=0.0).to(
+        tl.float32
+    )
     sums = tl.zeros([ROWS, CHANNELS], tl.float32)
     squares = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in range(begin, end, ROWS):

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
+from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
@@ -104,7 +105,13 @@ def critical(
             if (updates := points[-1].updates) is not None:
                 interval = INTERVAL * updates * points[-1].global_batch / reference.num_train_samples
         study = CriticalStudy(task.name, task.metric, target, reference, tuple(points), noise)
-        facts = {"max_epochs": epochs, "lr_factors": list(lr_factors), "seeds": seeds, "version": __version__, "environment": environment()}
+        facts = {
+            "max_epochs": epochs,
+            "lr_factors": list(lr_factors),
+            "seeds": seeds,
+            "version": __version__,
+            "environment": environment(choose_device()),
+        }
         write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
         return study
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bigbatch.core.checks import check_positive
+from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
@@ -82,7 +83,7 @@ def curvature(
         points: Of the path between two runs, from alpha = -1 to 2.
         matched: Whether to compare where losses are nearest, among the checkpoints that the runs kept; else at their ends.
         seed: Chooses the samples and the random vectors.
-        device: A GPU if there is one, else the CPU.
+        device: What BIGBATCH_DEVICE says, else a GPU if there is one, else the CPU.
         quiet: Show no progress.
 
     Raises:
@@ -90,7 +91,7 @@ def curvature(
     """
     for name, value in (("samples", samples), ("eigenvalues", eigenvalues), ("tolerance", tolerance), ("points", points)):
         check_positive(name, value)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     folders = [open_run(folder, task=task, data=data, device=place) for folder in (run, against) if folder is not None]
     if against is not None:
         check_comparable(*folders)
@@ -115,7 +116,7 @@ def curvature(
     facts = {
         "settings": {"eigenvalues": eigenvalues, "tolerance": tolerance, "seed": seed},
         "version": __version__,
-        "environment": environment(),
+        "environment": environment(place),
     }
     write_atomically(first.folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=1)}\n".encode())
     return study

@@ -17,6 +17,7 @@ from bigbatch import __version__
 from bigbatch.comm.preflight import Exchange, measure_exchange
 from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.devices import choose_device
 from bigbatch.core.environment import DATA, read_variable
 from bigbatch.core.machine import Disk, Machine, disk_speed, look_at_machine, matmul_gflops
 from bigbatch.simulate.alpha_beta import AlphaBeta, fit_alpha_beta, ring_link
@@ -141,7 +142,7 @@ def examine(workers: int = 1, *, data: Path | None = None, out: Path | None = No
         all_reduce=model,
         link=ring_link(model, workers=workers) if model else None,
         failures=tuple(failures),
-        arithmetic=arithmetic(),
+        arithmetic=arithmetic(choose_device()),
         repeats=repeats(device="cuda" if machine.gpus else "cpu"),
     )
 

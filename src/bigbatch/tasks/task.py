@@ -20,7 +20,11 @@ SHIPPED = {
 
 
 class Splits(NamedTuple):
-    """The data of a task. A `TensorDataset` of (inputs, targets) is fed from memory; any other map-style data set through a DataLoader."""
+    """The data of a task.
+
+    A `TensorDataset` of (inputs, targets) is fed from memory, of the GPU where it fits; any other map-style data set through a DataLoader,
+    for a GPU by processes to which it must pickle.
+    """
 
     train: Dataset[Any]
     validation: Dataset[Any]  # settings are chosen on this

@@ -89,7 +89,9 @@ def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
     match recipe.comm:
         case sections.AllReduce() as c:
             partial = recipe.adversarial is not None
-            return AllReduce(model, ranks, compressor=_compressor(c.compression, recipe.seed), bucket_mb=c.bucket_mb, partial=partial)
+            return AllReduce(
+                model, ranks, compressor=_compressor(c.compression, recipe.seed, ranks.device), bucket_mb=c.bucket_mb, partial=partial
+            )
         case sections.LocalSGD() as c:
             return LocalSGD(
                 model,
@@ -110,12 +112,12 @@ def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
             assert_never(other)
 
 
-def _compressor(section: Any, seed: int) -> Compressor | None:
+def _compressor(section: Any, seed: int, device: torch.device) -> Compressor | None:
     match section:
         case None:
             return None
         case sections.Float16(kind=kind):
-            return HalfPrecision(torch.bfloat16 if kind == "bf16" else torch.float16)
+            return HalfPrecision(torch.bfloat16 if kind == "bf16" else torch.float16, device=device)
         case sections.PowerSGD() as c:
             return PowerSGD(c.rank, start_updates=c.start_updates, seed=seed)
         case _:
@@ -196,6 +198,7 @@ def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any
         copied.zero_grad()
         accumulate_gradients(copied, task, pieces, divisor=size, precision=recipe.precision, device=ranks.device)
 
-    key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch} {ranks.device}"
+    key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch}"
     largest = max(-(-batch.global_batch // ranks.world_size), batch.ghost_batch or 1)
-    return fastest_micro_batch(forward_backward, model, global_batch=largest, ghost_batch=batch.ghost_batch, key=key)
+    settings: dict[str, Any] = {"ghost_batch": batch.ghost_batch, "key": key, "device": ranks.device}
+    return fastest_micro_batch(forward_backward, model, global_batch=largest, **settings)

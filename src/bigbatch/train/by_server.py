@@ -18,6 +18,7 @@ from bigbatch.core.checks import CheckpointError, RecipeError, UserError
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import load_task
 from bigbatch.train.checkpoint import read_checkpoint
+from bigbatch.train.feed import refuse_in_a_loader
 from bigbatch.train.result import Result
 
 P = ParamSpec("P")
@@ -28,6 +29,7 @@ def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
 
     @functools.wraps(fit)
     def fit_or_serve(*args: P.args, **options: P.kwargs) -> Result:
+        refuse_in_a_loader()
         bound = inspect.signature(fit).bind(*args, **options)
         bound.apply_defaults()
         named = dict(bound.arguments)

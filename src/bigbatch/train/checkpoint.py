@@ -19,6 +19,7 @@ from bigbatch.comm.ranks import Ranks, is_of_lost_workers
 from bigbatch.core.arithmetic import arithmetic, differences
 from bigbatch.core.checks import CheckpointError, Elsewhere, LostWorkers
 from bigbatch.core.clock import Clock
+from bigbatch.core.devices import random_states, restore_random_state
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.checkpoint_fits import check_alike, check_begun, check_clock, check_optimizer_fits, check_parts, check_weights_fit
@@ -76,7 +77,7 @@ def save_checkpoint(
     ranks, writer = comm.ranks, comm.writer if isinstance(comm, FullyShard) else None
     if writer is not None:
         writer.wait()
-    own = {"random": _random_states(), "comm": comm.state_dict(), "held": held.state_dict() if held is not None else {}}
+    own = {"random": _random_states(ranks.device), "comm": comm.state_dict(), "held": held.state_dict() if held is not None else {}}
     workers = [_from_bytes(data) for data in ranks.gather(_to_bytes(own))]
     if writer is None:
         model_state, optimizer_state = comm.whole_states(optimizer)
@@ -89,7 +90,7 @@ def save_checkpoint(
         "optimizer": optimizer_state,
         "progress": [tuple(progress.clock), *progress[1:]],
         "workers": workers,
-        "arithmetic": arithmetic(),
+        "arithmetic": arithmetic(ranks.device),
     }
     if writer is None:
         ranks.together(lambda: _write(path, state))
@@ -121,7 +122,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
-    (dropout) then differs. Other arithmetic (see `bigbatch.core.arithmetic`) than the run had is warned about.
+    (dropout) then differs. Other arithmetic (see `bigbatch.core.arithmetic`) than the run had, such as another GPU, is warned about.
 
     Returns:
         Where the run stood.
@@ -153,9 +154,9 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
                 held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
             comm.load_whole_states(optimizer, state["model"], state["optimizer"])
             if ranks.rank < len(state["workers"]):
-                _restore_random_states(state["workers"][ranks.rank]["random"])
+                _restore_random_states(state["workers"][ranks.rank]["random"], ranks.device)
             if ranks.first:
-                _warn_of_other_arithmetic(path, state)
+                _warn_of_other_arithmetic(path, state, ranks.device)
             return Progress(Clock(*clock), *rest)
 
     return ranks.together(take_up)
@@ -191,9 +192,9 @@ def _fits(path: str | Path | None) -> Iterator[None]:
         ) from error
 
 
-def _warn_of_other_arithmetic(path: Path, state: Mapping[str, Any]) -> None:
+def _warn_of_other_arithmetic(path: Path, state: Mapping[str, Any], device: torch.device) -> None:
     """Say what keeps the run from continuing bit for bit, if anything."""
-    here = arithmetic()
+    here = arithmetic(device)
     there = state.get("arithmetic") or {**here, "num_threads": state["num_threads"]}  # of an earlier version: threads alone
     if changed := differences(here, there):
         text = f"checkpoint {path}: continues to rounding, not bit for bit ({'; '.join(changed)}); for equal bits, resume with the same"
@@ -257,22 +258,21 @@ def _from_bytes(data: bytes, device: torch.device | str = "cpu") -> Any:
     return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: torch.device) -> dict[str, Any]:
     version, keys, gauss = random.getstate()
     kind, numbers, *rest = np.random.get_state(legacy=True)
     return {
         "python": [version, list(keys), gauss],
         "numpy": [kind, torch.from_numpy(np.asarray(numbers, np.uint32).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": random_states(device),
     }
 
 
-def _restore_random_states(states: dict[str, Any]) -> None:
+def _restore_random_states(states: dict[str, Any], device: torch.device) -> None:
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, numbers, *rest = states["numpy"]
     np.random.set_state((kind, numbers.cpu().numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    restore_random_state(device, states["cuda"])

@@ -1,50 +1,188 @@
-"""From sample indices to micro-batches on the device: straight from memory, or through a DataLoader."""
+"""From sample indices to micro-batches on the device: from its own memory, from the host's, or through a DataLoader."""
 
-import os
+import multiprocessing
+import pickle
+import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from contextlib import nullcontext
+from multiprocessing.process import current_process
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bigbatch.core.alignment import aligned
+from bigbatch.core.checks import UserError
+from bigbatch.core.cores import usable_cores
+from bigbatch.core.devices import free_bytes, num_devices
+from bigbatch.core.environment import read_variable
 
 MicroBatch = tuple[Tensor, Tensor]  # inputs (n, ...), targets (n, ...)
+SHARE = 0.25
+"""Of a GPU's free memory, that a data set may take; where workers share the GPU, of all of them together."""
 
 
 def feed(dataset: Dataset[Any], batches: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Iterator[MicroBatch]:
     """Micro-batches of a data set.
 
     Args:
-        dataset: A `TensorDataset` of (inputs, targets) is gathered from memory. Any other map-style data set goes through a
-            DataLoader with worker processes, prefetch and, for a GPU, pinned memory.
-        batches: Index tensors, one per micro-batch; read ahead of need by a DataLoader.
-        device: Where the micro-batches are wanted.
-        dtype: Of floating-point inputs.
+        dataset: A `TensorDataset` of (inputs, targets) is gathered from memory: of the GPU, where it is moved once if it fits into a
+            quarter of what is free there, else of the host. Any other map-style data set goes through a DataLoader with worker
+            processes; for a GPU these are no forks of this process, so the data set must pickle.
+        batches: Index tensors, one per micro-batch; read ahead of need by a DataLoader, and by one for a GPU.
+        device: Where the micro-batches are wanted. Copies to a GPU run beside its work, from pinned memory.
+        dtype: Of floating-point inputs; for a GPU they are converted there, unless that would take more of its memory.
 
     Yields:
-        (inputs, targets) in the order of `batches`; inputs begin at 64 bytes, see `bigbatch.core.alignment`.
+        (inputs, targets) in the order of `batches`; on a CPU inputs begin at 64 bytes, see `bigbatch.core.alignment`.
+
+    Raises:
+        UserError: If processes that load data can't be given the data set, or end.
     """
-    if isinstance(dataset, TensorDataset):
-        inputs, targets = dataset.tensors
-        for index in batches:
-            yield _move(inputs[index], device, dtype), targets[index].to(device, non_blocking=True)
-    else:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=_Lists(batches),
-            num_workers=max(1, (os.cpu_count() or 1) // 2),
-            pin_memory=device.type == "cuda",
-            prefetch_factor=2,
-            multiprocessing_context="spawn" if device.type == "cuda" else None,
-        )
-        for batch_inputs, batch_targets in loader:
-            yield _move(batch_inputs, device, dtype), batch_targets.to(device, non_blocking=True)
+    if not isinstance(dataset, TensorDataset):
+        loaded = _load(dataset, batches, device)
+        return ((_converted(x, dtype), y) for x, y in (_copied_ahead(loaded, device) if device.type != "cpu" else loaded))
+    inputs, targets = dataset.tensors
+    if device.type == "cpu":
+        return (move(inputs[index], targets[index], device=device, dtype=dtype) for index in batches)
+    if (held := _on_device(dataset, device, dtype)) is not None:
+        there = (_pinned(index).to(device, non_blocking=True) for index in batches)
+        return ((_converted(held.inputs[index], dtype), held.targets[index]) for index in there)
+    gathered = ((_gathered(inputs, index), _gathered(targets, index)) for index in batches)
+    return ((_converted(x, dtype), y) for x, y in _copied_ahead(gathered, device))
 
 
-def _move(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return aligned(inputs.to(device, dtype if inputs.is_floating_point() else None, non_blocking=True))
+def move(inputs: Tensor, targets: Tensor, *, device: torch.device, dtype: torch.dtype) -> MicroBatch:
+    """One micro-batch, put where it is wanted; floating-point inputs as `dtype`."""
+    ahead = device.type != "cpu"  # to the CPU, values would be read before they are there
+    return _converted(inputs.to(device, non_blocking=ahead), dtype), targets.to(device, non_blocking=ahead)
+
+
+def refuse_in_a_loader() -> None:
+    """Refuse to train in a process that is there to load data: it imports the script that has started it.
+
+    Raises:
+        UserError: With the remedy.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise UserError('a process that loads data came to train: put what your script does below `if __name__ == "__main__":`')
+
+
+def num_loaders() -> int:
+    """Processes that load data for this worker: half of the cores, shared by the workers of this machine, and one at least."""
+    return max(1, usable_cores() // (2 * int(read_variable("LOCAL_WORLD_SIZE", 1))))
+
+
+class _Held(NamedTuple):
+    """A data set on a device."""
+
+    inputs: Tensor
+    targets: Tensor
+    versions: list[tuple[int, int]]  # of the tensors that it was copied from
+
+
+_held: "WeakKeyDictionary[TensorDataset, dict[tuple[torch.device, torch.dtype], _Held]]" = WeakKeyDictionary()
+
+
+def _on_device(dataset: TensorDataset, device: torch.device, dtype: torch.dtype) -> _Held | None:
+    """A data set on a device, moved there once for as long as there is the data set; None if it does not fit.
+
+    Changed in place, it is moved anew.
+    """
+    versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in dataset.tensors]
+    known = _held.setdefault(dataset, {})
+    if (device, dtype) in known and known[device, dtype].versions == versions:
+        return known[device, dtype]
+    known.pop((device, dtype), None)
+    inputs, targets = dataset.tensors
+    narrows = inputs.is_floating_point() and dtype.itemsize < inputs.dtype.itemsize
+    size = sum(t.numel() * t.element_size() for t in (inputs, targets))
+    sharing = -(-int(read_variable("LOCAL_WORLD_SIZE", 1)) // max(num_devices(device.type), 1))
+    if inputs.device != device and size > SHARE * (free_bytes(device) or 0) / sharing:
+        return None
+    known[device, dtype] = _Held(inputs.to(device, dtype if narrows else inputs.dtype), targets.to(device), versions)
+    return known[device, dtype]
+
+
+def _converted(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    converted = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    return aligned(converted) if converted.device.type == "cpu" else converted
+
+
+def _pins() -> bool:
+    """Whether the host has memory from which a GPU copies by itself."""
+    return torch.accelerator.is_available()
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if _pins() else tensor
+
+
+def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows of a tensor, of the host in pinned memory."""
+    if tensor.device.type != "cpu":
+        return tensor[index]
+    rows = torch.empty((len(index), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=_pins())
+    return torch.index_select(tensor, 0, index, out=rows)
+
+
+def _copied_ahead(batches: Iterable[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+    """Micro-batches on a GPU, each copied while the one before is computed with: on a stream of its own."""
+    stream = torch.Stream(device) if _pins() else None
+    ahead: deque[tuple[MicroBatch, torch.Event | None]] = deque()
+
+    def next_one() -> MicroBatch:
+        batch, copied = ahead.popleft()
+        if copied is not None:
+            now = torch.accelerator.current_stream(device)
+            now.wait_event(copied)
+            for tensor in batch:
+                tensor.record_stream(now)  # its memory is not given to a later copy before this stream is done with it
+        return batch
+
+    for inputs, targets in batches:
+        with stream if stream is not None else nullcontext():
+            batch = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        ahead.append((batch, stream.record_event() if stream is not None else None))
+        if len(ahead) > 1:
+            yield next_one()
+    while ahead:
+        yield next_one()
+
+
+def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device) -> Iterator[MicroBatch]:
+    """Micro-batches on the host, by a DataLoader.
+
+    Processes that are forked after CUDA or NCCL was used may hang; forks of a fresh process, which has only imported torch, don't.
+    """
+    context: Any = None
+    if device.type != "cpu":
+        context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+        context.set_forkserver_preload([__name__])
+    settings: dict[str, Any] = {"prefetch_factor": 2, "pin_memory": device.type != "cpu" and _pins(), "multiprocessing_context": context}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # which is explained below
+            loaded = iter(DataLoader(dataset, batch_sampler=_Lists(batches), num_workers=num_loaders(), **settings))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        try:
+            ForkingPickler.dumps(dataset)
+        except Exception as why:  # whatever its parts raise
+            raise UserError(
+                f"data set {type(dataset).__name__}: can't be handed to the processes that load it ({' '.join(str(why).split())[:150]}); "
+                "define its class in a module, keep lambdas and open files out of it, or give a TensorDataset"
+            ) from None
+        raise error
+    try:
+        yield from loaded
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+            raise UserError(f"data set {type(dataset).__name__}: a process that loads it ended; what it printed says why") from error
+        raise
 
 
 class _Lists:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bigbatch.core.checks import InputError, OutputError
+from bigbatch.core.devices import CPU, forked_random, name_of, synchronize
 from bigbatch.core.files import write_atomically
 from bigbatch.core.reading import read_json
 from bigbatch.layers.ghost_batch_norm import ghost_groups
@@ -56,9 +57,15 @@ def micro_batches(num_samples: int, micro_batch: int, ghost_batch: int | Literal
 
 
 def fastest_micro_batch(
-    forward_backward: Callable[[nn.Module, int], None], model: nn.Module, *, global_batch: int, ghost_batch: int | None, key: str
+    forward_backward: Callable[[nn.Module, int], None],
+    model: nn.Module,
+    *,
+    global_batch: int,
+    ghost_batch: int | None,
+    key: str,
+    device: torch.device = CPU,
 ) -> int:
-    """Measure candidate sizes and return the fastest that fits; remembered per machine and `key`.
+    """Measure candidate sizes and return the fastest that fits; remembered per machine, kind of GPU and `key`.
 
     Larger is not faster everywhere: a CPU's caches favour pieces of a few hundred samples.
 
@@ -67,7 +74,8 @@ def fastest_micro_batch(
         model: Left untouched, as are the random states.
         global_batch: No candidate is larger.
         ghost_batch: Candidates are this times powers of two.
-        key: Names the work, such as the task and its precision; the machine is added here.
+        key: Names the work, such as the task and its precision; the machine and its GPU are added here.
+        device: Of the model; waited for before each look at the clock.
 
     Returns:
         Samples in one forward pass, at most `global_batch`.
@@ -76,13 +84,15 @@ def fastest_micro_batch(
     candidates = [unit << i for i in range(20) if unit << i <= most] or [min(unit, global_batch)]
     if len(candidates) == 1:
         return candidates[0]
-    machine = f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads"
-    name = hashlib.sha256(f"2|{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
+    machine = (
+        f"{platform.node()} {platform.processor()} {torch.__version__} {torch.get_num_threads()} threads {device.type} {name_of(device)}"
+    )
+    name = hashlib.sha256(f"3|{machine}|{key}|{candidates}".encode()).hexdigest()[:24]
     path = cache_folder() / "micro_batch" / f"{name}.json"
     with contextlib.suppress(InputError):  # not measured yet, or damaged
         if (known := read_json(path, "").get("micro_batch")) in candidates:
             return int(known)
-    seconds = _measure(forward_backward, copy.deepcopy(model), candidates)
+    seconds = _measure(forward_backward, copy.deepcopy(model), candidates, device)
     best = min(seconds, key=lambda size: seconds[size])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,22 +102,22 @@ def fastest_micro_batch(
     return best
 
 
-def _measure(forward_backward: Callable[[nn.Module, int], None], model: nn.Module, candidates: list[int]) -> dict[int, float]:
+def _measure(
+    forward_backward: Callable[[nn.Module, int], None], model: nn.Module, candidates: list[int], device: torch.device
+) -> dict[int, float]:
     """Least seconds per sample of each candidate, up to where they fail or two in a row are much slower than the best.
 
     The least and not the median, and two and not one: other programs make passes slower, never faster.
     """
     per_sample: dict[int, float] = {}
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda):
+    with forked_random(device):
         for size in candidates:
             try:
                 times = []
                 for trial in itertools.count():
                     begin = time.perf_counter()
                     forward_backward(model, size)
-                    if cuda:
-                        torch.cuda.synchronize()
+                    synchronize(device)
                     times.append(time.perf_counter() - begin)
                     if trial >= 2 and (trial >= 12 or sum(times) > 0.15):
                         break

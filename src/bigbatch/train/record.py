@@ -16,6 +16,7 @@ from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
+from bigbatch.core.devices import CPU
 from bigbatch.core.files import write_atomically
 from bigbatch.core.json_lines import repair
 from bigbatch.core.reading import reason
@@ -100,7 +101,7 @@ class Record:
         Raises:
             OutputError: If it then can't be written.
         """
-        where = {"environment": environment(), "device": self._ranks.device.type}
+        where = {"environment": environment(self._ranks.device), "device": self._ranks.device.type}
         line = {"kind": "start", "recipe": recipe.to_dict(), **where, **facts}
         if self._clock.updates and self._path is not None and self._file is not None:
             line["rebuilt_at_update"] = self._clock.updates
@@ -283,12 +284,12 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     return lines.values
 
 
-def environment() -> dict[str, Any]:
-    """Where a run ran, without names of hosts or users."""
+def environment(device: torch.device = CPU) -> dict[str, Any]:
+    """Where a run ran, on which device; without names of hosts or users."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **arithmetic(),
+        **arithmetic(device),
     }
 
 

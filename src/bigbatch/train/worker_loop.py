@@ -21,7 +21,7 @@ from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.build import DTYPES, build_model, seed_everything
-from bigbatch.train.feed import MicroBatch, feed
+from bigbatch.train.feed import MicroBatch, feed, move
 from bigbatch.train.micro_batch import micro_batches
 from bigbatch.train.result import Result
 from bigbatch.train.sampler import index_batches
@@ -106,5 +106,5 @@ def _read(recipe: Recipe, train: object, work: Work, micro_batch: int, device: t
         yield from feed(train, batches, device=device, dtype=DTYPES[recipe.precision])
         return
     for index in batches:
-        samples = TensorDataset(*default_collate([train[i] for i in index.tolist()]))  # type: ignore[index]
-        yield from feed(samples, [torch.arange(len(index))], device=device, dtype=DTYPES[recipe.precision])
+        inputs, targets = default_collate([train[i] for i in index.tolist()])  # type: ignore[index]
+        yield move(inputs, targets, device=device, dtype=DTYPES[recipe.precision])

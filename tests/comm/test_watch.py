@@ -1,0 +1,47 @@
+"""A worker that is lost is noticed while the others wait for a GPU: simulated by ranks whose main threads hear nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.distributed.ranks import ROOT, run_ranks
+from tests.limits import LIMIT_S
+
+SCRIPT = Path(__file__).with_name("watch_ranks.py")
+
+
+@pytest.mark.parametrize("what", ["done", "all refuse"])
+def test_ranks_that_are_done_leave_one_after_the_other(tmp_path, what):
+    assert all("left" in said for said in run_ranks(SCRIPT, 3, tmp_path, what))
+
+
+@pytest.mark.parametrize(("what", "within_s"), [("dies", 40), ("raises", 40), ("refuses", 60), ("silent", 60)])
+def test_a_lost_worker_is_noticed_by_all(tmp_path, what, within_s):
+    """Within a while that is short against the time-out of 500 s; where a worker is silent, soon after its 4 s."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    shared = {**os.environ, "WORLD_SIZE": "3", "STORE": str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    ranks = []
+    try:
+        for rank in range(3):
+            with (tmp_path / f"{rank}.log").open("w") as file:
+                command = [sys.executable, "-W", "ignore", str(SCRIPT), what]
+                ranks.append(subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=file, stderr=file))
+        logs = [tmp_path / f"{rank}.log" for rank in range(3)]
+        end = time.monotonic() + LIMIT_S
+        while not all("together" in log.read_text() for log in logs) and time.monotonic() < end:
+            time.sleep(0.05)
+        begin = time.monotonic()
+        codes = [ranks[rank].wait(LIMIT_S) for rank in (0, 2)]
+        assert time.monotonic() - begin < within_s
+        assert codes == [4, 4]
+        assert "lost: worker 0 of 3 lost worker 1; go on from the last checkpoint with --resume" in logs[0].read_text()
+        assert "worker 2: lost: worker 2 of 3 lost worker 1;" in logs[2].read_text()
+    finally:
+        for rank in ranks:
+            rank.send_signal(signal.SIGCONT)
+            rank.kill()
+            rank.wait()
