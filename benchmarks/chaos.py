@@ -43,8 +43,9 @@ from bigbatch.train.record import environment
 from bigbatch.train.sharded_checkpoint import put_in_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import links
 from tests.distributed.jobs import Job, descendants, left_behind
+
+from benchmarks import links
 
 PATH = Path(__file__).with_suffix(".json")
 UPDATES = 2432

@@ -2,10 +2,8 @@
 
 import importlib.util
 
-collect_ignore_glob = (
-    []
-    if importlib.util.find_spec("triton")
-    else [
-        f"bigbatch/optim/kernels/{n}.py" for n in ("common", "lars", "lamb", "projected", "decide", "row_tiles", "row_moments", "row_step")
-    ]
-)
+KERNELS = [
+    "layers/group_kernels",
+    *(f"optim/kernels/{name}" for name in ("common", "lars", "lamb", "projected", "decide", "row_tiles", "row_moments", "row_step")),
+]
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else [f"bigbatch/{name}.py" for name in KERNELS]

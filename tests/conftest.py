@@ -11,6 +11,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+collect_ignore_glob = [] if "TRITON_INTERPRET" in os.environ else ["*/kernels_*.py"]  # run in processes of their own: kernel_files.py
+
 # On a shared machine time says nothing about a test; a failure prints the seed to repeat it with.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")

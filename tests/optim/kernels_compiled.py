@@ -7,29 +7,10 @@ import re
 
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from tests.kernel_files import compiled_only
 
+from bigbatch.core import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP
-from bigbatch.optim.kernels import launch
-
-
-class Named:
-    """A driver of a GPU that isn't there."""
-
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return self.capability
-
-    def get_current_stream(self, device=0):
-        return 0
-
 
 CASES = [
     (80, torch.float32, lambda ps: LARS(ps, lr=0.5, weight_decay=0.01, nesterov=True, lr_in_momentum=False)),
@@ -43,32 +24,26 @@ CASES = [
 
 @pytest.mark.parametrize(("capability", "dtype", "make"), CASES)
 def test_kernels_compile(capability, dtype, make, monkeypatch):
-    compiled = []
-    run = JITFunction.run
-
-    def compile_only(self, *args, grid, warmup, **kwargs):
-        compiled.append((self.fn.__name__, kwargs.get("ALIGNED"), run(self, *args, grid=grid, warmup=True, **kwargs)))
-
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(launch, "_DEVICES", {"cpu"})
-    monkeypatch.setattr(launch, "_works", {})
-    driver.set_active(Named(capability))
-    params = [torch.ones(shape, dtype=dtype, requires_grad=True) for shape in ((6, 4), (5,), ())]
-    optimizer = make(params)
-    for p in params:
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    assert list(launch._works.values()) == [True]
-    seen = {id(kernel) for *_, kernel in compiled}
-    for group in optimizer.param_groups:  # another rate, another number of tensors: nothing is compiled anew
-        group["lr"] = 0.123
-    params[2].grad = None
-    optimizer.step()
-    optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
-    optimizer.step()
-    assert {id(kernel) for *_, kernel in compiled} == seen
-    for name, aligned, kernel in compiled:
+    monkeypatch.setattr(core_kernels, "DEVICES", {"cpu"})
+    monkeypatch.setattr(core_kernels, "_tried", set())
+    monkeypatch.setattr(core_kernels, "_failed", set())
+    with compiled_only(capability) as compiled:
+        params = [torch.ones(shape, dtype=dtype, requires_grad=True) for shape in ((6, 4), (5,), ())]
+        optimizer = make(params)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert len(core_kernels._tried) == 1
+        seen = {id(kernel) for *_, kernel in compiled}
+        for group in optimizer.param_groups:  # another rate, another number of tensors: nothing is compiled anew
+            group["lr"] = 0.123
+        params[2].grad = None
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+        optimizer.step()
+        assert {id(kernel) for *_, kernel in compiled} == seen
+    for name, options, kernel in compiled:
         assert kernel.asm["cubin"]
         assert not re.search(r"\b(atom|red)\.global", kernel.asm["ptx"]), name  # sums are added in one order
-        if aligned and name in ("_sq_norms", "_moments", "_step"):
+        if options.get("ALIGNED") and name in ("_sq_norms", "_moments", "_step"):
             assert "ld.global.v4" in kernel.asm["ptx"], name  # 16 bytes at a time

@@ -14,8 +14,9 @@ import pytest
 import torch
 import triton
 
+from bigbatch.core import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, kernels
-from bigbatch.optim.kernels import launch, tables
+from bigbatch.optim.kernels import tables
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 METHODS = {"LARS": LARS, "LAMB": LAMB, "AdamP": AdamP, "SGDP": SGDP}
@@ -25,8 +26,9 @@ SHAPES = ((6, 4), (5,), (), (0, 3), (3, 2050), (9, 130), (4, 3, 3, 3), (4100,), 
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch):
-    monkeypatch.setattr(launch, "_DEVICES", {"cpu"})
-    monkeypatch.setattr(launch, "_works", {})
+    monkeypatch.setattr(core_kernels, "DEVICES", {"cpu"})
+    monkeypatch.setattr(core_kernels, "_tried", set())
+    monkeypatch.setattr(core_kernels, "_failed", set())
     with np.errstate(all="ignore"):
         yield
 
@@ -70,10 +72,10 @@ def trained(make, params, *, by_kernels, grads=None, zeros=(), steps=3, dtype=No
         if by_kernels:
             optimizer.step()
         else:
-            with launch.without_kernels():
+            with core_kernels.without_kernels():
                 optimizer.step()
         assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
-    assert not by_kernels or True in launch._works.values()
+    assert not by_kernels or core_kernels._tried
     state = [t for p in params for name, t in optimizer.state[p].items() if name != "step"]
     return [p.detach() for p in params], state, seen
 
@@ -152,7 +154,7 @@ def test_gradients_of_float32_for_bfloat16_parameters(method):
             if hasattr(p, "grad_dtype"):
                 p.grad_dtype = None
             p.grad = g
-        with launch.without_kernels() if not by_kernels else np.errstate():
+        with core_kernels.without_kernels() if not by_kernels else np.errstate():
             optimizer.step()
         results.append([p.detach() for p in params])
     assert largest_error(*results) <= 2**-7
@@ -233,11 +235,11 @@ def test_while_a_graph_is_captured_nothing_is_sent(method, monkeypatch):
     gradients(params, 0)
     tables._captured.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "is_capturing", lambda device: True)
+        patch.setattr(core_kernels, "is_capturing", lambda device: True)
         assert not by_kernels_now(optimizer, monkeypatch)  # nothing was compiled yet
     assert by_kernels_now(optimizer, monkeypatch)
     monkeypatch.setattr(tables, "_sent", lambda values, device: pytest.fail("sent"))
-    monkeypatch.setattr(tables, "is_capturing", lambda device: True)
+    monkeypatch.setattr(core_kernels, "is_capturing", lambda device: True)
     assert by_kernels_now(optimizer, monkeypatch)
     assert len(tables._captured) == 1
     params[0].grad = params[0].grad.clone()
@@ -256,7 +258,7 @@ def test_kernels_that_do_not_work_are_warned_about_once(tmp_path):
         with pytest.warns(UserWarning, match=r"the kernels of lamb do not work on cpu \(.*no_such_name.*foreach"):
             optimizer.step()
         optimizer.step()  # a second warning would be an error
-        with launch.without_kernels():
+        with core_kernels.without_kernels():
             other.step()
             other.step()
         assert all(torch.equal(p, q) for p, q in zip(params, plain, strict=True))
@@ -318,7 +320,7 @@ def test_a_wrong_line_shows(tmp_path, method, module, old, new):
     settings = {**PLAIN[method], **({"eps": 1e-2} if method == "LAMB" else {})}
     shapes = ((6, 4), (5,), (3, 5), (2, 2, 2))
     assert errors_of(method, settings, shapes=shapes)[0] < 3e-6
-    launch._works.clear()
+    core_kernels._tried.clear()
     with mutated(tmp_path, module, old, new):
         try:
             foreach, _ = errors_of(method, settings, shapes=shapes)

@@ -8,8 +8,8 @@ from benchmarks.optimizer_step import resnet50
 from tests.optim import test_contract as contract
 from tests.optim.launches import Launches, multi_tensor_launches
 
+from bigbatch.core import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP
-from bigbatch.optim.kernels import launch
 
 SETTINGS = {"weight_decay": 1e-4}
 CASES = [
@@ -47,8 +47,9 @@ def test_launches_by_kernels(cls, kernels, foreach, monkeypatch):
 
     launched = []
     monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kwargs: launched.append(self))
-    monkeypatch.setattr(launch, "_DEVICES", {"meta"})
-    monkeypatch.setattr(launch, "_works", {})
+    monkeypatch.setattr(core_kernels, "DEVICES", {"meta"})
+    monkeypatch.setattr(core_kernels, "_tried", set())
+    monkeypatch.setattr(core_kernels, "_failed", set())
     launches = launches_of(lambda ps: cls(ps, **SETTINGS), resnet50())
     own = len(launched) // 4  # two trials, two steps
     assert own in (3, 4)

@@ -1,46 +1,72 @@
-"""Modules of Triton kernels: imported where there is CUDA and a compiler, and tried once on a device before they are relied on."""
+"""Whether a device can run Triton kernels: each kind is tried once, and where one fails other operations of torch take its place."""
 
-import importlib
+import importlib.util
 import warnings
-from functools import lru_cache
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 
+DEVICES = {"cuda"}
+"""Types of devices that kernels are for; the tests add others."""
 
-def compiled_kernels(module: str, device: torch.device) -> Any:
-    """A module of kernels that runs on a device, or None where the caller has to do without.
+OPTIONS = {"enable_fp_fusion": True}
+"""Of Triton's compiler: its default changes between versions, with a warning in some."""
 
-    The first call for a device compiles them and compares their results with those of the CPU, on small inputs.
+_tried: set[Hashable] = set()
+_failed: set[tuple[str, torch.device]] = set()
+_off = False
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Use no kernels of this library while this lasts: to compare, or to look for a fault."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
+def kernels_work(name: str, kind: Hashable, device: torch.device, try_out: Callable[[], object], *, instead: str) -> bool:
+    """Whether kernels can be used: Triton is there, and they have worked, now or before.
+
+    Never under `torch.compile`. While a CUDA graph is captured only what was tried before, as in the warm-up that torch asks for.
 
     Args:
-        module: Full name. It has `try_out(device)`, which raises an exception if the kernels fail or are wrong.
+        name: Of the kernels, for the warning; if one kind fails, none of this name is used on the device any more.
+        kind: What is compiled by itself: types, flags.
         device: Of the tensors.
+        try_out: Runs the kernels on small tensors; raises whatever exception if they fail or are wrong.
+        instead: What the caller does without them, for the warning.
     """
-    if device.type != "cuda" or find_spec("triton") is None:
-        return None
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    if torch.cuda.is_current_stream_capturing() and (module, device) not in _TRIED:
-        return None  # compiling would break the capture; a warm-up before it, as torch asks for, has tried them already
-    _TRIED.add((module, device))
-    return _try_once(module, device)
-
-
-_TRIED: set[tuple[str, torch.device]] = set()
-
-
-@lru_cache
-def _try_once(module: str, device: torch.device) -> Any:
+    if _off or device.type not in DEVICES or torch.compiler.is_compiling() or not has_triton() or (name, device) in _failed:
+        return False
+    if (name, kind, device) in _tried:
+        return True
+    if is_capturing(device):
+        return False  # nothing can be compiled now
     try:
-        kernels = importlib.import_module(module)
-        kernels.try_out(device)
-    except Exception as error:  # a compiler that lacks its tools, or of another version: what is slower still works
-        first_line = str(error).strip().partition("\n")[0]
-        warnings.warn(
-            f"{module} can't be used on {device}, and slower operations take its place: {type(error).__name__}: {first_line}",
-            stacklevel=4,
-        )
-        return None
-    return kernels
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # what the compiler warns of is no failure
+            try_out()
+    except Exception as error:  # the compiler, the driver, a missing C compiler: each raises kinds of its own
+        _failed.add((name, device))
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        warnings.warn(f"the kernels of {name} do not work on {device} ({why}): {instead}", stacklevel=2)
+        return False
+    _tried.add((name, kind, device))
+    return True
+
+
+@cache
+def has_triton() -> bool:
+    """Whether triton is installed; torch's CUDA builds for Linux bring it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bigbatch.core.kernels import OPTIONS
+
 TILE = 2048
 """Elements that a program holds at once."""
 PROGRAMS = 1024
@@ -24,7 +26,10 @@ PROGRAMS = 1024
 
 @triton.jit
 def _place(program, group, num_samples, num_groups, channels, positions, splits, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Of a program: its split, its group, the group's rows (a sample and a position each), its own among these, its channels."""
+    """Of a program: its split and group, the group's first sample, rows, and rows of a split, the program's own rows, its channels.
+
+    A row is a sample and a position.
+    """
     channel_blocks = tl.cdiv(channels, CHANNELS)
     block = program % channel_blocks
     k = (program // channel_blocks) % num_groups
@@ -51,7 +56,7 @@ def sum_up(
     x, partial, group, num_samples, num_groups, channels, positions, splits, xn, xc, xs, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Mean and sum of squared deviations of each stretch; `partial` is (2, splits, groups, channels)."""
-    split, k, first, rows, length, begin, end, c = _place(
+    split, k, first, _, _, begin, end, c = _place(
         tl.program_id(0), group, num_samples, num_groups, channels, positions, splits, ROWS, CHANNELS
     )
     inside = c < channels
@@ -150,7 +155,7 @@ def sum_up_gradient(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Sums of dy and of dy x^ over each stretch; `partial` is (2, splits, groups, channels)."""
-    split, k, first, rows, length, begin, end, c = _place(
+    split, k, first, _, _, begin, end, c = _place(
         tl.program_id(0), group, num_samples, num_groups, channels, positions, splits, ROWS, CHANNELS
     )
     inside = c < channels
@@ -175,8 +180,8 @@ def gradient(
     x, dy, dx, partial, statistics, weight, group, num_samples, num_groups, channels, positions, splits,
     xn, xc, xs, dn, dc, ds, gn, gc, gs, HAS_WEIGHT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """dx = gamma / std (dy - mean of dy - x^ mean of dy x^), of each group."""
-    split, k, first, rows, length, begin, end, c = _place(
+    """The gradient dx = gamma / std (dy - mean of dy - x^ mean of dy x^), of each group."""
+    _, k, first, rows, _, begin, end, c = _place(
         tl.program_id(0), group, num_samples, num_groups, channels, positions, splits, ROWS, CHANNELS
     )
     inside = c < channels
@@ -248,7 +253,7 @@ def forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: li
     shape = Shape.of(x, sizes)
     partial = shape.partial(x)
     statistics = torch.empty(3, shape.num_groups, shape.channels, device=x.device, dtype=torch.float32)
-    tile: dict[str, Any] = {"ROWS": shape.rows, "CHANNELS": shape.width}
+    tile: dict[str, Any] = {"ROWS": shape.rows, "CHANNELS": shape.width, **OPTIONS}
     given = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
     with torch.cuda.device_of(x):
         sum_up[shape.grid](x, partial, *shape[:6], *x.stride(), **tile)
@@ -265,7 +270,7 @@ def update_running(
     shape = (sizes[0], sum(sizes), num_groups, channels, positions)
     with torch.cuda.device_of(mean):
         follow[(triton.cdiv(channels, width),)](
-            mean, var, statistics, tracked, *shape, float(momentum or 0.0), AVERAGE=momentum is None, CHANNELS=width
+            mean, var, statistics, tracked, *shape, float(momentum or 0.0), AVERAGE=momentum is None, CHANNELS=width, **OPTIONS
         )
 
 
@@ -276,7 +281,7 @@ def backward(
     x, dy = three_axes(input), three_axes(grad)
     shape = Shape.of(x, sizes)
     partial = shape.partial(x)
-    tile: dict[str, Any] = {"ROWS": shape.rows, "CHANNELS": shape.width}
+    tile: dict[str, Any] = {"ROWS": shape.rows, "CHANNELS": shape.width, **OPTIONS}
     grad_input = None
     with torch.cuda.device_of(x):
         sum_up_gradient[shape.grid](x, dy, partial, statistics, *shape[:6], *x.stride(), *dy.stride(), **tile)

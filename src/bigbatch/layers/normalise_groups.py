@@ -9,13 +9,14 @@ result is copied, which is most of the difference. On CUDA that would be 4 K lau
 one for the running statistics. Where neither can be had, groups are normalised one by one, and joined.
 """
 
+import importlib
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigbatch.core.kernels import compiled_kernels
+from bigbatch.core import kernels
 
 
 class Running(NamedTuple):
@@ -53,12 +54,30 @@ def normalise_groups(
     formats = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
     writable = any(input.is_contiguous(memory_format=f) for f in formats)  # given other strides torch's kernel is wrong
     if len(sizes) > 1 and writable and not torch.compiler.is_compiling() and not _transformed():
-        kernels = compiled_kernels("bigbatch.layers.group_kernels", input.device) if input.dtype != torch.float64 else None
-        if kernels is not None:
-            return _ByKernels.apply(input, weight, bias, running, sizes, eps, kernels)[0]  # type: ignore[no-any-return,no-untyped-call]
+        if (group_kernels := _kernels(input)) is not None:
+            return _ByKernels.apply(input, weight, bias, running, sizes, eps, group_kernels)[0]  # type: ignore[no-any-return,no-untyped-call]
         if input.is_cpu:
             return _IntoOneOutput.apply(input, weight, bias, running, sizes, eps)[0]  # type: ignore[no-any-return,no-untyped-call]
     return _group_by_group(input, sizes, weight, bias, running, eps)
+
+
+def _kernels(input: Tensor) -> Any:
+    """The module of kernels, where they can be used."""
+    if (
+        input.device.type not in kernels.DEVICES
+        or type(input) is not Tensor
+        or input.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+    ):
+        return None
+
+    def module() -> Any:
+        return importlib.import_module("bigbatch.layers.group_kernels")
+
+    def try_out() -> None:
+        module().try_out(input.device)
+
+    works = kernels.kernels_work("ghost batch norm", None, input.device, try_out, instead="groups are normalised one by one")
+    return module() if works else None
 
 
 def _transformed() -> bool:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bigbatch.core.kernels import OPTIONS
 from bigbatch.optim.base import Batch
 
 
@@ -64,10 +65,6 @@ def sum_chunks(partial, first, total, chunks, tensors, SUMS: tl.constexpr, BLOCK
         for at in range(begin, end, BLOCK):
             added += tl.load(partial + tl.cast(chunks, tl.int64) * k + at + lanes, mask=at + lanes < end, other=0.0)
         tl.store(total + tl.cast(tensors, tl.int64) * k + tensor, tl.sum(added, 0))
-
-
-OPTIONS = {"enable_fp_fusion": True}
-"""Of the compiler: its default changes between versions of triton, with a warning in some."""
 
 
 def compiled_for(batch: Batch) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigbatch.core.kernels import OPTIONS
 from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.adam import bias_corrections
 from bigbatch.optim.adamp import decayed_fraction as adam_decay
 from bigbatch.optim.base import Batch, Rate, buffers
-from bigbatch.optim.kernels.common import OPTIONS, compiled_for
+from bigbatch.optim.kernels.common import compiled_for
 from bigbatch.optim.kernels.decide import decide, sum_rows
 from bigbatch.optim.kernels.row_moments import moments
 from bigbatch.optim.kernels.row_step import step

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigbatch.core import kernels
 from bigbatch.core.sharding import local
 
 NUM_TABLES = 64
@@ -119,7 +120,7 @@ def table_of(lists: Sequence[Sequence[Tensor]], *, length: int = 0, shapes: tupl
     key = (device, addresses, len(lists), length, sizes)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table, sent_on = _tables.get(key, (None, 0))
-    if is_capturing(device):
+    if kernels.is_capturing(device):
         if table is not None:
             _captured[id(table)] = table
         return table
@@ -132,11 +133,6 @@ def table_of(lists: Sequence[Sequence[Tensor]], *, length: int = 0, shapes: tupl
     while len(_tables) > NUM_TABLES:
         _tables.popitem(last=False)
     return table
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the device's stream, the device being the current one."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def on_device(value: float | Tensor, device: torch.device) -> Tensor:
