@@ -32,17 +32,17 @@ class Named:
 
 
 CASES = [
-    (80, torch.float32, lambda ps: LARS(ps, lr=0.5, weight_decay=0.01, nesterov=True, lr_in_momentum=False)),
-    (90, torch.bfloat16, lambda ps: LARS(ps, lr=0.5, adapt=False, maximize=True)),
-    (90, torch.float32, lambda ps: LAMB(ps, weight_decay=0.01)),
-    (80, torch.float16, lambda ps: LAMB(ps, bias_correction=False)),
-    (80, torch.float32, lambda ps: AdamP(ps, weight_decay=0.01)),
-    (90, torch.bfloat16, lambda ps: SGDP(ps, momentum=0.9, nesterov=True, maximize=True)),
+    ("LARS", 80, torch.float32, lambda ps: LARS(ps, lr=0.5, weight_decay=0.01, nesterov=True, lr_in_momentum=False)),
+    ("LARS", 90, torch.bfloat16, lambda ps: LARS(ps, lr=0.5, adapt=False, maximize=True)),
+    ("LAMB", 90, torch.float32, lambda ps: LAMB(ps, weight_decay=0.01)),
+    ("LAMB", 80, torch.float16, lambda ps: LAMB(ps, bias_correction=False)),
+    ("AdamP", 80, torch.float32, lambda ps: AdamP(ps, weight_decay=0.01)),
+    ("SGDP", 90, torch.bfloat16, lambda ps: SGDP(ps, momentum=0.9, nesterov=True, maximize=True)),
 ]
 
 
-@pytest.mark.parametrize(("capability", "dtype", "make"), CASES)
-def test_kernels_compile(capability, dtype, make, monkeypatch):
+@pytest.mark.parametrize(("name", "capability", "dtype", "make"), CASES)
+def test_kernels_compile(name, capability, dtype, make, monkeypatch):
     compiled = []
     run = JITFunction.run
 
@@ -67,8 +67,8 @@ def test_kernels_compile(capability, dtype, make, monkeypatch):
     optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
     optimizer.step()
     assert {id(kernel) for *_, kernel in compiled} == seen
-    for name, aligned, kernel in compiled:
+    for which, aligned, kernel in compiled:
         assert kernel.asm["cubin"]
-        assert not re.search(r"\b(atom|red)\.global", kernel.asm["ptx"]), name  # sums are added in one order
-        if aligned and name in ("_sq_norms", "_moments", "_step"):
-            assert "ld.global.v4" in kernel.asm["ptx"], name  # 16 bytes at a time
+        assert not re.search(r"\b(atom|red)\.global", kernel.asm["ptx"]), which  # sums are added in one order
+        if aligned and which in ("_sq_norms", "_moments", "_step"):
+            assert "ld.global.v4" in kernel.asm["ptx"], which  # 16 bytes at a time

@@ -24,13 +24,19 @@ def run_file(name, *more, **environment):
     assert "skipped" not in done.stdout
 
 
-def test_by_the_interpreter(tmp_path):
-    run_file("kernels_interpreted.py", "-k", "not wrong_line", TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path))
+METHODS = ["LARS", "LAMB", "AdamP", "SGDP"]
 
 
-def test_by_the_interpreter_wrong_lines_show(tmp_path):
-    run_file("kernels_interpreted.py", "-k", "wrong_line", TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path))
+@pytest.mark.parametrize("tests", [*METHODS, f"not ({' or '.join(METHODS)})"])
+def test_by_the_interpreter(tests, tmp_path):
+    run_file("kernels_interpreted.py", "-k", f"{tests} and not wrong_line", TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path))
 
 
-def test_by_the_compiler(tmp_path):
-    run_file("kernels_compiled.py", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+@pytest.mark.parametrize("method", METHODS)
+def test_wrong_lines_show(method, tmp_path):
+    run_file("kernels_interpreted.py", "-k", f"{method} and wrong_line", TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_by_the_compiler(method, tmp_path):
+    run_file("kernels_compiled.py", "-k", method, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
