@@ -13,17 +13,17 @@ from bigbatch.core import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP
 
 CASES = [
-    (80, torch.float32, lambda ps: LARS(ps, lr=0.5, weight_decay=0.01, nesterov=True, lr_in_momentum=False)),
-    (90, torch.bfloat16, lambda ps: LARS(ps, lr=0.5, adapt=False, maximize=True)),
-    (90, torch.float32, lambda ps: LAMB(ps, weight_decay=0.01)),
-    (80, torch.float16, lambda ps: LAMB(ps, bias_correction=False)),
-    (80, torch.float32, lambda ps: AdamP(ps, weight_decay=0.01)),
-    (90, torch.bfloat16, lambda ps: SGDP(ps, momentum=0.9, nesterov=True, maximize=True)),
+    ("LARS", 80, torch.float32, lambda ps: LARS(ps, lr=0.5, weight_decay=0.01, nesterov=True, lr_in_momentum=False)),
+    ("LARS", 90, torch.bfloat16, lambda ps: LARS(ps, lr=0.5, adapt=False, maximize=True)),
+    ("LAMB", 90, torch.float32, lambda ps: LAMB(ps, weight_decay=0.01)),
+    ("LAMB", 80, torch.float16, lambda ps: LAMB(ps, bias_correction=False)),
+    ("AdamP", 80, torch.float32, lambda ps: AdamP(ps, weight_decay=0.01)),
+    ("SGDP", 90, torch.bfloat16, lambda ps: SGDP(ps, momentum=0.9, nesterov=True, maximize=True)),
 ]
 
 
-@pytest.mark.parametrize(("capability", "dtype", "make"), CASES)
-def test_kernels_compile(capability, dtype, make, monkeypatch):
+@pytest.mark.parametrize(("method", "capability", "dtype", "make"), CASES)
+def test_kernels_compile(method, capability, dtype, make, monkeypatch):
     monkeypatch.setattr(core_kernels, "DEVICES", {"cpu"})
     monkeypatch.setattr(core_kernels, "_tried", set())
     monkeypatch.setattr(core_kernels, "_failed", set())
