@@ -306,7 +306,8 @@ def try_out(device: torch.device) -> None:
     mean, var, tracked = torch.zeros(5), torch.ones(5), torch.tensor(len(sizes))
     with torch.inference_mode(False), torch.enable_grad():
         inputs = [t.clone().requires_grad_() for t in (x + 2, weight, bias)]
-        want = torch.cat([F.batch_norm(group, mean, var, *inputs[1:], training=True) for group in inputs[0].split(sizes)])
+        groups = inputs[0].split(sizes)
+        want = torch.cat([F.batch_norm(group, mean, var, inputs[1], inputs[2], training=True) for group in groups])
         wanted = [want.detach(), mean, var, *torch.autograd.grad(want, inputs, slope)]
     input, weight, bias, grad = (t.detach().to(device) for t in (*inputs, slope))
     mean, var, tracked = torch.zeros(5, device=device), torch.ones(5, device=device), tracked.to(device)

@@ -180,6 +180,7 @@ class _ByKernels(_Groups):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, weight, bias, _, ctx.sizes, ctx.eps, ctx.kernels = inputs
+        ctx.dtype = next((t.dtype for t in (weight, bias) if t is not None), None)
         ctx.save_for_backward(input, weight, bias, output[1])
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
@@ -192,6 +193,5 @@ class _ByKernels(_Groups):
         grad_input, sums = ctx.kernels.backward(
             grad, input, weight, *statistics, ctx.sizes, of_input=of_input, of_parameters=of_weight or of_bias
         )
-        bias_sum, weight_sum = (None, None) if sums is None else sums
-        as_given = None if weight is None else weight.dtype
-        return grad_input, weight_sum.to(as_given) if of_weight else None, bias_sum.to(as_given) if of_bias else None
+        bias_sum, weight_sum = (None, None) if sums is None else sums.to(ctx.dtype)
+        return grad_input, weight_sum if of_weight else None, bias_sum if of_bias else None
