@@ -116,7 +116,8 @@ class GhostBatchNorm(AnyBatchNorm):
         split = self.training and self.ghost_batch is not None and len(input) > self.ghost_batch
         sizes = _sizes(len(input), self.ghost_batch or 0) if split else [len(input)]
         running = None
-        if self.training and self.running_mean is not None:
+        if self.training and self.track_running_stats:
+            assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(len(sizes))
