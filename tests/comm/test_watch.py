@@ -19,9 +19,9 @@ def test_ranks_that_are_done_leave_one_after_the_other(tmp_path, what):
     assert all("left" in said for said in run_ranks(SCRIPT, 3, tmp_path, what))
 
 
-@pytest.mark.parametrize(("what", "within_s"), [("dies", 40), ("raises", 40), ("refuses", 60), ("silent", 60)])
-def test_a_lost_worker_is_noticed_by_all(tmp_path, what, within_s):
-    """Within a while that is short against the time-out of 500 s; where a worker is silent, soon after its 4 s."""
+@pytest.mark.parametrize("what", ["dies", "raises", "refuses", "silent"])
+def test_a_lost_worker_is_noticed_by_all(tmp_path, what):
+    """Within a while that is short against the time-out of 500 s, also on a busy machine; where a worker is silent, after 20 s."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     shared = {**os.environ, "WORLD_SIZE": "3", "STORE": str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
     ranks = []
@@ -36,7 +36,7 @@ def test_a_lost_worker_is_noticed_by_all(tmp_path, what, within_s):
             time.sleep(0.05)
         begin = time.monotonic()
         codes = [ranks[rank].wait(LIMIT_S) for rank in (0, 2)]
-        assert time.monotonic() - begin < within_s
+        assert time.monotonic() - begin < 200
         assert codes == [4, 4]
         assert "lost: worker 0 of 3 lost worker 1; go on from the last checkpoint with --resume" in logs[0].read_text()
         assert "worker 2: lost: worker 2 of 3 lost worker 1;" in logs[2].read_text()

@@ -11,7 +11,7 @@ from tests.distributed.ranks import leave
 from bigbatch.comm.watch import watched
 from bigbatch.core.checks import UserError
 
-TIMEOUT_S = {"silent": 4.0}
+TIMEOUT_S = {"silent": 20.0}
 
 
 def main(what):

@@ -23,6 +23,9 @@ GRACE_S = 2.0
 """Seconds that a worker has to end by itself, once another is lost."""
 FAREWELL_S = 10.0
 """Seconds that a worker which is done waits at most for its neighbour to be done too."""
+BEATS = 4
+"""Heartbeats in the time after which a silent rank counts as lost."""
+FOREVER = timedelta(days=365)
 EXIT_CODE = 4  # of lost workers
 ALIVE, DONE, FAILED = -1, -2, -3  # messages; a number from 0 is the rank that is lost
 
@@ -55,10 +58,12 @@ class _Watch:
     def __init__(self, rank: int, world_size: int, timeout_s: float) -> None:
         self._rank, self._world_size, self._timeout_s = rank, world_size, timeout_s
         self._before, self._next = (rank - 1) % world_size, (rank + 1) % world_size
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._group = dist.new_group(backend="gloo", timeout=FOREVER)
         self._done, self._left = threading.Event(), threading.Event()
         self._speaks, self._farewell = threading.Lock(), DONE
-        self._threads = [threading.Thread(target=target, daemon=True, name="watch ranks") for target in (self._listen, self._beat)]
+        self._unheard = 0  # own heartbeats since one of the next rank's was heard; none while this process is halted
+        threads = [threading.Thread(target=target, daemon=True, name="watch ranks") for target in (self._listen, self._beat)]
+        self._threads, self._listener = threads, threads[0]
 
     def start(self) -> None:
         """Begin."""
@@ -83,8 +88,11 @@ class _Watch:
             dist.send(torch.tensor([message]), self._before, group=self._group)
 
     def _beat(self) -> None:
-        while not self._done.wait(self._timeout_s / 4) and not self._left.is_set():
+        while not self._done.wait(self._timeout_s / BEATS):
             self._say(ALIVE)
+            self._unheard += 1  # counted here and not left to gloo, which closes all its connections when one times out
+            if self._unheard > BEATS and self._listener.is_alive():
+                self._lost(self._next)
         if not self._left.is_set():
             self._say(self._farewell)
 
@@ -92,23 +100,27 @@ class _Watch:
         message = torch.empty(1, dtype=torch.int64)
         heard = ALIVE
         while heard == ALIVE:
+            self._unheard = 0
             try:
                 dist.recv(message, self._next, group=self._group)
                 heard = int(message)
             except RuntimeError:
                 heard = self._next
-        if heard == DONE or self._left.is_set():
-            return
         if heard == FAILED:
             if self._done.wait(FAREWELL_S):
                 return
             heard = self._next
-        self._say(heard)
+        if heard != DONE and not self._left.is_set():
+            self._lost(heard)
+
+    def _lost(self, rank: int) -> None:
+        """Hand on that a rank is lost, and end this process, unless it is ending anyway."""
+        self._say(rank)
         if self._done.wait(GRACE_S):
             return
         if LAUNCHER not in os.environ:  # else the launcher says who was lost
             who = f"worker {self._rank}: " if self._rank else ""
-            text = f"worker {self._rank} of {self._world_size} lost worker {heard}; go on from the last checkpoint with --resume"
+            text = f"worker {self._rank} of {self._world_size} lost worker {rank}; go on from the last checkpoint with --resume"
             sys.stderr.write(f"{who}lost: {text}\n")
         sys.stderr.flush()
         os._exit(EXIT_CODE)
