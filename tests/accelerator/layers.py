@@ -87,9 +87,9 @@ CASES = {
 PLANTS = [
     ("GhostBatchNorm1d", "layers.ghost_batch_norm", "GhostBatchNorm.forward"),
     ("GhostBatchNorm2d", "layers.normalise_groups", "normalise_groups"),
-    ("GhostBatchNorm3d", "layers.ghost_batch_norm", "GhostBatchNorm._momenta"),
+    ("GhostBatchNorm3d", "layers.normalise_groups", "Running.momenta"),
     ("SplitBatchNorm2d", "layers.split_batch_norm", "SplitBatchNorm.forward"),
-    ("SplitBatchNorm2d, both streams", "layers.ghost_batch_norm", "GhostBatchNorm._normalise"),
+    ("SplitBatchNorm2d, both streams", "layers.normalise_groups", "_group_by_group"),
     ("Quantizer", "layers.integer_network", "Quantizer.forward"),
     ("norms", "core.norms", "sq_norm"),
     ("norms", "core.norms", "norms"),

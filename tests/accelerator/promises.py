@@ -24,6 +24,7 @@ PROOFS = {
     "optim.base BaseOptimizer": ("optimizers: LARS", "optimizers: LAMB", "optimizers: AdamP", "optimizers: SGDP", "optimizers: Muon"),
     "optim.base check_rate": ("optimizers: LARS, rate a tensor", "optimizers: LAMB, rate a tensor"),
     "optim.adam corrections": ("optimizers: LAMB", "optimizers: AdamP"),
+    "optim.adam bias_corrections": ("optimizers: LAMB", "optimizers: AdamP"),
     "optim.adamp": ("optimizers: AdamP",),
     "noise.monitor": ("measurements: monitor", "trainer: fit, noise measured"),
     "noise.monitor _identity": ("measurements: monitor",),

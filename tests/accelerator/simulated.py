@@ -223,6 +223,17 @@ class _Module(_DummyBackendModule):
     def synchronize(self, device=None):
         """Nothing runs on its own."""
 
+    def mem_get_info(self, device=None):
+        """Room for every data set."""
+        return 2**40, 2**40
+
+    def get_rng_state(self, device=None):
+        """Its random numbers are those of the CPU."""
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state, device=None):
+        """Nothing of its own."""
+
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 DEVICE = torch.device(NAME, 0)

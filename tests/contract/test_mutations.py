@@ -121,7 +121,7 @@ CASES = [
     ("batching.absa", "share_left", "", None),
     ("batching.adascale", "gain", "", None),
     ("batching.adascale", "smoothing", "", None),
-    ("layers.ghost_batch_norm", "GhostBatchNorm._normalise", "", None),
+    ("layers.ghost_batch_norm", "GhostBatchNorm.forward", "", None),
     ("layers.quantized_batch_norm", "fold_batch_norm", "a", None),
     ("layers.quantized_batch_norm", "fold_batch_norm", "b", None),
     ("layers.quantized_batch_norm", "exact_levels", "", None),
