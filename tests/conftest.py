@@ -11,11 +11,18 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-collect_ignore_glob = [] if "TRITON_INTERPRET" in os.environ else ["*/kernels_*.py"]  # run in processes of their own: kernel_files.py
-
 # On a shared machine time says nothing about a test; a failure prints the seed to repeat it with.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+
+def pytest_ignore_collect(collection_path):
+    """Of these folders only files of tests: to look for doctests means to import, and some helpers set up a device, or change a class.
+
+    Files of kernels' tests are run by themselves, see kernel_files.py.
+    """
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith(("test_", "__init__", "conftest"))
+    return True if is_helper and "TRITON_INTERPRET" not in os.environ else None
 
 
 @pytest.fixture(scope="session", autouse=True)
