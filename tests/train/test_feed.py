@@ -170,7 +170,6 @@ def test_a_data_set_that_does_not_pickle_is_named_with_the_reason_and_a_remedy(m
 SCRIPT = """
 import torch
 from torch.utils.data import Dataset
-from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.train import feed, fit
 
 class Own(Dataset):
@@ -180,7 +179,7 @@ class Own(Dataset):
         return torch.ones(1), 0
 
 if feed.current_process().name != "MainProcess":
-    fit(DigitsMLP())
+    fit("digits/mlp")
 next(feed.feed(Own(), [torch.arange(4)], device=torch.device("meta"), dtype=torch.float32))
 """
 

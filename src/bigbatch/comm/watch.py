@@ -9,9 +9,11 @@ the ring, and every rank that has not ended by itself soon after is ended, with 
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,7 +62,7 @@ class _Watch:
         self._before, self._next = (rank - 1) % world_size, (rank + 1) % world_size
         self._group = dist.new_group(backend="gloo", timeout=FOREVER)
         self._done, self._left = threading.Event(), threading.Event()
-        self._speaks, self._farewell = threading.Lock(), DONE
+        self._farewell, self._sent = DONE, deque[Any](maxlen=2 * BEATS)  # what is being sent must not be freed
         self._unheard = 0  # own heartbeats since one of the next rank's was heard; none while this process is halted
         threads = [threading.Thread(target=target, daemon=True, name="watch ranks") for target in (self._listen, self._beat)]
         self._threads, self._listener = threads, threads[0]
@@ -83,9 +85,13 @@ class _Watch:
         self._left.set()
         self._done.set()
 
-    def _say(self, message: int) -> None:
-        with self._speaks, suppress(RuntimeError):  # the one before may be gone
-            dist.send(torch.tensor([message]), self._before, group=self._group)
+    def _say(self, message: int) -> Any:
+        """Send a message, without waiting: the rank before may be halted, or gone."""
+        with suppress(RuntimeError):
+            tensor = torch.tensor([message])
+            work = dist.isend(tensor, self._before, group=self._group)
+            self._sent.append((work, tensor))
+            return work
 
     def _beat(self) -> None:
         while not self._done.wait(self._timeout_s / BEATS):
@@ -93,8 +99,9 @@ class _Watch:
             self._unheard += 1  # counted here and not left to gloo, which closes all its connections when one times out
             if self._unheard > BEATS and self._listener.is_alive():
                 self._lost(self._next)
-        if not self._left.is_set():
-            self._say(self._farewell)
+        if not self._left.is_set() and (work := self._say(self._farewell)) is not None:
+            with suppress(RuntimeError):
+                work.wait(timedelta(seconds=FAREWELL_S))
 
     def _listen(self) -> None:
         message = torch.empty(1, dtype=torch.int64)
