@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.norms import each_norm, norm_of
 from bigbatch.core.sharding import local
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.reader import ALL, Measured, Pending, Reader
@@ -159,7 +160,7 @@ class NoiseScaleMonitor:
         if self._along:
             if self._direction is not None:
                 dot = torch.stack([torch.sum(g * d) for g, d in zip(gradients, self._direction, strict=True)]).sum()
-                sq_norm = torch.stack(torch._foreach_norm(self._direction)).square().sum()
+                sq_norm = torch.stack(each_norm(self._direction, self._zero.dtype)).square().sum()
                 along = torch.stack([self._sq_along, dot.square(), sq_norm])
             self._direction = [g.clone() for g in gradients]
         whole = [self._zero] * len(gradients)
@@ -203,7 +204,7 @@ class NoiseScaleMonitor:
         """
         if len(self._reader.parts) > 1:
             raise UserError("parts, and gradients in buckets: only the whole model can be measured; leave out parts")
-        sq_norm = torch.linalg.vector_norm(own, dtype=self._zero.dtype).square()
+        sq_norm = norm_of(own, self._zero.dtype).square()
         self._sq_observed = sq_norm if self._sq_observed is None else self._sq_observed + sq_norm
 
     def forget(self) -> None:
@@ -301,7 +302,7 @@ class NoiseScaleMonitor:
             self._dots[number] = torch.sum(gradient * self._direction[number])
         self._twice |= self._norms[number] is not self._zero
         if gradient.numel() > SMALL:
-            self._norms[number] = torch.linalg.vector_norm(gradient, dtype=self._zero.dtype)
+            self._norms[number] = norm_of(gradient, self._zero.dtype)
         else:
             self._norms[number] = self._held
             self._small.append((self._norms, number, gradient))
@@ -311,7 +312,7 @@ class NoiseScaleMonitor:
 
     def _measure_small(self) -> None:
         if self._small:
-            measured = torch._foreach_norm([gradient for *_, gradient in self._small], 2, self._zero.dtype)
+            measured = each_norm([gradient for *_, gradient in self._small], self._zero.dtype)
             for (norms, number, _), norm in zip(self._small, measured, strict=True):
                 norms[number] = norm
             self._small.clear()
