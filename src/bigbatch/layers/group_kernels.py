@@ -150,6 +150,13 @@ def follow(
 
 
 @triton.jit
+def _of_group(statistics, k, num_groups, channels, c, inside):
+    """Mean and 1 / std of a group."""
+    mean = tl.load(statistics + k * channels + c, mask=inside, other=0.0)
+    return mean, tl.load(statistics + (num_groups + k) * channels + c, mask=inside, other=0.0)
+
+
+@triton.jit
 def sum_up_gradient(
     x, dy, partial, statistics, group, num_samples, num_groups, channels, positions, splits, xn, xc, xs, dn, dc, ds,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr
@@ -159,8 +166,7 @@ def sum_up_gradient(
         tl.program_id(0), group, num_samples, num_groups, channels, positions, splits, ROWS, CHANNELS
     )
     inside = c < channels
-    mean = tl.load(statistics + k * channels + c, mask=inside, other=0.0)
-    inverse_std = tl.load(statistics + (num_groups + k) * channels + c, mask=inside, other=0.0)
+    mean, inverse_std = _of_group(statistics, k, num_groups, channels, c, inside)
     sums = tl.zeros([ROWS, CHANNELS], tl.float32)
     products = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in range(begin, end, ROWS):
@@ -185,8 +191,7 @@ def gradient(
         tl.program_id(0), group, num_samples, num_groups, channels, positions, splits, ROWS, CHANNELS
     )
     inside = c < channels
-    mean = tl.load(statistics + k * channels + c, mask=inside, other=0.0)
-    inverse_std = tl.load(statistics + (num_groups + k) * channels + c, mask=inside, other=0.0)
+    mean, inverse_std = _of_group(statistics, k, num_groups, channels, c, inside)
     sums = tl.zeros([CHANNELS], tl.float32)
     products = tl.zeros([CHANNELS], tl.float32)
     for other in range(splits):

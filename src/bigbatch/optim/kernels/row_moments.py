@@ -90,76 +90,16 @@ def moments(
     to = tl.cast(partials, tl.int64)
     if columns == NARROW:
         _moments_of(
-            shape,
-            tensors,
-            tensor,
-            number,
-            partial,
-            to,
-            w,
-            g,
-            m,
-            v,
-            first,
-            ratio,
-            momentum,
-            rise,
-            b2,
-            rise_sq,
-            eps,
-            ADAM,
-            NESTEROV,
-            MAXIMIZE,
-            NARROW,
-            BLOCK,
-        )
+            shape, tensors, tensor, number, partial, to, w, g, m, v, first, ratio, momentum, rise, b2, rise_sq, eps,
+            ADAM, NESTEROV, MAXIMIZE, NARROW, BLOCK
+        )  # fmt: skip
     elif columns == MIDDLE:
         _moments_of(
-            shape,
-            tensors,
-            tensor,
-            number,
-            partial,
-            to,
-            w,
-            g,
-            m,
-            v,
-            first,
-            ratio,
-            momentum,
-            rise,
-            b2,
-            rise_sq,
-            eps,
-            ADAM,
-            NESTEROV,
-            MAXIMIZE,
-            MIDDLE,
-            BLOCK,
-        )
+            shape, tensors, tensor, number, partial, to, w, g, m, v, first, ratio, momentum, rise, b2, rise_sq, eps,
+            ADAM, NESTEROV, MAXIMIZE, MIDDLE, BLOCK
+        )  # fmt: skip
     else:
         _moments_of(
-            shape,
-            tensors,
-            tensor,
-            number,
-            partial,
-            to,
-            w,
-            g,
-            m,
-            v,
-            first,
-            ratio,
-            momentum,
-            rise,
-            b2,
-            rise_sq,
-            eps,
-            ADAM,
-            NESTEROV,
-            MAXIMIZE,
-            BLOCK,
-            BLOCK,
-        )
+            shape, tensors, tensor, number, partial, to, w, g, m, v, first, ratio, momentum, rise, b2, rise_sq, eps,
+            ADAM, NESTEROV, MAXIMIZE, BLOCK, BLOCK
+        )  # fmt: skip

@@ -90,79 +90,16 @@ def step(
     rows = tl.cast(num_rows, tl.int64)
     if columns == NARROW:
         _step_of(
-            shape,
-            tensors,
-            tensor,
-            number,
-            sums,
-            rows,
-            rowwise,
-            kept,
-            lr,
-            w,
-            g,
-            m,
-            v,
-            first,
-            ratio,
-            momentum,
-            eps,
-            W,
-            ADAM,
-            NESTEROV,
-            MAXIMIZE,
-            NARROW,
-            BLOCK,
-        )
+            shape, tensors, tensor, number, sums, rows, rowwise, kept, lr, w, g, m, v, first, ratio, momentum, eps,
+            W, ADAM, NESTEROV, MAXIMIZE, NARROW, BLOCK
+        )  # fmt: skip
     elif columns == MIDDLE:
         _step_of(
-            shape,
-            tensors,
-            tensor,
-            number,
-            sums,
-            rows,
-            rowwise,
-            kept,
-            lr,
-            w,
-            g,
-            m,
-            v,
-            first,
-            ratio,
-            momentum,
-            eps,
-            W,
-            ADAM,
-            NESTEROV,
-            MAXIMIZE,
-            MIDDLE,
-            BLOCK,
-        )
+            shape, tensors, tensor, number, sums, rows, rowwise, kept, lr, w, g, m, v, first, ratio, momentum, eps,
+            W, ADAM, NESTEROV, MAXIMIZE, MIDDLE, BLOCK
+        )  # fmt: skip
     else:
         _step_of(
-            shape,
-            tensors,
-            tensor,
-            number,
-            sums,
-            rows,
-            rowwise,
-            kept,
-            lr,
-            w,
-            g,
-            m,
-            v,
-            first,
-            ratio,
-            momentum,
-            eps,
-            W,
-            ADAM,
-            NESTEROV,
-            MAXIMIZE,
-            BLOCK,
-            BLOCK,
-        )
+            shape, tensors, tensor, number, sums, rows, rowwise, kept, lr, w, g, m, v, first, ratio, momentum, eps,
+            W, ADAM, NESTEROV, MAXIMIZE, BLOCK, BLOCK
+        )  # fmt: skip
