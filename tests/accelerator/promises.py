@@ -29,6 +29,7 @@ PROOFS = {
     "noise.monitor": ("measurements: monitor", "trainer: fit, noise measured"),
     "noise.monitor _identity": ("measurements: monitor",),
     "noise.preconditioned adam_preconditioned": ("measurements: monitor as LAMB weighs", "measurements: monitor as Adam weighs"),
+    "core.norms norm_of": ("layers: norms",),
     "core.norms sq_norm": ("layers: norms",),
     "train.record Record.update": ("trainer: fit, sgd",),
 }
