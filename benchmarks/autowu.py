@@ -24,7 +24,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from bigbatch.schedules.loss_curve import judge, scaled
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 NUM_CONDITIONED, NUM_DRAWS, NUM_FITTED, NUM_PLACES = 500, 5, 100, 500  # the paper's
 LOSSES, TESTS = (25, 60, 134, 500, 2000, 20000), 60

@@ -23,7 +23,7 @@ import numpy as np
 
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import AutoWU, autowu, gaussian_process
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 UPDATES = (50, 200, 1000)
 NOISES = [

@@ -38,9 +38,9 @@ from pathlib import Path
 import torch
 
 from bigbatch.core.folder_lock import OWNER
-from bigbatch.train.checkpoint import read_checkpoint
-from bigbatch.train.record import environment
-from bigbatch.train.sharded_checkpoint import put_in_shards
+from bigbatch.train.state.checkpoint import read_checkpoint
+from bigbatch.train.state.record import environment
+from bigbatch.train.state.sharded_checkpoint import put_in_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.distributed.jobs import Job, descendants, left_behind

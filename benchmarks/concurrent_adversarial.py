@@ -27,8 +27,8 @@ import torch
 
 from bigbatch import Recipe, fit
 from bigbatch.core.machine import usable_cores
-from bigbatch.train.pulse import Pulse
-from bigbatch.train.record import environment
+from bigbatch.train.state.agreed_flags import Pulse
+from bigbatch.train.state.record import environment
 
 TASK, EPS = "fashion_mnist/resnet8", 0.03
 ARMS = {"clean": None, "DisAdv": {"eps": EPS, "tau": 0}, "ConAdv": {"eps": EPS, "tau": 1, "makers": "ranks"}}

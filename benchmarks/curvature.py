@@ -40,7 +40,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from bigbatch.curvature import Hessian, spectral_density, top_eigenvalues, trace
 from bigbatch.tasks.fashion_mnist_cnn import FashionMNISTCNN
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 RESIDUAL, ERROR, STEPS, K = 1e-3, 0.02, 100, 3
 IMAGES, PIECES = 256, (256, 128, 64)

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from bigbatch.core.machine import usable_cores
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 CHANGES = {"batch.global_batch": 1024, "batch.micro_batch": 128, "budget.epochs": 1.117, "precision": "float32"}
 NUMBERS = (1, 2, 3, 4)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.fuzz_files import Folder, count, shares

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bigbatch.layers import GhostBatchNorm2d
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 CHANNELS, SIDE, GHOST = 64, 14, 128

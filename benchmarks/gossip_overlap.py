@@ -24,12 +24,12 @@ import torch.distributed as dist
 from links import available, shaped_hosts
 from slow_links import Weights, slowest
 
-from bigbatch.comm.d_psgd import DPSGD
-from bigbatch.comm.dmsgd import DmSGD
+from bigbatch.comm.gossip.d_psgd import DPSGD
+from bigbatch.comm.gossip.dmsgd import DmSGD
+from bigbatch.comm.gossip.topology import topology
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.topology import topology
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 NUM_BYTES = 25_000_000
 SHARES = (0.5, 1.0, 2.0)  # of the exchange's time

@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, jvp, linearize, vmap
 
 from bigbatch.curvature import Hessian
 from bigbatch.tasks.models import RowLSTM, cnn, mlp, resnet8
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 MODELS = {

@@ -17,7 +17,7 @@ import numpy as np
 
 from bigbatch.noise.critical_batch import Run, fit_critical_batch
 from bigbatch.noise.interval import doubt_of, ratio_of_means
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 TRUTH, DIMENSIONS = 30.0, 20
 

@@ -29,13 +29,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from bigbatch import Recipe, fit
-from bigbatch.comm.role import Role
-from bigbatch.comm.supervisor import reserved_ports
+from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.supervisor import reserved_ports
 from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.tasks.task import Splits
-from bigbatch.train.record import environment, read_record
-from bigbatch.train.server_loop import serve_run
-from bigbatch.train.worker_loop import work_for
+from bigbatch.train.parameter_server.serve import serve_run
+from bigbatch.train.parameter_server.work import work_for
+from bigbatch.train.state.record import environment, read_record
 
 PATH = Path(__file__).with_suffix(".json")
 WORKERS, COUNTED, EPOCHS = 3, 20_000, 80

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import Recipe, fit
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.distributed.jobs import Job, left_behind

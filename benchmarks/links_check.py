@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from links import available, shaped_hosts
 
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 LINKS = [{"rate_mbit": 100}, {"rate_mbit": None}, {"rate_mbit": 100, "delay_ms": 10}]
 HOSTS = [2, 4]

@@ -24,8 +24,8 @@ from bigbatch import Recipe, fit
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import schedule_of
 from bigbatch.tasks import load_task
-from bigbatch.train.record import environment
-from bigbatch.train.sampler import epoch_permutation
+from bigbatch.train.data.sampler import epoch_permutation
+from bigbatch.train.state.record import environment
 
 UPDATES = {"fashion_mnist/mlp": 600, "fashion_mnist/cnn": 100}
 

@@ -27,8 +27,8 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.layers import convert_batch_norm
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.tasks import load_task
-from bigbatch.train.record import environment
-from bigbatch.train.step import accumulate_gradients
+from bigbatch.train.state.record import environment
+from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 TASKS, PIECE = ("fashion_mnist/cnn", "fashion_mnist/resnet8"), 128
 READ_EVERY_S = 0.25

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import optim
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 

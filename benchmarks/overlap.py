@@ -41,7 +41,7 @@ from torch import nn
 
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.ranks import Ranks
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 KINDS = [("computing", 2), ("sleeping", 2), ("sleeping", 4)]
 LAYERS, WIDTH = 12, 700

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.backup_workers import update_seconds
-from bigbatch.comm.ledger import Ledger
-from bigbatch.comm.parameter_client import ParameterClient
-from bigbatch.comm.parameter_server import ParameterServer
-from bigbatch.train.record import environment
+from bigbatch.comm.parameter_server.backup_workers import update_seconds
+from bigbatch.comm.parameter_server.client import ParameterClient
+from bigbatch.comm.parameter_server.ledger import Ledger
+from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.train.state.record import environment
 
 PATH = Path(__file__).with_suffix(".json")
 WORKERS, SLOWER, SAMPLES, SECONDS_A_GRADIENT, NUMBERS = 4, 4, 16, 0.02, 250_000

@@ -22,7 +22,7 @@ from torch import nn
 from bigbatch.layers import QuantizedBatchNorm
 from bigbatch.layers.integer_affine import exact_affines, largest_intermediate, plain_rounding, serves, share_scale
 from bigbatch.layers.quantized_batch_norm import critical_points, exact_levels, first_mismatch, fold_batch_norm
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 BLOCK = 50  # channels that are searched together: bounds memory where every level counts
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.distributed.jobs import Job

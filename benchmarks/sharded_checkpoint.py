@@ -32,7 +32,7 @@ from bigbatch import Recipe
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
-from bigbatch.train.checkpoint import Progress, save_checkpoint
+from bigbatch.train.state.checkpoint import Progress, save_checkpoint
 
 ARMS = ("background", "waiting", "gathered")
 WIDTH, LAYERS = 1581, 10  # 100.0 MB in float32
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.folder:
         rank_main(arguments.rounds, arguments.folder)
-    from bigbatch.train.record import environment
+    from bigbatch.train.state.record import environment
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

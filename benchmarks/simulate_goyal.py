@@ -27,7 +27,7 @@ from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import link_of
 from bigbatch.simulate.overlap import Bucket, backward_and_exchange_s
 from bigbatch.simulate.strategies import seconds_per_update
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 PAPER = {"efficiency": 0.9, "ring_over_halving_doubling": 3.0}
 BACKWARD_S, FORWARD_S = 0.120, 0.060

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from slow_links import LAYERS, PERIOD, Weights
 
-from bigbatch.comm.gossip import AHEAD_BYTES
+from bigbatch.comm.gossip.gossip import AHEAD_BYTES
 from bigbatch.simulate.alpha_beta import fit_alpha_beta
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.compression import powersgd_bytes

@@ -44,15 +44,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import PowerSGD
-from bigbatch.comm.d_psgd import DPSGD
-from bigbatch.comm.ledger import Ledger
+from bigbatch.comm.gossip.d_psgd import DPSGD
+from bigbatch.comm.gossip.topology import topology
 from bigbatch.comm.local_sgd import LocalSGD
-from bigbatch.comm.parameter_client import ParameterClient
-from bigbatch.comm.parameter_server import ParameterServer
+from bigbatch.comm.parameter_server.client import ParameterClient
+from bigbatch.comm.parameter_server.ledger import Ledger
+from bigbatch.comm.parameter_server.server import ParameterServer
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.topology import topology
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 LAYERS, PERIOD = 12, 8
 ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD", "server", "compress", "mix"]

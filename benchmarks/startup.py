@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 RUNS = 21
 user, wall = [], []

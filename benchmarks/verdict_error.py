@@ -20,7 +20,7 @@ from scipy import stats
 
 from bigbatch.study.noninferiority import noninferiority
 from bigbatch.study.verdict import Design, judge_seeds
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 MARGIN, SPREAD = 0.5, 0.3
 DESIGNS = {"scale": Design(margin=MARGIN), "without bad runs": Design(margin=MARGIN, max_seeds=10, bad_share=0.5)}

@@ -20,8 +20,8 @@ from bigbatch.core.json_lines import stored_lines
 from bigbatch.report import write_report
 from bigbatch.study.compare import scale
 from bigbatch.study.search import _identity
-from bigbatch.train.folder import finished_result
-from bigbatch.train.result import Result
+from bigbatch.train.state.folder import finished_result
+from bigbatch.train.state.result import Result
 
 PLAIN = Recipe.named("digits/mlp").replace({"budget.epochs": None, "budget.updates": 12, "batch.micro_batch": 16, "model": {"hidden": 8}})
 ADAPTIVE = PLAIN.replace(

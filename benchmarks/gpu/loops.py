@@ -15,8 +15,8 @@ from benchmarks.gpu.tasks import Shipped, Transformer, transformer_recipe
 from bigbatch import Recipe, fit
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import schedule_of
-from bigbatch.train.build import build_model, build_optimizer
-from bigbatch.train.sampler import epoch_permutation
+from bigbatch.train.data.sampler import epoch_permutation
+from bigbatch.train.setup.build import build_model, build_optimizer
 
 
 def bare(part, task, recipe, splits):

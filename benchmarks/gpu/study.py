@@ -19,7 +19,7 @@ from bigbatch.core.checks import DataError
 from bigbatch.core.json_lines import readable_lines
 from bigbatch.study.grid import _identity, _stored_identity, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 TASKS = ("fashion_mnist/cnn", "fashion_mnist/resnet8", "fashion_mnist/lstm", "fashion_mnist/mlp")
 METHODS = ("muon", "lamb", "lars", "adam", "adamp", "legw", "linear", "sqrt", "none")

@@ -31,7 +31,7 @@ import torch
 from bigbatch import Diverged, Recipe, fit, plan
 from bigbatch.core.json_lines import readable_lines
 from bigbatch.tasks import load_task
-from bigbatch.train.record import environment, read_record
+from bigbatch.train.state.record import environment, read_record
 
 HERE, TASK = Path(__file__).parent, "fashion_mnist/resnet8"
 EPOCHS, PAPERS_EPOCHS = 18, 90

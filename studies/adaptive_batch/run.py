@@ -17,7 +17,7 @@ import torch
 from bigbatch import Recipe
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 LARGEST = 16

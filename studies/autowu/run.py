@@ -30,7 +30,7 @@ from bigbatch import Recipe, fit, plan
 from bigbatch.core.checks import Diverged
 from bigbatch.core.json_lines import readable_lines
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment, read_record
+from bigbatch.train.state.record import environment, read_record
 
 HERE = Path(__file__).parent
 TASKS = ("fashion_mnist/mlp", "fashion_mnist/lstm", "fashion_mnist/cnn")

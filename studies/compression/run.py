@@ -33,7 +33,7 @@ def rank_main(arm, seed):
     import torch
 
     from bigbatch import Recipe, fit, plan
-    from bigbatch.train.record import environment
+    from bigbatch.train.state.record import environment
 
     torch.set_num_threads(1)
     named = Recipe.named(TASK)

@@ -29,10 +29,10 @@ import torch
 from bigbatch import Diverged, Recipe, fit, plan
 from bigbatch.core.json_lines import readable_lines
 from bigbatch.tasks import load_task
-from bigbatch.train.build import build_model
-from bigbatch.train.checkpoint import read_checkpoint
-from bigbatch.train.evaluate import evaluate
-from bigbatch.train.record import environment
+from bigbatch.train.measure.evaluate import evaluate
+from bigbatch.train.setup.build import build_model
+from bigbatch.train.state.checkpoint import read_checkpoint
+from bigbatch.train.state.record import environment
 
 HERE, TASK, MULTIPLE = Path(__file__).parent, "fashion_mnist/resnet8", 64
 PADDINGS, EPS = (1, 2, 4), (0.01, 0.03, 0.1)

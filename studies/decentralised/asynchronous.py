@@ -20,7 +20,7 @@ import torch
 from run import HERE, MULTIPLES, RATES, TASKS, classical
 
 from bigbatch.core.json_lines import readable_lines
-from bigbatch.train.record import environment, read_record
+from bigbatch.train.state.record import environment, read_record
 
 WORKERS = 8
 CALM = "async, damped, no momentum"

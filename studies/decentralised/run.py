@@ -21,7 +21,7 @@ import torch.distributed as dist
 from bigbatch import Recipe
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 TASKS, MULTIPLES = ("fashion_mnist/cnn", "fashion_mnist/resnet8"), (16, 64)

@@ -15,7 +15,7 @@ from run import MULTIPLES, TASKS, classical
 
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 RATES = {"fashion_mnist/cnn": (0.05, 0.1, 0.15, 0.2, 0.4, 0.8), "fashion_mnist/resnet8": (0.4, 0.8, 1.6)}
 

@@ -18,7 +18,7 @@ import torch
 from bigbatch import Recipe
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 TASK = "fashion_mnist/resnet8"

@@ -24,8 +24,8 @@ from bigbatch import Recipe, fit
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.noise.per_example import noise_of_examples
 from bigbatch.tasks import load_task
-from bigbatch.train.record import environment
-from bigbatch.train.sampler import sample_indices
+from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 MOMENTS = (100, 1000, 3400)  # updates

@@ -23,7 +23,7 @@ import torch
 from bigbatch import Recipe, plan
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 FACTORS = [2.0**i for i in range(-3, 4)]

@@ -17,7 +17,7 @@ import torch
 from bigbatch import Recipe, fit
 from bigbatch.core.json_lines import readable_lines
 from bigbatch.recipe import recipe_names
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 

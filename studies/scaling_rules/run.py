@@ -18,7 +18,7 @@ import torch
 
 from bigbatch import scale
 from bigbatch.study.noninferiority import Verdict, noninferiority
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 RULES = ("linear", "sqrt", "legw")

@@ -38,13 +38,13 @@ from bigbatch.core.json_lines import readable_lines
 from bigbatch.curvature import adaptive_sharpness, keskar_sharpness, path, sam_sharpness
 from bigbatch.noise.weight_distance import distance
 from bigbatch.tasks import load_task
-from bigbatch.train.build import build_model, build_optimizer, seed_everything
-from bigbatch.train.checkpoint import read_checkpoint
-from bigbatch.train.evaluate import evaluate
-from bigbatch.train.feed import feed
-from bigbatch.train.record import environment, read_record
-from bigbatch.train.sampler import sample_indices
-from bigbatch.train.step import accumulate_gradients
+from bigbatch.train.data.loader import feed
+from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.measure.evaluate import evaluate
+from bigbatch.train.setup.build import build_model, build_optimizer, seed_everything
+from bigbatch.train.state.checkpoint import read_checkpoint
+from bigbatch.train.state.record import environment, read_record
+from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 HERE, CPU = Path(__file__).parent, torch.device("cpu")
 STARTS = {"fashion_mnist/mlp": 5, "fashion_mnist/cnn": 3}

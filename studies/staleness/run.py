@@ -23,17 +23,17 @@ from pathlib import Path
 import torch
 
 from bigbatch import Recipe
-from bigbatch.comm.ledger import Ledger
-from bigbatch.comm.staleness import damping_factor
+from bigbatch.comm.parameter_server.ledger import Ledger
+from bigbatch.comm.parameter_server.staleness import damping_factor
 from bigbatch.core.clock import Clock
 from bigbatch.tasks import load_task
-from bigbatch.train.build import build_model, build_optimizer, seed_everything
-from bigbatch.train.evaluate import evaluate
-from bigbatch.train.feed import feed
-from bigbatch.train.record import environment
-from bigbatch.train.sampler import index_batches
-from bigbatch.train.server_step import step_of
-from bigbatch.train.step import accumulate_gradients
+from bigbatch.train.data.loader import feed
+from bigbatch.train.data.sampler import index_batches
+from bigbatch.train.measure.evaluate import evaluate
+from bigbatch.train.parameter_server.step import step_of
+from bigbatch.train.setup.build import build_model, build_optimizer, seed_everything
+from bigbatch.train.state.record import environment
+from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 PATH = Path(__file__).parent / "runs.jsonl"
 TASK, WORKERS, DAMPINGS = "fashion_mnist/mlp", (1, 2, 4, 8, 16), ("none", "inverse")

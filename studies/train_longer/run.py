@@ -28,7 +28,7 @@ import torch
 from bigbatch import Recipe, plan
 from bigbatch.study.grid import Cell, run_grid
 from bigbatch.tasks.task import load_task
-from bigbatch.train.record import environment
+from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
 TASK, MULTIPLE, EPOCHS, CLIP_NORM = "fashion_mnist/resnet8", 16, 6, 5.0

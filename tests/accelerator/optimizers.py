@@ -10,7 +10,7 @@ from bigbatch import Recipe
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups, param_groups
 from bigbatch.optim.newton_schulz import orthogonalise
 from bigbatch.schedules.clock_lr import ClockLR, set_lr
-from bigbatch.train.build import build_optimizer
+from bigbatch.train.setup.build import build_optimizer
 
 OURS = {
     "LARS": (LARS, [{}, {"nesterov": True}, {"lr_in_momentum": False}, {"weight_decay": 0.01, "maximize": True, "eps": 1e-8}]),

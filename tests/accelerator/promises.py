@@ -31,7 +31,7 @@ PROOFS = {
     "noise.preconditioned adam_preconditioned": ("measurements: monitor as LAMB weighs", "measurements: monitor as Adam weighs"),
     "core.norms norm_of": ("layers: norms",),
     "core.norms sq_norm": ("layers: norms",),
-    "train.record Record.update": ("trainer: fit, sgd",),
+    "train.state.record Record.update": ("trainer: fit, sgd",),
 }
 """Module and name whose docstring promises, to beginnings of names of cases, with their family."""
 

@@ -18,8 +18,9 @@ from torch.utils.data import TensorDataset
 from bigbatch import Recipe, fit
 from bigbatch.tasks import Splits
 from bigbatch.tasks.classification import Classification
-from bigbatch.train import feed, loop
-from bigbatch.train.pulse import Beat, Pulse
+from bigbatch.train import loop
+from bigbatch.train.data import loader
+from bigbatch.train.state.agreed_flags import Beat, Pulse
 
 UPDATES, BATCH, EVERY = 8, 32, 3
 RECIPE = {
@@ -94,17 +95,17 @@ def run(changes=(), *, first=1, **options):
     """One run, its loop as it is but for the pulse."""
     recipe = Recipe.from_dict(RECIPE).replace(dict(changes))
     names = {"Pulse": EveryThird, "build_batch_control": watched(loop.build_batch_control, first=first), "evaluate": looking(loop.evaluate)}
-    before, pins = {name: getattr(loop, name) for name in names}, feed._pins
+    before, pins = {name: getattr(loop, name) for name in names}, loader._pins
     settings = {"quiet": True, "evaluate_every": 1e9, "measure_test": False, "tensorboard": False} | options
     try:
         for name, value in names.items():
             setattr(loop, name, value)
-        feed._pins = lambda: False  # the simulated device has no pinned memory; copies that do not block are told by their flag
+        loader._pins = lambda: False  # the simulated device has no pinned memory; copies that do not block are told by their flag
         result = fit(Small(), recipe, device=DEVICE, **settings)
         assert result.updates > first
     finally:
         set_phase(None)
-        feed._pins = pins
+        loader._pins = pins
         for name, value in before.items():
             setattr(loop, name, value)
 
@@ -156,20 +157,20 @@ CASES = {
     "fit, inner product": partial(run, {"batch.rule": {"kind": "inner_product_test", "every_updates": 3, "largest": 64}}, first=2),
 }
 PLANTS = [
-    ("fit, sgd", "train.step", "accumulate_gradients"),
-    ("fit, sgd", "train.feed", "_converted"),
+    ("fit, sgd", "train.update.gradient_accumulation", "accumulate_gradients"),
+    ("fit, sgd", "train.data.loader", "_converted"),
     ("fit, sgd", "schedules.clock_lr", "set_lr"),
-    ("fit, sgd", "train.record", "Record.update"),
-    ("fit, sgd", "train.progress", "Display.update"),
-    ("fit, sgd", "train.batch_control", "BatchControl.after_update"),
-    ("fit, sgd", "train.batch_control", "BatchControl.factor"),
-    ("fit, sgd", "train.passes", "Passes.of_update"),
+    ("fit, sgd", "train.state.record", "Record.update"),
+    ("fit, sgd", "train.display.progress", "Display.update"),
+    ("fit, sgd", "train.control.batch_control", "BatchControl.after_update"),
+    ("fit, sgd", "train.control.batch_control", "BatchControl.factor"),
+    ("fit, sgd", "train.update.batches", "Passes.of_update"),
     ("fit, sgd", "comm.protocol", "Comm.after_step"),
     ("fit, sgd", "layers.normalise_groups", "normalise_groups"),
     ("fit, lars", "optim.lars", "LARS.update"),
-    ("fit, noise measured", "train.batch_control", "BatchControl.measure"),
-    ("fit, noise measured", "train.batch_control", "BatchControl.passed"),
-    ("fit, multiplicative noise", "train.passes", "noise_factors"),
-    ("fit, adversarial", "train.adversarial", "Adversary.of_update"),
-    ("fit, augmented", "train.augmentation", "Views.of"),
+    ("fit, noise measured", "train.control.batch_control", "BatchControl.measure"),
+    ("fit, noise measured", "train.control.batch_control", "BatchControl.passed"),
+    ("fit, multiplicative noise", "train.update.batches", "noise_factors"),
+    ("fit, adversarial", "train.update.adversarial_training", "Adversary.of_update"),
+    ("fit, augmented", "train.data.augmentation", "Views.of"),
 ]

@@ -18,7 +18,7 @@ from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import UserError
 from bigbatch.core.sharding import local
 from bigbatch.tasks import load_task
-from bigbatch.train.evaluate import evaluate
+from bigbatch.train.measure.evaluate import evaluate
 
 SAMPLES, UPDATES = 12, 6
 

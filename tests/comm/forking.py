@@ -6,7 +6,7 @@ import sys
 import torch
 
 from bigbatch.cli.workers import _check_device
-from bigbatch.comm.launch import NVML, Workers, launch
+from bigbatch.comm.launch.launcher import NVML, Workers, launch
 from bigbatch.core.saved import Saved
 
 

@@ -18,8 +18,8 @@ from bigbatch.comm import shard_files
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.schedules.clock_lr import set_lr
-from bigbatch.train.build import build_comm, build_optimizer
-from bigbatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bigbatch.train.setup.build import build_comm, build_optimizer
+from bigbatch.train.state.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 OPTIMIZERS = ["sgd", "adam", "adamw", "lars", "lamb", "sgdp", "adamp", "muon"]
 CLOCK = Clock(samples=96, updates=3)

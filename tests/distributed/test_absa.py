@@ -3,13 +3,13 @@
 import pytest
 import torch
 from tests.distributed.test_adversarial import job, started
-from tests.train.test_adversarial import Stopped, assert_same, run, weights
-from tests.train.test_follow_curvature import SMALL, Small
+from tests.train.control.test_curvature_batch import SMALL, Small
+from tests.train.update.test_adversarial_training import Stopped, assert_same, run, weights
 
 from bigbatch import Interrupted
-from bigbatch.train.record import read_record
+from bigbatch.train.state.record import read_record
 
-TASK = {"task": "tests.train.test_follow_curvature:Small"}
+TASK = {"task": "tests.train.control.test_curvature_batch:Small"}
 RULE = {"batch.rule.share": 0.4, "batch.rule.off_at": 1.0, "batch.rule.tolerance": 1e-6}
 RECIPE = SMALL.replace({**RULE, "batch.ghost_batch": 10, "batch.micro_batch": 10, "budget.samples": 7 * 100 + 10})
 

@@ -9,10 +9,10 @@ from contextlib import closing
 
 import pytest
 from tests.cli.command import bigbatch
-from tests.comm.test_redis_store import redis_server
+from tests.comm.rendezvous.test_redis_store import redis_server
 from tests.limits import LIMIT_S
 
-from bigbatch.comm.launch import Workers
+from bigbatch.comm.launch.launcher import Workers
 from bigbatch.core.checks import UserError
 
 SHORT = ["digits/mlp", "--set", "budget.epochs=1", "--quiet"]

@@ -9,7 +9,7 @@ from tests.distributed.ranks import run_ranks
 
 from bigbatch import Recipe, fit
 from bigbatch.report import write_report
-from bigbatch.train.checkpoint import read_checkpoint
+from bigbatch.train.state.checkpoint import read_checkpoint
 
 SCRIPT = Path(__file__).with_name("train.py")
 MLP = {"batch.global_batch": 128, "budget.samples": 19 * 128 + 50}
@@ -145,7 +145,11 @@ def test_gossip_with_everyone_is_all_reduce_and_resumes_bit_for_bit(tmp_path):
     whole = {"options": {"measure_test": False}}
     jobs = [
         {"task": "digits/mlp", "recipe": gossip("dmsgd").to_toml(), "out": str(tmp_path / "dmsgd")},
-        {"task": "digits/mlp", "recipe": gossip("decentlam", **{"comm.topology": "ring"}).to_toml(), "out": str(tmp_path / "decentlam")},
+        {
+            "task": "digits/mlp",
+            "recipe": gossip("decentlam", **{"comm.topology": "ring"}).to_toml(),
+            "out": str(tmp_path / "decentlam"),
+        },
         {**whole, "task": "fashion_mnist/resnet8", "recipe": normalised.to_toml(), "out": str(tmp_path / "normalised")},
     ]
     stopped = [{**job, "out": job["out"] + "-resumed", "options": {"stop_after": 3}} for job in jobs[1:]]

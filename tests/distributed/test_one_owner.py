@@ -15,7 +15,7 @@ from tests.limits import LIMIT_S
 
 from bigbatch import Recipe
 from bigbatch.core.folder_lock import OWNER, Owner
-from bigbatch.train.checkpoint import read_checkpoint
+from bigbatch.train.state.checkpoint import read_checkpoint
 
 TRAIN = ["train", "digits/mlp", "--quiet"]
 

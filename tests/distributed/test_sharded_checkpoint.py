@@ -24,9 +24,9 @@ from bigbatch.comm.shard_files import SafetensorsWriter, facts_of
 from bigbatch.core.checks import CheckpointError, OutputError
 from bigbatch.report import write_report
 from bigbatch.study.curvature import curvature
-from bigbatch.train.checkpoint import FORMAT, SHARDED, read_checkpoint
-from bigbatch.train.export import export_weights
-from bigbatch.train.folder import open_folder
+from bigbatch.train.state.checkpoint import FORMAT, SHARDED, read_checkpoint
+from bigbatch.train.state.export import export_weights
+from bigbatch.train.state.folder import open_folder
 
 STATES = Path(__file__).with_name("sharded_checkpoints.py")
 TRAIN = Path(__file__).with_name("train.py")

@@ -13,7 +13,7 @@ from tests.distributed.ranks import leave
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import Interrupted
-from bigbatch.train.pulse import Pulse
+from bigbatch.train.state.agreed_flags import Pulse
 
 
 @contextlib.contextmanager

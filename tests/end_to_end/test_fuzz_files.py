@@ -31,7 +31,7 @@ def test_an_undamaged_file_is_read(folder, tmp_path, monkeypatch):
 def test_the_harness_sees_a_silent_loss(folder, tmp_path, monkeypatch, kind):
     """As it was before: reading stopped at the first damaged line."""
     import bigbatch.core.json_lines as json_lines
-    import bigbatch.train.record_lines as record_lines
+    import bigbatch.train.state.record_lines as record_lines
 
     whole = json_lines.read_lines
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from bigbatch import Recipe, fit
 from bigbatch.tasks import Splits
 from bigbatch.tasks.classification import Classification
-from bigbatch.train.feed import feed
+from bigbatch.train.data.loader import feed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 DRY = os.environ.get("GPU_TESTS_ON") == "cpu"

@@ -10,11 +10,11 @@ from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.noise.multiplicative_noise import noise_factors, noise_variance
 from bigbatch.tasks import load_task
-from bigbatch.train.feed import feed
-from bigbatch.train.passes import Passes
-from bigbatch.train.sampler import sample_indices
-from bigbatch.train.share import Share, Work, work_of
-from bigbatch.train.step import Pass, accumulate_gradients
+from bigbatch.train.data.loader import feed
+from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.shares import Share, Work, work_of
+from bigbatch.train.update.batches import Passes
+from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
 
 RECIPE = Recipe.named("digits/mlp").replace({"batch.global_batch": 256, "batch.noise_batch": 16, "batch.micro_batch": 64})
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from bigbatch import Recipe, UserError, fit
 from bigbatch.noise.weight_distance import WeightDistance, distance, fit_log, is_due
-from bigbatch.train.record import read_record
+from bigbatch.train.state.record import read_record
 
 
 def test_hand_worked():  # differences 3 and 4; and a line through (1, 2), (e, 5), (e^2, 8)

@@ -108,7 +108,10 @@ ASYNCHRONOUS = {"comm.kind": "parameter_server", "comm.mode": "asynchronous"}
         ({**ASYNCHRONOUS, "comm.backup_workers": 1}, "comm: backup_workers = 1: asynchronous updates wait for none"),
         ({"comm.kind": "parameter_server", "comm.staleness_bound": 4}, "comm: staleness_bound = 4: nothing is stale in synchronous"),
         ({"comm.kind": "parameter_server", "comm.damping": "inverse"}, "comm: damping = 'inverse': nothing is stale"),
-        ({"comm.kind": "parameter_server", "comm.staleness": 4}, "unknown field 'comm.staleness': did you mean 'staleness_bound'"),
+        (
+            {"comm.kind": "parameter_server", "comm.staleness": 4},
+            "unknown field 'comm.staleness': did you mean 'staleness_bound'",
+        ),
         ({"comm.kind": "parameter_server", "comm.servers": 0}, "comm.servers = 0: input should be greater than 0"),
     ],
 )
@@ -235,7 +238,7 @@ def test_whatever_is_given_it_is_a_recipe_or_a_readable_error(changes):
 def test_gossip_knows_every_topology():
     from typing import get_args
 
-    from bigbatch.comm.topology import TOPOLOGIES
+    from bigbatch.comm.gossip.topology import TOPOLOGIES
     from bigbatch.recipe.sections import Gossip
 
     assert list(get_args(Gossip.model_fields["topology"].annotation)) == list(TOPOLOGIES)

@@ -8,7 +8,7 @@ import torch
 from bigbatch import Recipe, plan
 from bigbatch.recipe.sections import KINDS
 from bigbatch.scaling.weight_decay import PUBLISHED, converted_decay, decay_for_shrinkage, total_shrinkage
-from bigbatch.train.build import build_optimizer
+from bigbatch.train.setup.build import build_optimizer
 
 MLP = Recipe.named("digits/mlp")
 FLAT = MLP.replace({"schedule.warmup.kind": "none", "schedule.decay.kind": "constant", "budget.epochs": None, "budget.updates": 100})

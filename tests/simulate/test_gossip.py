@@ -1,6 +1,6 @@
 import pytest
 
-from bigbatch.comm.topology import TOPOLOGIES, topology
+from bigbatch.comm.gossip.topology import TOPOLOGIES, topology
 from bigbatch.core.checks import UserError
 from bigbatch.simulate.gossip import DEGREES, degree, exchange_s
 from bigbatch.simulate.link import Link

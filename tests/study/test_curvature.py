@@ -13,7 +13,7 @@ from bigbatch.report import write_report
 from bigbatch.study.checkpoints import Candidate, match, open_run
 from bigbatch.study.curvature import RESULT, curvature
 from bigbatch.tasks.digits_mlp import DigitsMLP
-from bigbatch.train.sampler import sample_indices
+from bigbatch.train.data.sampler import sample_indices
 
 TINY = Recipe.named("digits/mlp").replace({"model.hidden": 4, "budget.epochs": 3, "precision": "float64"})
 FEW = {"samples": 70, "eigenvalues": 3, "tolerance": 1e-6, "points": 4, "quiet": True}

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from bigbatch.comm.preflight import Exchange
+from bigbatch.comm.launch.preflight import Exchange
 from bigbatch.core.machine import GPU, Disk, Machine
 from bigbatch.simulate.alpha_beta import AlphaBeta
 from bigbatch.study.doctor import Data, Report

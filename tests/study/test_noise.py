@@ -8,7 +8,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.report.noise import draw_noise
 from bigbatch.study.noise import NoiseStudy, Stretch, measure_noise
-from bigbatch.train.record import read_record
+from bigbatch.train.state.record import read_record
 
 DIGITS = Recipe.named("digits/mlp").replace({"budget.epochs": 5, "batch.micro_batch": 32})
 

@@ -7,8 +7,8 @@ from tests.cli.command import bigbatch
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import UserError
 from bigbatch.tasks import load_task
-from bigbatch.train.build import build_model, build_optimizer
-from bigbatch.train.record import read_record
+from bigbatch.train.setup.build import build_model, build_optimizer
+from bigbatch.train.state.record import read_record
 
 SGD = Recipe.named("digits/mlp").replace({"batch.micro_batch": 32, "budget.epochs": 0.1})
 MUON = SGD.replace({"optimizer.name": "muon", "optimizer.adam_lr": 0.01})

@@ -17,7 +17,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.schedules import schedule_of
 from bigbatch.tasks import Splits, load_task
 from bigbatch.tasks.digits_mlp import DigitsMLP
-from bigbatch.train.record import read_record
+from bigbatch.train.state.record import read_record
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": 2, "batch.micro_batch": 32})
 
@@ -28,7 +28,7 @@ def run(task="digits/mlp", recipe=RECIPE, **kwargs):
 
 def test_equals_a_hand_written_loop(tmp_path):
     """Same order, same rates, same optimizer: the same weights, to rounding."""
-    from bigbatch.train.sampler import sample_indices
+    from bigbatch.train.data.sampler import sample_indices
 
     recipe = RECIPE.replace({"batch.global_batch": 50, "batch.micro_batch": 50, "optimizer.weight_decay": 0.01})
     run(recipe=recipe, out=tmp_path / "run")
@@ -232,7 +232,7 @@ def test_an_interrupt_without_a_folder_says_that_nothing_was_saved():
 
 
 def test_evaluation_counts_every_sample_once():
-    from bigbatch.train.evaluate import evaluate
+    from bigbatch.train.measure.evaluate import evaluate
 
     task = load_task("digits/mlp")
     torch.manual_seed(0)

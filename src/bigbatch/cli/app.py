@@ -9,7 +9,7 @@ import typer
 from bigbatch.cli import critical, curvature, doctor, export, noise, papers, plan, report, scale, simulate, tasks, train
 from bigbatch.cli.leave import explain, interrupt, leave
 from bigbatch.cli.notices import warn_in_one_line
-from bigbatch.comm.launch import watch_launcher
+from bigbatch.comm.launch.launcher import watch_launcher
 from bigbatch.core.environment import check_environment
 from bigbatch.core.signals import caught
 

@@ -13,7 +13,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write the model's weights as safetensors, which any program reads; what they are is in the file's metadata."""
-    from bigbatch.train.export import export_weights
+    from bigbatch.train.state.export import export_weights
 
     done = export_weights(run, file, checkpoint=checkpoint, replace=force)
     typer.echo(f"wrote {file}: {done.num_tensors} tensors, {done.num_bytes:,} bytes, of {done.checkpoint}, update {done.clock.updates:,}")

@@ -6,8 +6,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from bigbatch.comm.launch import TWICE_S
-from bigbatch.comm.role import ROLE
+from bigbatch.comm.launch.launcher import TWICE_S
+from bigbatch.comm.parameter_server.role import ROLE
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 from bigbatch.core.environment import LAUNCHER, own_rank
 from bigbatch.core.signals import seconds_since_the_last

@@ -32,7 +32,7 @@ def plan(
     if groups:
         from bigbatch.cli.tables import show_groups
         from bigbatch.tasks import load_task
-        from bigbatch.train.build import build_model, group_table
+        from bigbatch.train.setup.build import build_model, group_table
 
         show_groups(group_table(build_model(load_task(planned.recipe.task), planned.recipe), planned.recipe))
     elif planned.recipe.optimizer.name == "muon":

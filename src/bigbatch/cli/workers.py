@@ -14,8 +14,8 @@ IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.loop", "torc
 
 def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     """Start this same command as several workers; returns the exit code."""
-    from bigbatch.comm.launch import Workers, launch
-    from bigbatch.comm.supervisor import supervise
+    from bigbatch.comm.launch.launcher import Workers, launch
+    from bigbatch.comm.parameter_server.supervisor import supervise
     from bigbatch.core.saved import Saved
 
     workers = Workers.parse(text)

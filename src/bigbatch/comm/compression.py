@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 
-from bigbatch.comm.meet import backend_of
+from bigbatch.comm.rendezvous.meet import backend_of
 from bigbatch.core.checks import UserError
 from bigbatch.core.devices import CPU
 

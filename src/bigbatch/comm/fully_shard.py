@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from bigbatch.comm.meet import backend_of
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.rendezvous.meet import backend_of
 from bigbatch.core.checks import UserError
 from bigbatch.core.optimizer_state import load_optimizer_state
 

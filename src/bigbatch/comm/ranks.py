@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigbatch.comm.launch import watch_launcher
-from bigbatch.comm.meet import backend_of, meet, store_of_environment
-from bigbatch.comm.watch import watched
+from bigbatch.comm.launch.launcher import watch_launcher
+from bigbatch.comm.rendezvous.meet import backend_of, meet, store_of_environment
+from bigbatch.comm.rendezvous.watch import watched
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
 from bigbatch.core.devices import CPU, choose_device, current
 from bigbatch.core.environment import TIMEOUT, WAIT_S, join_launcher, read_variable

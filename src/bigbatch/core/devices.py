@@ -1,7 +1,7 @@
 """Where a process computes: which device, its name, its memory and its random numbers.
 
 torch's word for a GPU of any make is accelerator. Choosing a device does not initialise CUDA, where NVML can be asked (see
-`bigbatch.comm.launch`).
+`bigbatch.comm.launch.launcher`).
 """
 
 import os

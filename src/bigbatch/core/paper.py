@@ -1,11 +1,13 @@
 """The citation record: each method's file holds one, and PAPERS.md, the docs and the command line read it from there."""
 
 import importlib
-import pkgutil
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 FAMILIES = ("scaling", "schedules", "batching", "noise", "curvature", "layers", "optim", "adversarial", "comm", "simulate")
 """Packages whose modules may hold a method."""
+RECORD = re.compile(r"^PAPER = Paper\(", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,17 @@ class Paper:
 
 
 def find_papers() -> dict[str, Paper]:
-    """Import every module of every family and collect the records.
+    """Collect the records of every family's modules, and import no module that has none: some need what is not installed everywhere.
 
     Returns:
         Full module name to its `PAPER`, sorted by module name.
     """
     found: dict[str, Paper] = {}
+    root = Path(__file__).parents[1]
     for family in FAMILIES:
-        package = importlib.import_module(f"bigbatch.{family}")
-        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            paper = getattr(importlib.import_module(info.name), "PAPER", None)
-            if isinstance(paper, Paper):
-                found[info.name] = paper
+        for path in (root / family).rglob("*.py"):
+            if RECORD.search(path.read_text(encoding="utf-8")):
+                name = ".".join(("bigbatch", *path.relative_to(root).with_suffix("").parts))
+                record: Paper = importlib.import_module(name).PAPER
+                found[name] = record
     return dict(sorted(found.items()))

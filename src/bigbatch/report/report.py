@@ -28,7 +28,7 @@ from bigbatch.report.workers import distances, draw_staleness, worker_facts
 from bigbatch.scaling import readable
 from bigbatch.study.compare import SUFFIX, rows_of
 from bigbatch.study.stored_comparison import read_comparison
-from bigbatch.train.record import read_record
+from bigbatch.train.state.record import read_record
 
 
 def write_report(folder: str | Path) -> Path:

@@ -4,8 +4,8 @@ r"""Gossip: each host exchanges weights with its neighbours only, d messages of 
     while computing (D-PSGD: the gradient is taken at the weights that are being averaged)     max(compute, exchange)
     after it (adapt, then combine)                                                             compute + exchange
 
-d counts what the busiest host sends or receives in one update; `bigbatch.comm.topology` has the graphs themselves. On a line of equal
-hosts a ring sends 2 b where a ring all-reduce sends 2 (n - 1)/n b: it saves latency, not bytes; one peer at a time saves both.
+d counts what the busiest host sends or receives in one update; `bigbatch.comm.gossip.topology` has the graphs themselves. On a line of
+equal hosts a ring sends 2 b where a ring all-reduce sends 2 (n - 1)/n b: it saves latency, not bytes; one peer at a time saves both.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DEGREES: dict[str, Callable[[int], int]] = {
     "symmetric_exponential": lambda n: len({hop for h in _hops(n) for hop in (h % n, -h % n)}),
     "random_match": lambda n: min(1, n - 1),
 }
-"""Topology, as `bigbatch.comm.topology` names it, to messages of the busiest host."""
+"""Topology, as `bigbatch.comm.gossip.topology` names it, to messages of the busiest host."""
 
 
 def degree(topology: str, hosts: int) -> int:

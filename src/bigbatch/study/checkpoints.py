@@ -19,9 +19,9 @@ from bigbatch.core.clock import Clock
 from bigbatch.core.reading import exists
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.build import build_model
-from bigbatch.train.checkpoint import checkpoints_of, read_checkpoint
-from bigbatch.train.record import read_record
+from bigbatch.train.setup.build import build_model
+from bigbatch.train.state.checkpoint import checkpoints_of, read_checkpoint
+from bigbatch.train.state.record import read_record
 
 MATCHED = 1.1
 """Two losses match up to this ratio."""

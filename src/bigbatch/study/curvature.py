@@ -32,11 +32,11 @@ from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
 from bigbatch.study.curvature_table import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
 from bigbatch.tasks.task import Task
-from bigbatch.train.build import DTYPES
-from bigbatch.train.feed import MicroBatch, feed
-from bigbatch.train.progress import Stages
-from bigbatch.train.record import environment
-from bigbatch.train.sampler import sample_indices
+from bigbatch.train.data.loader import MicroBatch, feed
+from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.display.progress import Stages
+from bigbatch.train.setup.build import DTYPES
+from bigbatch.train.state.record import environment
 
 RESULT = "curvature.json"
 PASS = 128

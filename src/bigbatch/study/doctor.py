@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigbatch import __version__
-from bigbatch.comm.preflight import Exchange, measure_exchange
+from bigbatch.comm.launch.preflight import Exchange, measure_exchange
 from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.devices import choose_device

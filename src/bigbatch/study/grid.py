@@ -15,7 +15,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
 from bigbatch.train.loop import fit
-from bigbatch.train.record import read_record
+from bigbatch.train.state.record import read_record
 
 
 class Cell(NamedTuple):

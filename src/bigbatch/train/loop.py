@@ -22,25 +22,25 @@ from bigbatch.noise.weight_distance import WeightDistance, is_due
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.adversarial import build_passes, make_examples, paired
-from bigbatch.train.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
-from bigbatch.train.build_batch import build_batch_control, check_batch_control
-from bigbatch.train.by_server import by_server
-from bigbatch.train.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
-from bigbatch.train.curvature_probe import CurvatureProbe
-from bigbatch.train.diagnose import check_weights, explain_divergence
-from bigbatch.train.evaluate import Evaluation, evaluate
-from bigbatch.train.feed import MicroBatch
-from bigbatch.train.folder import keep_recipe, load_data, open_together, owned_by_first
-from bigbatch.train.interrupt import Stopwatch, how_to_resume, interruptible
-from bigbatch.train.progress import Display
-from bigbatch.train.pulse import Pulse
-from bigbatch.train.recomputed_statistics import build_statistics
-from bigbatch.train.record import Record
-from bigbatch.train.result import Result, conclude
-from bigbatch.train.sharded_checkpoint import all_saved
-from bigbatch.train.step import Pass, accumulate_gradients
-from bigbatch.train.stream import idle_batch, open_stream
+from bigbatch.train.control.build import build_batch_control, check_batch_control
+from bigbatch.train.data.loader import MicroBatch
+from bigbatch.train.data.stream import idle_batch, open_stream
+from bigbatch.train.display.progress import Display
+from bigbatch.train.measure.curvature_probe import CurvatureProbe
+from bigbatch.train.measure.diagnose import check_weights, explain_divergence
+from bigbatch.train.measure.evaluate import Evaluation, evaluate
+from bigbatch.train.parameter_server.dispatch import by_server
+from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
+from bigbatch.train.state.agreed_flags import Pulse
+from bigbatch.train.state.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
+from bigbatch.train.state.folder import keep_recipe, load_data, open_together, owned_by_first
+from bigbatch.train.state.interrupt import Stopwatch, how_to_resume, interruptible
+from bigbatch.train.state.record import Record
+from bigbatch.train.state.result import Result, conclude
+from bigbatch.train.state.sharded_checkpoint import all_saved
+from bigbatch.train.update.adversarial_training import build_passes, make_examples, paired
+from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
+from bigbatch.train.update.recomputed_statistics import build_statistics
 
 PULSE_S = 0.25
 """Seconds, about, between two looks at what only one worker knows, and between two readings of losses from the device."""

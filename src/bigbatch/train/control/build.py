@@ -1,0 +1,293 @@
+"""From [batch.rule] of a recipe to what sets the batch, and what such a rule needs of the rest of the recipe."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from bigbatch.batching.absa import ABSA
+from bigbatch.batching.adabatch import AdaBatch
+from bigbatch.batching.adascale import AdaScale
+from bigbatch.batching.cabs import CABS
+from bigbatch.batching.decision import BatchRule, Bounds
+from bigbatch.batching.divebatch import DiveBatch
+from bigbatch.batching.goodput import Goodput
+from bigbatch.batching.increase_batch import IncreaseBatch
+from bigbatch.batching.inner_product_test import InnerProductTest
+from bigbatch.batching.noise_scale import NoiseScaleRule
+from bigbatch.batching.norm_test import NormTest
+from bigbatch.batching.simigrad import SimiGrad
+from bigbatch.comm.all_reduce import AllReduce
+from bigbatch.comm.protocol import Comm
+from bigbatch.core.checks import RecipeError, UserError
+from bigbatch.core.clock import Clock
+from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
+from bigbatch.recipe import Recipe
+from bigbatch.recipe import batch_rules as sections
+from bigbatch.schedules.autowu import AutoWU
+from bigbatch.schedules.compose import Schedule
+from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
+from bigbatch.train.control.batch_control import GROUPS, BatchControl, DecidedBatch, GainedRate, ScheduledBatch
+from bigbatch.train.control.curvature_batch import CurvatureBatch
+from bigbatch.train.control.learned_warmup import LearnedWarmup
+from bigbatch.train.data.micro_batch import micro_batches
+from bigbatch.train.data.shares import Share, share_of
+from bigbatch.train.measure.curvature_probe import CurvatureProbe, CurvatureRecord
+from bigbatch.train.setup.build import DTYPES
+from bigbatch.train.state.record import Record
+
+LOSSY = ("powersgd", "top_k")
+"""Ways of compression that leave something out of an exchange, and make up for it in later ones."""
+PAPERS_RATIO = 128
+"""Largest batch of ABSA over its first one."""
+UNIT = 16
+"""Samples of which a batch is a multiple, where neither normalisation groups nor a micro-batch say otherwise."""
+
+
+def build_scheduled_batch(recipe: Recipe, schedule: Schedule | None = None) -> Callable[[Clock], tuple[int, float]]:
+    """The batch and the factor of the peak rate, by the clock.
+
+    Args:
+        recipe: Of the run.
+        schedule: Of the rate, where AdaBatch has its own factor besides; the recipe's if left out.
+
+    Raises:
+        RecipeError: If the rule's bounds don't fit the recipe.
+    """
+    batch, rule = recipe.batch, recipe.batch.rule
+    bounds: dict[str, int] = {"global_batch": batch.global_batch, "largest": largest_of(recipe), "multiple_of": unit_of(recipe)}
+    try:
+        if isinstance(rule, sections.AdaBatch):
+            rate = schedule or schedule_of(recipe)
+            grown = AdaBatch(
+                **bounds,
+                num_train_samples=recipe.num_train_samples,
+                every_epochs=rule.every_epochs,
+                batch_factor=rule.batch_factor,
+                rate_factor=rule.lr_factor,
+            )
+
+            def by_interval(clock: Clock) -> tuple[int, float]:
+                global_batch, factor = grown.at(clock)
+                return global_batch, factor * rate(clock)
+
+            return by_interval
+        warmup, decay, increased = warmup_of(recipe), decay_of(recipe), IncreaseBatch(**bounds)
+    except UserError as error:
+        raise RecipeError(f"batch.rule: {error}") from None
+
+    def by_decay(clock: Clock) -> tuple[int, float]:
+        global_batch, factor = increased.at(decay(clock))
+        return global_batch, factor * warmup(clock)
+
+    return by_decay
+
+
+def build_batch_rule(recipe: Recipe) -> BatchRule:
+    """The rule that is asked now and then.
+
+    Raises:
+        RecipeError: If its settings are impossible.
+    """
+    rule = recipe.batch.rule
+    assert isinstance(rule, sections.Measured)
+    try:
+        match rule:
+            case sections.NoiseScaleRule():
+                return NoiseScaleRule(exchange_rate=rule.exchange_rate)
+            case sections.NormTest():
+                return NormTest(theta=rule.theta)
+            case sections.InnerProductTest():
+                return InnerProductTest(theta=rule.theta, nu=rule.nu)
+            case sections.CABS():
+                return CABS()
+            case sections.SimiGrad():
+                return SimiGrad(target=rule.target)
+            case sections.DiveBatch():
+                return DiveBatch(delta=rule.delta)
+            case sections.Goodput():
+                return Goodput(
+                    base_batch=recipe.batch.global_batch,
+                    largest=largest_of(recipe),
+                    alpha_s=rule.alpha_s,
+                    beta_s_per_sample=rule.beta_s_per_sample,
+                )
+            case _:
+                raise AssertionError(rule)
+    except UserError as error:
+        raise RecipeError(f"batch.rule: {error}") from None
+
+
+def build_absa(recipe: Recipe) -> ABSA:
+    """The rule that follows the curvature.
+
+    Raises:
+        RecipeError: If its settings are impossible, or do not fit the recipe.
+    """
+    rule, batch = recipe.batch.rule, recipe.batch.global_batch
+    assert isinstance(rule, sections.ABSA)
+    if rule.tolerance < (least := 100 * torch.finfo(DTYPES[recipe.precision]).eps):
+        raise RecipeError(
+            f"batch.rule.tolerance = {rule.tolerance:g}: is below the rounding of {recipe.precision}; give {least:.0e} or more"
+        )
+    try:
+        return ABSA(
+            global_batch=batch,
+            largest=min(rule.largest or PAPERS_RATIO * batch, recipe.num_train_samples),
+            multiple_of=unit_of(recipe),
+            patience=math.ceil(rule.patience_epochs / rule.every_epochs - 1e-9),
+            drop=rule.drop,
+            factor=rule.factor,
+            share=rule.share,
+            off_at=rule.off_at,
+            rises=rule.rises,
+        )
+    except UserError as error:
+        raise RecipeError(f"batch.rule: {error}") from None
+
+
+def bounds_of(recipe: Recipe) -> Bounds:
+    """Which batches a rule may choose.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    rule = recipe.batch.rule
+    assert isinstance(rule, sections.Measured)
+    bounds = Bounds(rule.smallest or recipe.batch.global_batch, largest_of(recipe), rule.multiple_of or unit_of(recipe))
+    try:
+        bounds.check()
+    except UserError as error:
+        raise RecipeError(f"batch.rule: {error}") from None
+    return bounds
+
+
+def largest_of(recipe: Recipe) -> int:
+    """Largest batch that a rule may take: its own bound, or a tenth of the training set (Smith et al.)."""
+    tenth = max(recipe.batch.global_batch, recipe.num_train_samples // 10)
+    return min(getattr(recipe.batch.rule, "largest", None) or tenth, recipe.num_train_samples)
+
+
+def unit_of(recipe: Recipe) -> int:
+    """What batches are multiples of: the normalisation group, so that no group is odd, or the micro-batch."""
+    batch = recipe.batch
+    unit = batch.ghost_batch if isinstance(batch.ghost_batch, int) else batch.micro_batch if isinstance(batch.micro_batch, int) else UNIT
+    return unit if batch.global_batch % unit == 0 else 1
+
+
+def check_measurable(recipe: Recipe, *, world_size: int = 1, layers: bool = False) -> None:
+    """Refuse recipes whose updates can't tell signal from noise.
+
+    Args:
+        recipe: Of the run.
+        world_size: Number of workers.
+        layers: Whether each layer is to be measured.
+
+    Raises:
+        RecipeError: With the remedy.
+    """
+    batch, comm, own = recipe.batch, recipe.comm, world_size > 1 and measures_own(recipe)
+    smallest = min(batch.global_batch, getattr(batch.rule, "smallest", None) or batch.global_batch)
+    shares = [share_of(smallest, rank, world_size, batch.ghost_batch) for rank in range(world_size)] if own else [Share(0, smallest)]
+    if min(len(micro_batches(share.num_samples, 1, batch.ghost_batch)) if share.num_samples else 0 for share in shares) < 2:
+        whose = f"a worker's share of {smallest}, of which it measures its own gradient," if own else f"global_batch = {smallest}"
+        if batch.ghost_batch is None:
+            raise RecipeError(f"{whose} is one sample: one gradient can't tell signal from noise; raise the batch")
+        raise RecipeError(
+            f"{whose} is one normalisation group (ghost_batch = {batch.ghost_batch}): one gradient can't tell signal from noise; "
+            "lower batch.ghost_batch to half of it, or start from twice the batch"
+        )
+    if layers and own and comm.kind not in ("local_sgd", "gossip"):
+        raise RecipeError(
+            "noise of each layer, and an exchange that loses something: only the whole model can be measured; leave out layers"
+        )
+    if isinstance(batch.rule, sections.InnerProductTest) and (comm.kind == "fully_shard" or measures_own(recipe)):
+        what = "fully_shard" if comm.kind == "fully_shard" else "an exchange that loses something"
+        raise RecipeError(f"inner_product_test and {what}: needs the whole mean gradient on every worker; use the norm test, or all_reduce")
+
+
+def measures_own(recipe: Recipe) -> bool:
+    """Whether each of several workers measures its own gradient, because none gets the mean of all as it is."""
+    compression = getattr(recipe.comm, "compression", None)
+    return recipe.comm.kind in ("local_sgd", "gossip") or (compression is not None and compression.kind in LOSSY)
+
+
+def measures(recipe: Recipe, measure: bool | str) -> bool:
+    """Whether a run measures noise: because its rule needs it, or because that is asked for."""
+    return bool(measure) or isinstance(recipe.batch.rule, sections.Measured | sections.AdaScale)
+
+
+def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -> None:
+    """Refuse what `build_batch_control` could not work with, before anything is begun.
+
+    Args:
+        recipe: Of the run.
+        measure: As in `build_batch_control`.
+        world_size: Number of workers.
+
+    Raises:
+        RecipeError: If the rule, or measuring, does not go with the rest of the recipe.
+    """
+    if recipe.adversarial is not None and measure:
+        raise RecipeError(
+            "measure_noise with [adversarial]: the two passes of a sample are not two samples; measure the run without [adversarial]"
+        )
+    if measures(recipe, measure):
+        check_measurable(recipe, world_size=world_size, layers=measure == "layers")
+    if isinstance(recipe.batch.rule, sections.Measured):
+        bounds_of(recipe)
+        build_batch_rule(recipe)
+    elif isinstance(recipe.batch.rule, sections.Scheduled):
+        build_scheduled_batch(recipe)
+    elif isinstance(recipe.batch.rule, sections.ABSA):
+        build_absa(recipe)
+
+
+def build_batch_control(
+    recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str, probe: Callable[..., CurvatureProbe]
+) -> BatchControl:
+    """What the recipe's [batch.rule], [schedule] and [curvature] ask for.
+
+    Args:
+        recipe: Of the run.
+        comm: Of the workers; knows the model.
+        optimizer: Of the run.
+        record: Gets what was measured.
+        measure: Whether to measure noise where no rule asks for it; "layers" measures each layer too.
+        probe: A `CurvatureProbe` of the run, but for what it is to see.
+
+    Raises:
+        RecipeError: Where `check_batch_control` does.
+    """
+    rule, ranks, schedule = recipe.batch.rule, comm.ranks, schedule_of(recipe)
+    settings: dict[str, Any] = {"recipe": recipe, "ranks": ranks, "record": record, "schedule": schedule}
+    if isinstance(schedule, AutoWU):
+        back = bool(recipe.get("schedule.warmup.return_to_minimum"))
+        settings["warmup"] = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
+    if measures(recipe, measure):
+        own = ranks.world_size > 1 and measures_own(recipe)
+        parts = layers_of(comm.model) if measure == "layers" else None
+        along = isinstance(rule, sections.InnerProductTest)
+        group = "all" if ranks.world_size > 1 else None
+        population = recipe.num_train_samples
+        monitor = NoiseScaleMonitor(comm.model, population=population, parts=parts, along=along, process_group=group, own=own)
+        if own and isinstance(comm, AllReduce):
+            comm.observe(monitor.observe)
+        settings |= {"monitor": monitor, "groups": max(GROUPS, 2 * ranks.world_size) if own else GROUPS}
+    if (c := recipe.curvature) is not None:
+        seen: dict[str, Any] = {"samples": c.samples, "eigenvalues": c.eigenvalues, "tolerance": c.tolerance}
+        settings["curvature"] = CurvatureRecord(probe(**seen, trace_tolerance=c.trace or None), record, every_updates=c.every_updates)
+    match rule:
+        case None:
+            return BatchControl(**settings)
+        case sections.Scheduled():
+            return ScheduledBatch(build_scheduled_batch(recipe, schedule), **settings)
+        case sections.AdaScale():
+            return GainedRate(AdaScale(base_batch=rule.base_batch), **settings)
+        case sections.ABSA():
+            looking = probe(samples=rule.samples, eigenvalues=1, tolerance=rule.tolerance)
+            return CurvatureBatch(build_absa(recipe), rule, looking, **settings)
+        case _:
+            return DecidedBatch(build_batch_rule(recipe), bounds_of(recipe), rule, **settings)

@@ -1,0 +1,59 @@
+"""Is it the data? Checked before a run where it is cheap, and after a divergence where it is not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from bigbatch.core.checks import DataError, Diverged
+from bigbatch.core.clock import Clock
+from bigbatch.core.sharding import local
+from bigbatch.recipe import Recipe
+from bigbatch.train.data.sampler import sample_indices
+
+
+def check_finite(name: str, dataset: Dataset[Any]) -> None:
+    """Refuse an in-memory data set whose inputs hold NaN or infinity; other data sets would have to be read whole, and are not.
+
+    Raises:
+        DataError: Saying how many samples are affected and which is the first.
+    """
+    if isinstance(dataset, TensorDataset):
+        bad = _not_finite(dataset.tensors[0])
+        if len(bad):
+            raise DataError(
+                f"{name} inputs: {len(bad):,} of {len(dataset):,} samples hold NaN or infinity, the first is sample {bad[0]}; "
+                "clean or drop them"
+            )
+
+
+def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], folder: Path | None) -> str:
+    """The error's message with what is to blame, as far as the data tells, and a remedy."""
+    kept = f"; the record and the last good checkpoint are in {folder}" if folder is not None else ""
+    update = error.update
+    if update is not None and not isinstance(train, TensorDataset):
+        start = (update - 1) * recipe.batch.global_batch
+        count = min(recipe.batch.global_batch, recipe.total_samples - start)
+        indices = sample_indices(recipe.seed, recipe.num_train_samples, start, count).tolist()
+        bad = [i for i in indices if len(_not_finite(torch.as_tensor(train[i][0])[None]))]
+        if bad:
+            return f"{error}; the inputs themselves hold NaN or infinity, first in training sample {bad[0]}: clean or drop it{kept}"
+    remedy = "lower the rate, lengthen the warm-up, or try another rule"
+    if recipe.get("schedule.warmup.return_to_minimum") is False:
+        remedy = "lower the peak rate, or set schedule.warmup.return_to_minimum = true to go on from weights of the warm-up"
+    return f"{error}; {remedy}{kept}"
+
+
+def _not_finite(inputs: Tensor) -> list[int]:
+    if not inputs.is_floating_point():
+        return []
+    return [int(i) for i in (~torch.isfinite(inputs).flatten(1).all(1)).nonzero().flatten()]
+
+
+def check_weights(model: nn.Module, clock: Clock) -> None:
+    """Never save weights that are no longer finite: the last good checkpoint must stay good."""
+    for name, p in model.named_parameters():
+        if not bool(torch.isfinite(local(p)).all()):
+            raise Diverged(f"weights {name} are no longer finite after update {clock.updates}", update=clock.updates)

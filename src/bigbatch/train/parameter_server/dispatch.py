@@ -1,0 +1,98 @@
+"""Runs with a parameter server: which process does what, and what such a run can't have.
+
+A run is started by the same call of `fit` in every process; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.role`) makes one of them
+the server (`serve`), others its workers (`work`). With asynchronous updates, a run is not reproducible bit for bit: which gradient
+comes first is decided by the speed of processes. Synchronous ones without backup workers are, with any number of workers that come and go.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+import torch
+
+from bigbatch.comm.parameter_server.role import Role
+from bigbatch.core.checks import CheckpointError, RecipeError, UserError
+from bigbatch.recipe import Recipe, sections
+from bigbatch.tasks.task import load_task
+from bigbatch.train.data.loader import refuse_in_a_loader
+from bigbatch.train.state.checkpoint import read_checkpoint
+from bigbatch.train.state.result import Result
+
+P = ParamSpec("P")
+
+
+def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
+    """The trainer's `fit`, which takes its part in a run with a parameter server where this process has one."""
+
+    @functools.wraps(fit)
+    def fit_or_serve(*args: P.args, **options: P.kwargs) -> Result:
+        refuse_in_a_loader()
+        bound = inspect.signature(fit).bind(*args, **options)
+        bound.apply_defaults()
+        named = dict(bound.arguments)
+        task = load_task(named["task"]) if isinstance(named["task"], str) else named["task"]
+        recipe = named["recipe"] or Recipe.named(task.name)
+        role = Role.of_environment()
+        if role is None:
+            _refuse_pieces(recipe, named["out"] if named["resume"] else None)
+            return fit(*args, **options)
+        check_served(recipe, role.num_workers, measure_noise=named["measure_noise"], measure_distance=named["measure_distance"])
+        if not role.serves:
+            from bigbatch.train.parameter_server.work import work_for
+
+            return work_for(task, recipe, role, device=named["device"], compile=named["compile"])
+        if role.number > 0:
+            from bigbatch.train.parameter_server.servers import serve_part
+
+            return serve_part(task, recipe, role, device=named["device"])
+        from bigbatch.train.parameter_server.serve import serve_run
+
+        others = ("task", "recipe", "measure_noise", "measure_distance", "compile")
+        rest = {name: value for name, value in named.items() if name not in others}
+        return serve_run(task, recipe, role, **rest)
+
+    return fit_or_serve
+
+
+def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False) -> None:
+    """Refuse what does not go with a parameter server, before anything is begun.
+
+    Raises:
+        UserError: With the remedy.
+    """
+    c = recipe.comm
+    if not isinstance(c, sections.ParameterServer):
+        raise RecipeError(f"comm.kind = {c.kind!r} in a run with a parameter server: must be 'parameter_server'; set it")
+    if recipe.batch.rule is not None:
+        raise RecipeError(
+            "batch.rule with a parameter server: work is cut ahead of what a rule would decide; leave it out, or use all_reduce"
+        )
+    if measure_noise:
+        raise UserError("measure_noise with a parameter server: workers compute at different weights; measure a run with all_reduce")
+    if measure_distance:
+        raise UserError("measure_distance with a parameter server: is not recorded there; measure a run with all_reduce")
+    if c.reduction == "sum" and recipe.optimizer.name != "sgd":
+        raise RecipeError(
+            f'comm.reduction = "sum" with {recipe.optimizer.name}: the rate that matches a sum is known for sgd only; use "mean"'
+        )
+    if c.servers > 1 and recipe.optimizer.clip_norm is not None:
+        raise RecipeError(
+            f"optimizer.clip_norm with comm.servers = {c.servers}: the norm is of the whole gradient, which no server has; use one server"
+        )
+    if c.backup_workers >= num_workers:
+        raise RecipeError(
+            f"comm.backup_workers = {c.backup_workers} of {num_workers} workers: none would be left to wait for; lower it, or start more"
+        )
+
+
+def _refuse_pieces(recipe: Recipe, out: str | Path | None) -> None:
+    """A run that was stopped with pieces missing in the middle can only be continued by a server."""
+    path = Path(out) / "last.pt" if out is not None else None
+    if recipe.comm.kind != "parameter_server" or path is None or not path.exists():
+        return
+    applied = read_checkpoint(path, torch.device("cpu"))["progress"][4].get("ledger", {}).get("applied", [])
+    if len(applied) > 1 or (applied and applied[0][0] != 0):
+        raise CheckpointError(f"{path}: samples were applied out of order, by a parameter server; continue it with --workers")

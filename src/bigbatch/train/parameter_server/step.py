@@ -1,0 +1,62 @@
+"""One update of a parameter server: from the gradient in `p.grad` and its clock to new weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bigbatch.comm.parameter_server.async_sgd import matched
+from bigbatch.core.clock import Clock
+from bigbatch.layers.batch_norms import batch_norms
+from bigbatch.recipe import Recipe, sections
+from bigbatch.schedules.clock_lr import set_lr
+from bigbatch.schedules.from_recipe import schedule_of
+
+Apply = Callable[[Clock, float, int], float]
+
+
+def step_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
+    """How an update is applied: a function of the clock before it, its damping and the number of its gradients, that returns its rate.
+
+    Parameters without a gradient, which are other servers', stay as they are.
+    """
+    c, schedule = recipe.comm, schedule_of(recipe)
+    assert isinstance(c, sections.ParameterServer)
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+
+    def apply(clock: Clock, damping: float, num_gradients: int) -> float:
+        def of_group(decay: float) -> Any:
+            lr, clip = schedule(clock) * damping, recipe.optimizer.clip_norm
+            return matched(lr, decay, clip, num_gradients=num_gradients, reduction=c.reduction)
+
+        if (clip := of_group(0.0).clip_norm) is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        set_lr(optimizer, of_group(0.0).lr)
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = of_group(decay).weight_decay
+        optimizer.step()
+        return float(optimizer.param_groups[0]["lr"])
+
+    return apply
+
+
+@torch.no_grad()
+def add_statistics(model: nn.Module, extras: list[list[Tensor]]) -> None:
+    """Take up what pieces did to running means and variances, each having started from zero (see `norm_buffers`).
+
+    They decay by (1 - a) for each normalisation group of a piece, to which the piece's own part is added: what one worker would have.
+    """
+    norms = [m for m in batch_norms(model).values() if m.track_running_stats]
+    for piece in extras:
+        parts = iter(piece)
+        for m in norms:
+            mean, var, count = next(parts), next(parts), next(parts)
+            assert m.running_mean is not None
+            assert m.running_var is not None
+            assert m.num_batches_tracked is not None
+            kept = (1 - (m.momentum or 0.0)) ** int(count)
+            m.running_mean.mul_(kept).add_(mean.to(m.running_mean.device))
+            m.running_var.mul_(kept).add_(var.to(m.running_var.device))
+            m.num_batches_tracked += int(count)

@@ -1,0 +1,104 @@
+"""What a finished run measured."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from bigbatch.core.checks import InputError
+from bigbatch.core.clock import Clock
+from bigbatch.core.files import write_atomically
+from bigbatch.core.reading import exists, first_mistake, read_json
+from bigbatch.train.measure.evaluate import Evaluation
+from bigbatch.train.state.record import Record
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores are means over a split, in [0, 1]; accuracy for the shipped tasks. NaN: not measured."""
+
+    task: str
+    updates: int
+    samples: int
+    test_score: float = math.nan
+    test_loss: float = math.nan
+    validation_score: float = math.nan  # of the final weights
+    best_validation_score: float = math.nan
+    train_s: float = math.nan  # seconds in updates, without evaluation and saving
+    samples_per_s: float = math.nan
+    curvature_s: float = 0.0  # seconds spent looking at curvature, not in train_s
+    micro_batch: int = 0
+    reached: bool = False  # True where the run ended at its target
+    diverged: bool = False  # True only in studies, which go on after a diverged run
+
+    def cost_of_looking(self) -> str:
+        """What curvature cost on the way, in words with a comma before; empty for nothing.
+
+        >>> Result("t", updates=1, samples=1, train_s=20.0, curvature_s=1.0).cost_of_looking()
+        ', curvature another 1.0 s (5.0 %)'
+        """
+        share = 100 * self.curvature_s / self.train_s if self.train_s else math.nan
+        return f", curvature another {self.curvature_s:.1f} s ({share:.1f} %)" if self.curvature_s else ""
+
+    def to_json(self) -> str:
+        """JSON text; NaN as null."""
+        return json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Result":
+        """The inverse of `to_json`."""
+        fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
+        return cls(**fields)
+
+    @classmethod
+    def load(cls, path: Path) -> "Result":
+        """Read a `result.json`. Fields that a newer version of bigbatch added are left out.
+
+        Raises:
+            InputError: If it can't be read, or holds no result.
+        """
+        resumes = exists(path.with_name("last.pt"))
+        remedy = f"delete {path.name} and continue with --resume: the end of the run is made again" if resumes else "restore a copy"
+        fields = read_json(path, remedy)
+        known = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__ and value is not None}
+        try:
+            result = _RESULT.validate_json(json.dumps(known), strict=True)
+        except ValidationError as error:
+            raise InputError(f"{path}: is damaged: {first_mistake(error)}; {remedy}") from None
+        for name in ("updates", "samples", "micro_batch"):
+            if getattr(result, name) < 0:
+                raise InputError(f"{path}: is damaged: {name} = {getattr(result, name)}: must not be negative; {remedy}")
+        return result
+
+
+_RESULT = TypeAdapter(Result)
+
+
+def conclude(
+    result: Result, record: Record, clock: Clock, folder: Path | None, *, test: Evaluation, validation: Evaluation, **also: Any
+) -> Result:
+    """Fill in what a run measured, and leave it as the last line of its record and in `result.json`.
+
+    Args:
+        result: The rest of it; with `train_s`.
+        record: Of the run.
+        clock: Its end.
+        folder: Of the run; None on workers that write nothing.
+        test: Of the final weights.
+        validation: Of the final weights.
+        also: Further facts for the record.
+    """
+    result = replace(
+        result,
+        test_score=test.score,
+        test_loss=test.loss,
+        validation_score=validation.score,
+        samples_per_s=clock.samples / result.train_s,
+    )
+    record.end(clock, **json.loads(result.to_json()), **also)
+    if folder is not None:
+        write_atomically(folder / "result.json", result.to_json().encode())
+    return result

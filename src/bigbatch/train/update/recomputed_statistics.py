@@ -1,0 +1,74 @@
+"""Running statistics of batch norm for averaged weights: those that a pass over training samples gives, not those of each worker.
+
+Where workers hold weights of their own, the mean of their running statistics belongs to no model that anyone evaluates.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from bigbatch.comm.gossip.gossip import Gossip
+from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import Ranks
+from bigbatch.layers.batch_norms import batch_norms
+from bigbatch.layers.precise_statistics import recompute_statistics
+from bigbatch.recipe import Recipe
+from bigbatch.train.data.loader import feed
+from bigbatch.train.data.micro_batch import micro_batches
+from bigbatch.train.data.sampler import index_batches
+from bigbatch.train.data.shares import Share, share_of
+from bigbatch.train.setup.build import DTYPES
+from bigbatch.train.update.gradient_accumulation import autocast
+from bigbatch.train.update.running_statistics import RunningStatistics
+
+SAMPLES = 2048
+"""Training samples of the pass, shared out among the workers; more where that is less than one normalisation group each."""
+
+
+class RecomputedStatistics(RunningStatistics):
+    """Computes running statistics anew whenever they are wanted, from the same samples each time.
+
+    Args:
+        model: As the worker trains it.
+        ranks: The workers.
+        recipe: For its batch, precision and seed.
+        train: The training set.
+        micro_batch: Most samples in one pass.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks, *, recipe: Recipe, train: Any, micro_batch: int) -> None:
+        super().__init__(model, ranks)
+        self._model, self._recipe, self._train, self._micro_batch = model, recipe, train, micro_batch
+
+    @contextmanager
+    def of_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:  # noqa: ARG002
+        """What the passes of an update leave is not used."""
+        yield
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Statistics of the model as it now is."""
+        if batch_norms(self._model):
+            self._pass()
+        yield
+
+    def _pass(self) -> None:
+        recipe, ranks = self._recipe, self._ranks
+        ghost = recipe.batch.ghost_batch
+        group = recipe.batch.global_batch if ghost == "global" else ghost or 1
+        num_samples = min(max(SAMPLES, group * ranks.world_size), recipe.num_train_samples)
+        share = share_of(num_samples, ranks.rank, ranks.world_size, group)
+        sizes = micro_batches(share.num_samples, self._micro_batch, group) if share.num_samples else []
+        indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
+        with autocast(recipe.precision, ranks.device):
+            batches = feed(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
+            recompute_statistics(self._model, batches, add_up=ranks.sum_)
+
+
+def build_statistics(comm: Comm, recipe: Recipe, train: Any, micro_batch: int) -> RunningStatistics:
+    """Running statistics kept while training; computed anew where workers' weights go apart for the whole run."""
+    if isinstance(comm, Gossip) and comm.apart:
+        return RecomputedStatistics(comm.model, comm.ranks, recipe=recipe, train=train, micro_batch=micro_batch)
+    return RunningStatistics(comm.model, comm.ranks)

@@ -1,0 +1,58 @@
+"""One rank of test_meet.py: workers that believe to be on GPUs, whose values are on the CPU all the same."""
+
+import os
+import time
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.distributed.ranks import leave
+from torch import nn
+
+from bigbatch.comm import ranks
+from bigbatch.comm.compression import HalfPrecision
+from bigbatch.comm.fully_shard import FullyShard
+from bigbatch.comm.ranks import joined
+from bigbatch.comm.rendezvous import meet
+from bigbatch.comm.rendezvous.meet import backend_of, decide
+from bigbatch.core.checks import Elsewhere, UserError
+
+
+def main():
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ranks.current = lambda device: nullcontext()
+
+    def among(name, device, identity):
+        ranks.choose_device, meet.identity_of = lambda asked: torch.device(device), lambda device: identity
+        return joined(store=dist.FileStore(f"{os.environ['STORE']}.{name}", world), timeout_s=200.0)
+
+    # On devices of two kinds nobody waits for anybody: all are told at once.
+    kind, began = "cuda:0" if rank else "cpu", time.monotonic()
+    with pytest.raises(UserError, match="worker 0 is on cpu and worker 1 on cuda: must be alike; give --device cpu") as refused:
+        among("mixed", kind, "").__enter__()
+    assert isinstance(refused.value, Elsewhere) == (rank > 0)
+    assert time.monotonic() - began < 100
+
+    # All on one GPU: by gloo, and the first worker says so, once.
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with among("shared", "cuda:0", "the only one") as together:
+            assert (together.rank, together.world_size, together.device) == (rank, world, torch.device("cuda:0"))
+            assert together.host == torch.device("cpu")
+            assert backend_of(together.device) == "gloo"
+            with pytest.raises(UserError, match="fully_shard: workers share a GPU"):
+                FullyShard(nn.Linear(2, 2), together)
+            with pytest.raises(UserError, match="compression bf16 with gloo: can't add bfloat16"):
+                HalfPrecision(torch.bfloat16, device=together.device)
+            assert together.gather(b"%d" % rank) == [b"%d" % r for r in range(world)]
+            assert together.from_first(b"first" if rank == 0 else None) == b"first"
+    notes = [str(w.message) for w in said if "share a GPU" in str(w.message)]
+    assert len(notes) == (0 if rank else 1)
+    assert all(note == decide([("cuda", "the only one")] * world)["note"] for note in notes)
+    leave()
+
+
+if __name__ == "__main__":
+    main()
