@@ -27,7 +27,7 @@ import torch
 
 from bigbatch import Recipe, fit
 from bigbatch.core.machine import usable_cores
-from bigbatch.train.state.agreed_flags import Pulse
+from bigbatch.train.state.agreed_flags import AgreedFlags
 from bigbatch.train.state.record import environment
 
 TASK, EPS = "fashion_mnist/resnet8", 0.03
@@ -37,13 +37,13 @@ ARMS = {"clean": None, "DisAdv": {"eps": EPS, "tau": 0}, "ConAdv": {"eps": EPS, 
 def one_run(arm, updates, global_batch):
     """Seconds of each update after the first, on every rank."""
     torch.set_num_threads(1)
-    stamps, beat = [], Pulse.beat
+    stamps, poll = [], AgreedFlags.poll
 
     def stamped(self, **asked):
         stamps.append(time.perf_counter())
-        return beat(self, **asked)
+        return poll(self, **asked)
 
-    Pulse.beat = stamped
+    AgreedFlags.poll = stamped
     budget = {"budget.epochs": None, "budget.updates": updates}
     recipe = Recipe.named(TASK).replace({**budget, "batch.global_batch": global_batch, "batch.micro_batch": 128, "adversarial": ARMS[arm]})
     fit(TASK, recipe, quiet=True, tensorboard=False, measure_test=False)

@@ -20,7 +20,7 @@ from bigbatch import Recipe
 from bigbatch.core.checks import Diverged
 from bigbatch.optim.newton_schulz import orthogonalise
 from bigbatch.tasks.task import load_task
-from bigbatch.train import loop
+from bigbatch.train import trainer
 
 HERE = Path(__file__).parent
 START = {
@@ -185,9 +185,9 @@ def run(task, multiple, seed, settings):
     named = Recipe.named(task)
     changes = {"schedule.warmup.kind": "none", "schedule.decay.kind": "constant", "optimizer.lr": 1.0, "seed": seed}
     recipe = named.replace({**changes, "batch.global_batch": named.batch.global_batch * multiple})
-    loop.build_optimizer = lambda model, recipe: Tried(model, settings, recipe.num_updates)
+    trainer.build_optimizer = lambda model, recipe, _: Tried(model, settings, recipe.num_updates)
     try:
-        result = loop.fit(load_task(task), recipe, quiet=True, tensorboard=False, measure_test=False, evaluate_every=recipe.total_epochs)
+        result = trainer.fit(load_task(task), recipe, quiet=True, tensorboard=False, measure_test=False, evaluate_every=recipe.total_epochs)
     except Diverged:
         return 0.0
     return 100 * result.validation_score

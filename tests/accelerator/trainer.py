@@ -1,6 +1,6 @@
 """`fit` itself on the simulated device: what it waits for in an update, outside of its looks at the device.
 
-A look is what follows a beat of the pulse (here every third update; in a run every `PULSE_S` seconds), an evaluation, and what a batch rule
+A look is what follows a poll of the flags (here every third update; in a run every `POLL_S` seconds), an evaluation, and what a batch rule
 reads before it decides. The first update may build constants.
 """
 
@@ -18,9 +18,10 @@ from torch.utils.data import TensorDataset
 from bigbatch import Recipe, fit
 from bigbatch.tasks import Splits
 from bigbatch.tasks.classification import Classification
-from bigbatch.train import loop
+from bigbatch.train import run as train_run
+from bigbatch.train import trainer
 from bigbatch.train.data import loader
-from bigbatch.train.state.agreed_flags import Beat, Pulse
+from bigbatch.train.state.agreed_flags import AgreedFlags, Flags
 
 UPDATES, BATCH, EVERY = 8, 32, 3
 RECIPE = {
@@ -47,17 +48,17 @@ class Small(Classification):
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(144, 10))
 
 
-class EveryThird(Pulse):
+class EveryThird(AgreedFlags):
     """The clock's place taken by a count."""
 
-    beats = 0
+    polls = 0
 
-    def beat(self, *, interrupted, save):
-        self.beats += 1
-        if self.beats % EVERY:
+    def poll(self, *, interrupted, save):
+        self.polls += 1
+        if self.polls % EVERY:
             return None
         set_phase(None)  # a look: until the next update
-        return Beat(interrupted, save)
+        return Flags(interrupted, save)
 
 
 def watched(function, *, first):
@@ -92,22 +93,26 @@ def looking(function):
 
 
 def run(changes=(), *, first=1, **options):
-    """One run, its loop as it is but for the pulse."""
+    """One run, its loop as it is but for that."""
     recipe = Recipe.from_dict(RECIPE).replace(dict(changes))
-    names = {"Pulse": EveryThird, "build_batch_control": watched(loop.build_batch_control, first=first), "evaluate": looking(loop.evaluate)}
-    before, pins = {name: getattr(loop, name) for name in names}, loader._pins
+    replaced = [
+        (train_run, "AgreedFlags", EveryThird),
+        (trainer, "build_control", watched(trainer.build_control, first=first)),
+        (train_run, "evaluate", looking(train_run.evaluate)),
+    ]
+    before, pins = [(module, name, getattr(module, name)) for module, name, _ in replaced], loader._pins
     settings = {"quiet": True, "evaluate_every": 1e9, "measure_test": False, "tensorboard": False} | options
     try:
-        for name, value in names.items():
-            setattr(loop, name, value)
+        for module, name, value in replaced:
+            setattr(module, name, value)
         loader._pins = lambda: False  # the simulated device has no pinned memory; copies that do not block are told by their flag
         result = fit(Small(), recipe, device=DEVICE, **settings)
         assert result.updates > first
     finally:
         set_phase(None)
         loader._pins = pins
-        for name, value in before.items():
-            setattr(loop, name, value)
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def optimizer(name):
@@ -162,14 +167,14 @@ PLANTS = [
     ("fit, sgd", "schedules.clock_lr", "set_lr"),
     ("fit, sgd", "train.state.record", "Record.update"),
     ("fit, sgd", "train.display.progress", "Display.update"),
-    ("fit, sgd", "train.control.batch_control", "BatchControl.after_update"),
-    ("fit, sgd", "train.control.batch_control", "BatchControl.factor"),
-    ("fit, sgd", "train.update.batches", "Passes.of_update"),
+    ("fit, sgd", "train.control.control", "Control.after_update"),
+    ("fit, sgd", "train.control.rate_source", "RateSource.factor"),
+    ("fit, sgd", "train.update.batches", "UpdateBatches.of_update"),
     ("fit, sgd", "comm.protocol", "Comm.after_step"),
     ("fit, sgd", "layers.normalise_groups", "normalise_groups"),
     ("fit, lars", "optim.lars", "LARS.update"),
-    ("fit, noise measured", "train.control.batch_control", "BatchControl.measure"),
-    ("fit, noise measured", "train.control.batch_control", "BatchControl.passed"),
+    ("fit, noise measured", "train.control.control", "Control.after_gradients"),
+    ("fit, noise measured", "train.control.control", "Control.after_backward"),
     ("fit, multiplicative noise", "train.update.batches", "noise_factors"),
     ("fit, adversarial", "train.update.adversarial_training", "Adversary.of_update"),
     ("fit, augmented", "train.data.augmentation", "Views.of"),

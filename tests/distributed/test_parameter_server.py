@@ -58,7 +58,7 @@ def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
         kill(job, role)
     code, said = job.end()
     assert code == 0, said
-    assert said.count("the server goes on after update") == 3
+    assert said.count("the server continues after update") == 3
     lost = [line for line in said.splitlines() if line.startswith("lost: ")]
     killed = "was killed by SIGKILL (from outside, or out of memory: the kernel's log tells); starting it again"
     assert [line.partition(" was killed")[0] for line in lost] == [

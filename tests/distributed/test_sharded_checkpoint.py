@@ -341,7 +341,7 @@ def test_the_group_forms_anew_while_a_checkpoint_is_written(tmp_path, monkeypatc
     held.go_on()
     code, said = held.job.end()
     assert code == 0, said
-    assert "goes on after update" in said
+    assert "continues after update" in said
     assert held.updates() == list(range(1, UPDATES + 1))
     assert left_behind(held.out) == []
     assert held.saved() == UPDATES

@@ -122,16 +122,16 @@ def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, way):
 
 HELD = """
 import runpy, time
-import bigbatch.train.loop as loop
+import bigbatch.train.run as run
 
-class Held(loop.Pulse):
-    def beat(self, **asked):
-        found = super().beat(**asked)
+class Held(run.AgreedFlags):
+    def poll(self, **asked):
+        found = super().poll(**asked)
         while asked["interrupted"]:
             time.sleep(0.05)
         return found
 
-loop.Pulse = Held
+run.AgreedFlags = Held
 runpy.run_module("bigbatch", run_name="__main__")
 """
 
@@ -183,7 +183,7 @@ def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
     job.process.send_signal(signal.SIGUSR1)
     code, said = job.end()
     assert code == 130, said
-    assert f"goes on after update {saved:,}" in said
+    assert f"continues after update {saved:,}" in said
     assert "requeue: Slurm did not queue job 77 again (no such job)" in said
 
 

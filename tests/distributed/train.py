@@ -13,7 +13,7 @@ from tests.distributed.ranks import leave
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import Interrupted
-from bigbatch.train.state.agreed_flags import Pulse
+from bigbatch.train.state.agreed_flags import AgreedFlags
 
 
 @contextlib.contextmanager
@@ -22,17 +22,17 @@ def stopped_after(updates):
     if updates is None:
         yield
         return
-    beat, count = Pulse.beat, itertools.count(1)
+    poll, count = AgreedFlags.poll, itertools.count(1)
 
     def ask(self, *, interrupted, save):
-        return beat(self, interrupted=next(count) >= updates, save=save)
+        return poll(self, interrupted=next(count) >= updates, save=save)
 
-    Pulse.beat = ask
+    AgreedFlags.poll = ask
     try:
         with contextlib.suppress(Interrupted):
             yield
     finally:
-        Pulse.beat = beat
+        AgreedFlags.poll = poll
 
 
 def main():

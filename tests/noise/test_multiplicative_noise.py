@@ -13,7 +13,7 @@ from bigbatch.tasks import load_task
 from bigbatch.train.data.loader import feed
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.data.shares import Share, Work, work_of
-from bigbatch.train.update.batches import Passes
+from bigbatch.train.update.batches import UpdateBatches
 from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
 
 RECIPE = Recipe.named("digits/mlp").replace({"batch.global_batch": 256, "batch.noise_batch": 16, "batch.micro_batch": 64})
@@ -68,7 +68,7 @@ def test_the_same_update_however_it_is_cut(workers, micro_batch):
         work = work_of(256, rank, workers, micro_batch=micro_batch, ghost_batch=None)
         mine = index[work.share.start :][: work.share.num_samples]
         stream = feed(train, mine.split(work.sizes), device=torch.device("cpu"), dtype=torch.float64)
-        passes = Passes(RECIPE).of_update(stream, clock, 256, work)
+        passes = UpdateBatches(RECIPE).of_update(stream, clock, 256, work)
         accumulate_gradients(model, task, passes, divisor=256, precision="float64", device=torch.device("cpu"))
     for p, q in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-10, atol=1e-12)
@@ -83,7 +83,7 @@ def test_idle_passes_take_no_factors():
     nn.init.ones_(model.weight)
     pieces = [(torch.full((2, 1), 9.0), torch.zeros(2)), (torch.ones(1, 1), torch.zeros(1)), (torch.ones(1, 1), torch.zeros(1))]
     recipe, work, clock = RECIPE.replace({"batch.noise_batch": 1}), Work(Share(0, 2), [2, 1, 1], idle=1), Clock(512, 2)
-    passes = list(Passes(recipe).of_update(iter(pieces), clock, 2, work))
+    passes = list(UpdateBatches(recipe).of_update(iter(pieces), clock, 2, work))
     z = noise_factors(2, 1, seed=0, start=512).tolist()
     assert [passes[0].weight, *(float(p.weight) for p in passes[1:])] == [1.0, *z]
     passes = [passes[0], *(Pass(p.inputs, p.targets, weight) for p, weight in zip(passes[1:], torch.tensor([[3.0], [5.0]]), strict=True))]

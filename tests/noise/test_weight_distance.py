@@ -70,7 +70,7 @@ def test_a_run_records_it_and_a_resumed_one_alike(tmp_path, monkeypatch):
     assert told[0]["distance"] == 0  # the warm-up's first rate
     assert all(a["distance"] < b["distance"] for a, b in itertools.pairwise(told))
 
-    from bigbatch.train import loop
+    from bigbatch.train.state.record import Record
 
     class Stopped(Exception):
         pass
@@ -80,8 +80,8 @@ def test_a_run_records_it_and_a_resumed_one_alike(tmp_path, monkeypatch):
         if clock.updates == 21:
             raise Stopped
 
-    update = loop.Record.update
-    monkeypatch.setattr(loop.Record, "update", stops)
+    update = Record.update
+    monkeypatch.setattr(Record, "update", stops)
     with pytest.raises(Stopped):
         fit("digits/mlp", recipe, out=tmp_path / "part", save_every_s=0, **settings)
     monkeypatch.undo()

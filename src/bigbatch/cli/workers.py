@@ -8,7 +8,7 @@ from pathlib import Path
 from bigbatch.core.checks import UserError
 from bigbatch.core.environment import DEVICE, read_variable
 
-IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.loop", "torch._dynamo", "torch.utils.tensorboard")
+IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.trainer", "torch._dynamo", "torch.utils.tensorboard")
 """What every worker would import, some of it late (torch's optimizers at the first step) and all of it slowly."""
 
 

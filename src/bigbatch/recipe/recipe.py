@@ -220,7 +220,7 @@ class Recipe(Section):
 
     @property
     def total_epochs(self) -> float:
-        """Passes over the training set."""
+        """UpdateBatches over the training set."""
         return self.total_samples / self.num_train_samples
 
     @classmethod

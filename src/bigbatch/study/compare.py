@@ -20,8 +20,8 @@ from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import expectation
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.loop import fit
 from bigbatch.train.state.result import Result
+from bigbatch.train.trainer import fit
 
 MARGIN_POINTS = 0.5
 SUFFIX = ".comparison.json"

@@ -32,8 +32,8 @@ from bigbatch.scaling import plan
 from bigbatch.scaling.sqrt import sqrt_lr
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.loop import fit
 from bigbatch.train.state.record import environment
+from bigbatch.train.trainer import fit
 
 WARMUP_UPDATES = 10
 EXTENSIONS = 3

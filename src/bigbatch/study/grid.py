@@ -14,8 +14,8 @@ from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.recipe import Recipe
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
-from bigbatch.train.loop import fit
 from bigbatch.train.state.record import read_record
+from bigbatch.train.trainer import fit
 
 
 class Cell(NamedTuple):

@@ -14,8 +14,8 @@ from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.reader import ALL
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.loop import fit
 from bigbatch.train.state.record import read_record
+from bigbatch.train.trainer import fit
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Edges of the stretches of a run that are looked at apart: the noise scale moves fastest at the start."""

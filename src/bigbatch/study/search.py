@@ -12,7 +12,7 @@ from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.loop import fit
+from bigbatch.train.trainer import fit
 
 
 class Trial(NamedTuple):

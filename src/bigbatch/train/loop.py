@@ -1,250 +1,178 @@
-"""The training loop, whole in view.
+"""The training loop. Under torchrun every worker runs it on its share of each update; so does a parameter server, with its own `update`.
 
-Its order is its documentation: choose the batch, run the micro-batches, measure, clip, set the rate, step, record, and now and then
-evaluate and save. Under torchrun every worker runs this same loop on its share of each update.
+`bigbatch.train.trainer` sets a run up, `train` is the loop, `update` one update, `finish` the end.
 """
 
 import math
-import sys
 import time
-from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from bigbatch.comm.ranks import joined
 from bigbatch.core.checks import Diverged, Interrupted
-from bigbatch.core.version import __version__
-from bigbatch.noise.weight_distance import WeightDistance, is_due
-from bigbatch.recipe import Recipe
+from bigbatch.noise.weight_distance import is_due
 from bigbatch.schedules.clock_lr import set_lr
-from bigbatch.tasks.task import Task, load_task
-from bigbatch.train.control.build import build_batch_control, check_batch_control
-from bigbatch.train.data.loader import MicroBatch
+from bigbatch.train.control.batch_source import BatchDecision
 from bigbatch.train.data.stream import idle_batch, open_stream
-from bigbatch.train.display.progress import Display
-from bigbatch.train.measure.curvature_probe import CurvatureProbe
-from bigbatch.train.measure.diagnose import check_weights, explain_divergence
-from bigbatch.train.measure.evaluate import Evaluation, evaluate
-from bigbatch.train.parameter_server.dispatch import by_server
-from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
-from bigbatch.train.state.agreed_flags import Pulse
-from bigbatch.train.state.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
-from bigbatch.train.state.folder import keep_recipe, load_data, open_together, owned_by_first
-from bigbatch.train.state.interrupt import Stopwatch, how_to_resume, interruptible
-from bigbatch.train.state.record import Record
+from bigbatch.train.measure.diagnose import explain_divergence
+from bigbatch.train.measure.evaluate import Evaluation
+from bigbatch.train.run import Run
+from bigbatch.train.setup.build import told_groups
+from bigbatch.train.state.checkpoint import kept_name
+from bigbatch.train.state.folder import keep_recipe
+from bigbatch.train.state.interrupt import how_to_resume, interruptible
 from bigbatch.train.state.result import Result, conclude
 from bigbatch.train.state.sharded_checkpoint import all_saved
-from bigbatch.train.update.adversarial_training import build_passes, make_examples, paired
-from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
-from bigbatch.train.update.recomputed_statistics import build_statistics
-
-PULSE_S = 0.25
-"""Seconds, about, between two looks at what only one worker knows, and between two readings of losses from the device."""
+from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 
-@by_server
-def fit(
-    task: Task | str,
-    recipe: Recipe | None = None,
-    *,
-    out: str | Path | None = None,
-    resume: bool = False,
-    evaluate_every: float = 1.0,
-    measure_test: bool = True,
-    save_every_s: float = 30.0,
-    quiet: bool = False,
-    tensorboard: bool = True,
-    device: str | torch.device | None = None,
-    title: str | None = None,
-    compile: bool = False,
-    measure_noise: bool | Literal["layers"] = False,
-    measure_distance: bool = False,
-    keep_checkpoints: bool = False,
-    target: float | None = None,
-) -> Result:
-    """Train a task by a recipe and measure it on the test set, once, with the final weights.
-
-    Started by torchrun (or `bigbatch train --workers`), it is one worker of several: each update's samples are shared out, and the result
-    is that of one worker to rounding.
-
-    Args:
-        task: A task, or its name (see `bigbatch tasks`, or `module:Class`).
-        recipe: What to run; the task's named recipe if left out.
-        out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`,
-            and `shards` of a model that is spread over workers; None writes nothing.
-        resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped, with what
-            `bigbatch.core.arithmetic` names unchanged; what differs is warned about. A finished run's result is returned as it is.
-        evaluate_every: Epochs between evaluations on the validation set; the last update is always followed by one.
-        measure_test: Whether to use the test set at the end; False while settings are being chosen (its scores are then NaN).
-        save_every_s: Least seconds between two checkpoints; 0 saves after every update.
-        quiet: Show no progress.
-        tensorboard: Whether to write TensorBoard events into `out`.
-        device: A torch device; a GPU of each worker's own if there is one, else the CPU.
-        title: What the progress display calls the run.
-        compile: Train through `torch.compile`; rounds otherwise, so resume with the same.
-        measure_noise: Whether to record signal and noise of every update's gradient, cut into four micro-batches at least; "layers":
-            of each layer too. Changes weights by the rounding of that cut, and not at all where updates are cut so anyway.
-        measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
-        keep_checkpoints: Whether to keep a checkpoint of every evaluation in `out`, `update-*.pt`: so much of the disk for each.
-        target: End after the first evaluation whose validation score reaches it.
-
-    Returns:
-        The result.
+def train(run: Run) -> Result:
+    """Run the updates of a run that is set up, until its budget is used up or its target reached.
 
     Raises:
-        UserError: If the task, recipe, data, checkpoint or folder can't be used.
         Diverged: If the loss or the weights stop being finite; the record and the last good checkpoint are kept.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
-    task = load_task(task) if isinstance(task, str) else task
-    recipe = recipe or Recipe.named(task.name)
-    with joined(device=device) as everyone, owned_by_first(out, everyone, resume=resume), paired(recipe, everyone) as (ranks, pair):
-        if pair is not None and pair.remote is None:
-            return make_examples(task, recipe, ranks, pair)
-        asked = resume
-        folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
-        if finished is not None:
-            return finished
-        ranks.check_alike({"recipe": recipe.to_toml(), "version of torch": torch.__version__, "version of bigbatch": __version__})
-        ranks.together(lambda: check_batch_control(recipe, measure=measure_noise, world_size=ranks.world_size))
-        data = ranks.together(lambda: load_data(task, recipe, ranks))
-        seed_everything(recipe.seed)
-        model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
-        comm = ranks.together(lambda: build_comm(model, recipe, ranks))
-        passes = ranks.together(lambda: build_passes(task, recipe, comm, data.train, pair=pair, quiet=quiet))
-        optimizer = ranks.together(lambda: build_optimizer(model, recipe, comm))
-        walked = WeightDistance(model) if measure_distance else None  # before a checkpoint is read
-        if not ranks.first:
-            seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
-        if out is not None and resume:
-            progress = load_checkpoint(Path(out) / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer, held=passes)
-        else:
-            progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
+    try:
+        with interruptible(run.options.out) as interrupt, all_saved(run.comm), run.display:
+            open_record(run)
+            run.begin(run)
+            run.start_timers()
+            while not run.is_over:
+                before = run.clock
+                run.update(run)
+                if run.is_over or run.clock.crossed(before, run.options.evaluate_every * run.recipe.num_train_samples):
+                    validate(run)
+                if run.clock != before:
+                    run.display.update(run.control.position(run.clock), loss=run.record.last_loss)
 
-        clock, best_score, micro_batch, reached = progress.clock, progress.best_score, progress.micro_batch, progress.reached
-        total, watch = recipe.total_samples, Stopwatch(progress.train_s)
-        statistics = build_statistics(comm, recipe, data.train, micro_batch)
+                flags = run.flags.poll(interrupted=interrupt.is_set(), save=run.save_is_due)
+                if flags is not None:
+                    run.control.read()
+                    run.record.flush()
+                    if not run.is_over and (flags.interrupted or flags.save):
+                        save_last(run)
+                        if flags.interrupted:
+                            raise Interrupted(how_to_resume(run.clock, run.options.out))
+            result, test = finish(run)
+        return conclude(result, run.record, run.clock, run.folder, test=test, validation=run.validation or test, **run.end_facts())
+    except Diverged as error:
+        raise Diverged(explain_divergence(error, run.recipe, run.data.train, run.folder), update=error.update) from None
+    finally:
+        run.record.close()
 
-        def save(name: str) -> None:
-            if out is not None:
-                control.take()
-                state = Progress(clock, micro_batch, best_score, watch.seconds, control.state_dict(), reached)
-                with comm.averaged(optimizer), statistics.whole():
-                    check_weights(model, clock)
-                    save_checkpoint(folder and folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state, held=passes)
 
-        def measure(split: str) -> Evaluation:
-            with comm.averaged(optimizer), statistics.whole():
-                result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks, lockstep=comm.lockstep)
-            record.evaluation(clock, split, result, comm.facts())
-            return result
+def update(run: Run) -> None:
+    """One update: decide on its batch, accumulate its gradient, measure and clip it, set the rate, step, record."""
+    control, comm, optimizer = run.control, run.comm, run.optimizer
+    if (decision := control.before_update(run.clock)) is not None:
+        follow(run, decision)
+    num_samples = control.num_samples(run.clock)
+    sum_loss = gradient(run, num_samples)
+    control.after_gradients()
+    if run.recipe.optimizer.clip_norm is not None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimizer.clip_norm)
+    set_lr(optimizer, control.lr_factor(run.clock))
+    comm.before_step(optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    comm.after_step(optimizer, run.clock.updates + 1)
 
-        forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
+    run.clock = run.clock.after(num_samples)
+    lr = optimizer.param_groups[0]["lr"]
+    run.record.update(run.clock, sum_loss, lr=lr, num_samples=num_samples)
+    control.after_update(run.clock, num_samples, lr, sum_loss)
+    run.display.say(control.message)
+    if run.distance is not None and is_due(run.clock.updates):
+        run.record.weight_distance(run.clock, run.distance.now())
 
-        def add_gradients(pieces: Iterable[MicroBatch | Pass], *, divisor: float, idle: int) -> Tensor:
-            hooks: dict[str, Any] = {"device": ranks.device, "passing": comm.passing, "passed": control.passed}
-            return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, precision=recipe.precision, **hooks)
 
-        record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
-        probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
-        control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
-        ranks.together(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch, clock))
-        passes.follow(control.adversarial_share, statistics)
-        if resume and not asked and ranks.first:
-            print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
-        start, quiet = control.position(clock), quiet or not ranks.first
-        show = Display(title or task.name, total=total, start=start, epoch=recipe.num_train_samples, quiet=quiet)
-        try:
-            with interruptible(out) as interrupt, all_saved(comm), show:
-                ranks.together(lambda: keep_recipe(folder, recipe))
-                ranks.together(record.open)
-                if not record.begun:
-                    groups = told_groups(model, recipe, title=title or task.name, quiet=quiet)
-                    record.start(recipe, task=task.name, micro_batch=micro_batch, workers=everyone.world_size, groups=groups)
-                if clock.updates == 0:
-                    save("last.pt")
-                work = control.work(micro_batch, lockstep=comm.lockstep)
-                read = partial(open_stream, recipe, data.train, ranks=ranks, work=work)
-                stream = read(begin := passes.begin(clock, work), control.ahead(begin))
-                if ranks.world_size > 1:
-                    with comm.rehearsal():
-                        add_gradients([idle_batch(recipe, data.train, ranks.device)], divisor=1.0, idle=1)
-                    optimizer.zero_grad()
-                    control.forget()
-                validation: Evaluation | None = None
-                pulse = Pulse(ranks, every_s=min(PULSE_S, save_every_s))
-                last_saved = time.monotonic()
-                watch = Stopwatch(progress.train_s)
-                control.resumed()
-                while control.position(clock) < total and not reached:
-                    decision = control.before_update(clock)
-                    if decision is not None:
-                        record.batch(clock, *decision[:3])
-                        if decision.after != decision.before:
-                            show.decided(*decision[:3])
-                            stream = stream if decision.foreseen else read(clock, control.ahead(clock))
-                    num_samples = control.num_samples(clock)
-                    share = (own := work(num_samples)).share
-                    of_update = passes.of_update(stream, clock, num_samples, own)
-                    with statistics.of_update(share, adversarial=passes.share(clock) > 0):
-                        sum_loss = add_gradients(of_update, divisor=comm.divisor(num_samples, share.num_samples), idle=own.idle)
-                    control.measure()
-                    if recipe.optimizer.clip_norm is not None:
-                        nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
-                    set_lr(optimizer, control.factor(clock))
-                    comm.before_step(optimizer)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    comm.after_step(optimizer, clock.updates + 1)
+def finish(run: Run) -> tuple[Result, Evaluation]:
+    """After the last update: the same weights everywhere, saved, and their scores.
 
-                    before, clock = clock, clock.after(num_samples)
-                    lr = optimizer.param_groups[0]["lr"]
-                    record.update(clock, sum_loss, lr=lr, num_samples=num_samples)
-                    control.after_update(clock, num_samples, lr, sum_loss)
-                    show.say(control.news())
-                    if walked is not None and is_due(clock.updates):
-                        record.weight_distance(clock, walked.now())
+    Returns:
+        The result but for scores, and the evaluation of the test set: NaN if it is not wanted.
+    """
+    run.control.read()
+    run.record.flush()
+    train_s = run.stopwatch.seconds - run.control.curvature_s
+    run.comm.settle(run.optimizer)
+    run.save("last.pt")
+    if run.validation is None:  # resumed after the last update
+        run.validation = run.evaluate("validation")
+    test = run.evaluate("test") if run.options.measure_test else Evaluation(math.nan, math.nan, 0)
+    facts: dict[str, Any] = {"train_s": train_s, "curvature_s": run.control.curvature_s, "micro_batch": run.micro_batch}
+    result = Result(run.task.name, run.clock.updates, run.clock.samples, best_validation_score=run.best_score, reached=run.reached, **facts)
+    return result, test
 
-                    done = control.position(clock) >= total
-                    if done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
-                        with watch.paused():
-                            validation = measure("validation")
-                            show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
-                            if validation.score > best_score:
-                                best_score = validation.score
-                                save("best.pt")
-                            if keep_checkpoints:
-                                save(kept_name(clock))
-                            reached = target is not None and validation.score >= target
-                            control.resumed()
-                    show.update(control.position(clock), loss=record.last_loss)
-                    beat = pulse.beat(interrupted=interrupt.is_set(), save=time.monotonic() - last_saved >= save_every_s)
-                    if beat is not None:
-                        control.take()
-                        record.flush()
-                    if beat is not None and not (done or reached) and (beat.interrupted or beat.save):
-                        with watch.paused():
-                            save("last.pt")
-                            last_saved = time.monotonic()
-                            control.resumed()
-                        if beat.interrupted:
-                            raise Interrupted(how_to_resume(clock, out))
 
-                control.take()
-                train_s = watch.seconds - control.curvature_s
-                comm.settle(optimizer)
-                save("last.pt")
-                if validation is None:  # resumed after the last update
-                    validation = measure("validation")
-                test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
-            facts: dict[str, Any] = {"train_s": train_s, "micro_batch": micro_batch, "reached": reached, "curvature_s": control.curvature_s}
-            result = Result(task.name, clock.updates, clock.samples, best_validation_score=best_score, **facts)
-            return conclude(result, record, clock, folder, test=test, validation=validation)
-        except Diverged as error:
-            raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
-        finally:
-            record.close()
+def open_record(run: Run) -> None:
+    """Write what a run's folder holds before its first update: the recipe, the first line of the record, a checkpoint."""
+    run.ranks.together(lambda: keep_recipe(run.folder, run.recipe))
+    run.ranks.together(run.record.open)
+    if not run.record.begun:
+        if run.notice:
+            run.display.say(run.notice)
+        groups = told_groups(run.model, run.recipe, title=run.title, quiet=run.quiet)
+        run.record.start(run.recipe, task=run.task.name, micro_batch=run.micro_batch, groups=groups, **run.start_facts)
+    if run.clock.updates == 0:
+        run.save("last.pt")
+
+
+def begin(run: Run) -> None:
+    """Open the stream of micro-batches; with several workers, settle by a pass that weighs nothing in which order gradients are sent."""
+    clock = run.batches.begin(run.clock, run.work)
+    run.stream = open_stream(run.recipe, run.data.train, clock, run.control.upcoming(clock), ranks=run.ranks, work=run.work)
+    if run.ranks.world_size > 1:
+        with run.comm.rehearsal():
+            accumulate(run, [idle_batch(run.recipe, run.data.train, run.ranks.device)], divisor=1.0, idle=1)
+        run.optimizer.zero_grad()
+        run.control.forget_gradients()
+
+
+def follow(run: Run, decision: BatchDecision) -> None:
+    """Record a decision about the batch, and read micro-batches for the new one."""
+    run.record.batch(run.clock, decision.before, decision.after, decision.reason)
+    if decision.after != decision.before:
+        run.display.decided(decision.before, decision.after, decision.reason)
+        if not decision.scheduled:
+            upcoming = run.control.upcoming(run.clock)
+            run.stream = open_stream(run.recipe, run.data.train, run.clock, upcoming, ranks=run.ranks, work=run.work)
+
+
+def gradient(run: Run, num_samples: int) -> Tensor:
+    """Accumulate the mean gradient of an update into `p.grad`; returns this worker's sum of losses, on the device."""
+    own = run.work(num_samples)
+    batches = run.batches.of_update(run.stream, run.clock, num_samples, own)
+    with run.statistics.of_update(own.share, adversarial=run.batches.share(run.clock) > 0):
+        return accumulate(run, batches, divisor=run.comm.divisor(num_samples, own.share.num_samples), idle=own.idle)
+
+
+def accumulate(run: Run, batches: Any, *, divisor: float, idle: int) -> Tensor:
+    """`accumulate_gradients` of a run."""
+    hooks: dict[str, Any] = {"passing": run.comm.passing, "passed": run.control.after_backward}
+    where: dict[str, Any] = {"device": run.ranks.device, "precision": run.recipe.precision}
+    return accumulate_gradients(run.forward, run.task, batches, divisor=divisor, idle=idle, **hooks, **where)
+
+
+def validate(run: Run) -> None:
+    """Evaluate the validation set; keep the best weights, and see whether the target is reached."""
+    with run.stopwatch.paused():
+        run.validation = run.evaluate("validation")
+        score = run.validation.score
+        run.display.evaluated(f"{run.task.metric} {100 * score:.2f} %")
+        if score > run.best_score:
+            run.best_score = score
+            run.save("best.pt")
+        if run.options.keep_checkpoints:
+            run.save(kept_name(run.clock))
+        run.reached = run.options.target is not None and score >= run.options.target
+        run.control.restart_timer()
+
+
+def save_last(run: Run) -> None:
+    """The checkpoint that a resumed run goes on from."""
+    with run.stopwatch.paused():
+        run.save("last.pt")
+        run.last_saved = time.monotonic()
+        run.control.restart_timer()

@@ -22,7 +22,7 @@ from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.data.shares import work_of
 from bigbatch.train.measure.curvature_probe import CurvatureProbe
 from bigbatch.train.state.record import read_record
-from bigbatch.train.update.adversarial_training import build_passes
+from bigbatch.train.update.adversarial_training import build_update_batches
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 PERIOD, N = 100, 1297
@@ -177,7 +177,7 @@ def passes_of(recipe, statistics=None):
     task = Small()
     torch.manual_seed(0)
     comm = Comm(task.model().double())
-    passes = build_passes(task, recipe, comm, task.splits().train, pair=None)
+    passes = build_update_batches(task, recipe, comm, task.splits().train, pair=None)
     passes.follow(lambda clock: 0.2 if clock.updates < 3 else 0.0, RunningStatistics(comm.model, comm.ranks))
     return comm.model, passes
 

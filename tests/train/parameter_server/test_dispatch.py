@@ -16,12 +16,12 @@ from bigbatch.comm.parameter_server.role import Role
 from bigbatch.comm.parameter_server.supervisor import reserved_ports
 from bigbatch.core.checks import CheckpointError, Interrupted, RecipeError, UserError
 from bigbatch.tasks.digits_mlp import DigitsMLP
-from bigbatch.train.loop import fit
 from bigbatch.train.parameter_server.dispatch import check_served
 from bigbatch.train.parameter_server.serve import build_ledger, serve_run
 from bigbatch.train.parameter_server.servers import serve_part
 from bigbatch.train.parameter_server.work import work_for
 from bigbatch.train.state.record import read_record
+from bigbatch.train.trainer import fit
 
 QUIET = {"quiet": True, "tensorboard": False}
 NAMED = Recipe.named("digits/mlp").replace({"comm.kind": "parameter_server", "budget": {"updates": 60}})

@@ -134,18 +134,18 @@ FILLS_UP = """
 import resource, sys
 import torch
 from bigbatch import Recipe, fit
-from bigbatch.train import loop
+from bigbatch.train import run
 
 torch.set_num_threads(int(sys.argv[3]))  # as the process that goes on
 recipe = Recipe.from_toml(open(sys.argv[2]).read())
 saves = []
-original = loop.save_checkpoint
+original = run.save_checkpoint
 def save(path, **kwargs):
     saves.append(path.name)
     if len(saves) == 10:  # from now on no file may grow beyond 10,000 bytes: the write fails half-way, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
     original(path, **kwargs)
-loop.save_checkpoint = save
+run.save_checkpoint = save
 fit("digits/mlp", recipe, out=sys.argv[1], quiet=True, tensorboard=False, save_every_s=0)
 """
 

@@ -18,7 +18,7 @@ from bigbatch.tasks.classification import Classification
 from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.setup.build import build_optimizer
-from bigbatch.train.state.agreed_flags import Beat, Pulse
+from bigbatch.train.state.agreed_flags import AgreedFlags, Flags
 from bigbatch.train.state.record import read_record
 from bigbatch.train.update.adversarial_training import paired
 
@@ -114,7 +114,7 @@ class Stopped:
 
     def __init__(self, monkeypatch, updates):
         counts = itertools.count(1)
-        monkeypatch.setattr(Pulse, "beat", lambda self, *, interrupted, save: Beat(True, False) if next(counts) == updates else None)
+        monkeypatch.setattr(AgreedFlags, "poll", lambda self, *, interrupted, save: Flags(True, False) if next(counts) == updates else None)
 
 
 @pytest.mark.slow

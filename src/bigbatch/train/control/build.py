@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 
 from bigbatch.batching.absa import ABSA
 from bigbatch.batching.adabatch import AdaBatch
-from bigbatch.batching.adascale import AdaScale
+from bigbatch.batching.adascale import AdaScale, gain
 from bigbatch.batching.cabs import CABS
-from bigbatch.batching.decision import BatchRule, Bounds
+from bigbatch.batching.decision import BatchRule, Bounds, Seen
 from bigbatch.batching.divebatch import DiveBatch
 from bigbatch.batching.goodput import Goodput
 from bigbatch.batching.increase_batch import IncreaseBatch
@@ -19,25 +19,35 @@ from bigbatch.batching.inner_product_test import InnerProductTest
 from bigbatch.batching.noise_scale import NoiseScaleRule
 from bigbatch.batching.norm_test import NormTest
 from bigbatch.batching.simigrad import SimiGrad
+from bigbatch.batching.smoothed import SmoothedNoise
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.protocol import Comm
+from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
+from bigbatch.scaling.linear import linear_lr
+from bigbatch.scaling.sqrt import sqrt_lr
 from bigbatch.schedules.autowu import AutoWU
 from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
-from bigbatch.train.control.batch_control import GROUPS, BatchControl, DecidedBatch, GainedRate, ScheduledBatch
+from bigbatch.train.control.batch_source import BatchSource, ScheduledBatch
+from bigbatch.train.control.control import Control
 from bigbatch.train.control.curvature_batch import CurvatureBatch
 from bigbatch.train.control.learned_warmup import LearnedWarmup
+from bigbatch.train.control.measured_batch import MeasuredBatch
+from bigbatch.train.control.noise_measurement import NoiseMeasurement
+from bigbatch.train.control.rate_source import GainRate, RateOfDecision, RateSource, ScaledRate
 from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.shares import Share, share_of
 from bigbatch.train.measure.curvature_probe import CurvatureProbe, CurvatureRecord
 from bigbatch.train.setup.build import DTYPES
 from bigbatch.train.state.record import Record
 
+GROUPS = 4
+"""Micro-batches of an update, over all workers, while noise is measured; more where they are small anyway."""
 LOSSY = ("powersgd", "top_k")
 """Ways of compression that leave something out of an exchange, and make up for it in later ones."""
 PAPERS_RATIO = 128
@@ -219,12 +229,12 @@ def measures(recipe: Recipe, measure: bool | str) -> bool:
     return bool(measure) or isinstance(recipe.batch.rule, sections.Measured | sections.AdaScale)
 
 
-def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -> None:
-    """Refuse what `build_batch_control` could not work with, before anything is begun.
+def check_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -> None:
+    """Refuse what `build_control` could not work with, before anything is begun.
 
     Args:
         recipe: Of the run.
-        measure: As in `build_batch_control`.
+        measure: As in `build_control`.
         world_size: Number of workers.
 
     Raises:
@@ -245,9 +255,9 @@ def check_batch_control(recipe: Recipe, *, measure: bool | str, world_size: int 
         build_absa(recipe)
 
 
-def build_batch_control(
+def build_control(
     recipe: Recipe, comm: Comm, optimizer: Optimizer, record: Record, *, measure: bool | str, probe: Callable[..., CurvatureProbe]
-) -> BatchControl:
+) -> Control:
     """What the recipe's [batch.rule], [schedule] and [curvature] ask for.
 
     Args:
@@ -259,35 +269,78 @@ def build_batch_control(
         probe: A `CurvatureProbe` of the run, but for what it is to see.
 
     Raises:
-        RecipeError: Where `check_batch_control` does.
+        RecipeError: Where `check_control` does.
     """
-    rule, ranks, schedule = recipe.batch.rule, comm.ranks, schedule_of(recipe)
-    settings: dict[str, Any] = {"recipe": recipe, "ranks": ranks, "record": record, "schedule": schedule}
+    schedule, total = schedule_of(recipe), recipe.total_samples
+    batch, rate = _sources(recipe, schedule, comm.ranks, record, probe)
+    control = Control(batch, rate, total)
+    if measures(recipe, measure):
+        control.noise = _noise_measurement(recipe, comm, record, layers=measure == "layers", observers=[batch.observe, rate.observe])
     if isinstance(schedule, AutoWU):
         back = bool(recipe.get("schedule.warmup.return_to_minimum"))
-        settings["warmup"] = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
-    if measures(recipe, measure):
-        own = ranks.world_size > 1 and measures_own(recipe)
-        parts = layers_of(comm.model) if measure == "layers" else None
-        along = isinstance(rule, sections.InnerProductTest)
-        group = "all" if ranks.world_size > 1 else None
-        population = recipe.num_train_samples
-        monitor = NoiseScaleMonitor(comm.model, population=population, parts=parts, along=along, process_group=group, own=own)
-        if own and isinstance(comm, AllReduce):
-            comm.observe(monitor.observe)
-        settings |= {"monitor": monitor, "groups": max(GROUPS, 2 * ranks.world_size) if own else GROUPS}
+        control.warmup = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
     if (c := recipe.curvature) is not None:
-        seen: dict[str, Any] = {"samples": c.samples, "eigenvalues": c.eigenvalues, "tolerance": c.tolerance}
-        settings["curvature"] = CurvatureRecord(probe(**seen, trace_tolerance=c.trace or None), record, every_updates=c.every_updates)
+        looks = probe(samples=c.samples, eigenvalues=c.eigenvalues, tolerance=c.tolerance, trace_tolerance=c.trace or None)
+        control.curvature = CurvatureRecord(looks, record, every_updates=c.every_updates)
+    return control
+
+
+def _sources(
+    recipe: Recipe, schedule: Schedule, ranks: Ranks, record: Record, probe: Callable[..., CurvatureProbe]
+) -> tuple[BatchSource, RateSource]:
+    """Where the batch comes from, and the rate that goes with it."""
+    rule, total, global_batch = recipe.batch.rule, recipe.total_samples, recipe.batch.global_batch
     match rule:
         case None:
-            return BatchControl(**settings)
+            return BatchSource(global_batch), RateSource(schedule, total)
         case sections.Scheduled():
-            return ScheduledBatch(build_scheduled_batch(recipe, schedule), **settings)
+            scheduled = build_scheduled_batch(recipe, schedule)
+            return ScheduledBatch(scheduled, global_batch), RateSource(lambda clock: scheduled(clock)[1], total)
         case sections.AdaScale():
-            return GainedRate(AdaScale(base_batch=rule.base_batch), **settings)
+            return BatchSource(global_batch), GainRate(schedule, total, AdaScale(base_batch=rule.base_batch))
         case sections.ABSA():
-            looking = probe(samples=rule.samples, eigenvalues=1, tolerance=rule.tolerance)
-            return CurvatureBatch(build_absa(recipe), rule, looking, **settings)
+            looks = probe(samples=rule.samples, eigenvalues=1, tolerance=rule.tolerance)
+            period = rule.every_epochs * recipe.num_train_samples
+            where: dict[str, Any] = {"total_samples": total, "ranks": ranks, "record": record}
+            followed = CurvatureBatch(build_absa(recipe), looks, global_batch=global_batch, period=period, **where)
+            return followed, ScaledRate(schedule, total, _scaling(rule.lr, global_batch))
         case _:
-            return DecidedBatch(build_batch_rule(recipe), bounds_of(recipe), rule, **settings)
+            when: dict[str, Any] = {"every_updates": rule.every_updates, "epoch": recipe.num_train_samples}
+            measured = MeasuredBatch(build_batch_rule(recipe), bounds_of(recipe), global_batch=global_batch, ranks=ranks, **when)
+            return measured, RateOfDecision(schedule, total, _scaling(rule.lr, global_batch, measured.noise))
+
+
+def _scaling(how: str, base: int, noise: SmoothedNoise | None = None) -> Callable[[int], float]:
+    """The factor of the rate that goes with a batch, the recipe's being `base`."""
+
+    def of_batch(global_batch: int) -> float:
+        match how:
+            case "linear":
+                return linear_lr(1.0, global_batch / base)
+            case "sqrt":
+                return sqrt_lr(1.0, global_batch / base)
+            case "gain" if noise is not None and noise.num_seen:
+                return gain(noise.signal, noise.noise, base, global_batch)
+            case _:
+                return 1.0
+
+    return of_batch
+
+
+def _noise_measurement(
+    recipe: Recipe, comm: Comm, record: Record, *, layers: bool, observers: list[Callable[[Seen], None]]
+) -> NoiseMeasurement:
+    ranks = comm.ranks
+    own = ranks.world_size > 1 and measures_own(recipe)
+    monitor = NoiseScaleMonitor(
+        comm.model,
+        population=recipe.num_train_samples,
+        parts=layers_of(comm.model) if layers else None,
+        along=isinstance(recipe.batch.rule, sections.InnerProductTest),
+        process_group="all" if ranks.world_size > 1 else None,
+        own=own,
+    )
+    if own and isinstance(comm, AllReduce):
+        comm.observe(monitor.observe)
+    num_groups = max(GROUPS, 2 * ranks.world_size) if own else GROUPS
+    return NoiseMeasurement(monitor, ranks=ranks, record=record, num_groups=num_groups, observers=observers)

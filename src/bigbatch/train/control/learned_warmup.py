@@ -35,42 +35,42 @@ class LearnedWarmup:
         return_to_minimum: Whether weights and optimizer state go back too.
 
     Attributes:
-        news: What the last update brought, in words; empty for nothing.
+        message: What the last update brought, in words; empty for nothing.
     """
 
     def __init__(self, autowu: AutoWU, *, comm: Comm, optimizer: Optimizer, record: Record, return_to_minimum: bool) -> None:
-        self.autowu, self.news = autowu, ""
+        self.autowu, self.message = autowu, ""
         self._comm, self._ranks, self._optimizer, self._record = comm, comm.ranks, optimizer, record
         self._kept = Kept(self._states, self._load) if return_to_minimum else None
-        self._untold: list[tuple[Clock, int, Tensor]] = []
+        self._pending: list[tuple[Clock, int, Tensor]] = []
         self._test_s = 0.0
 
     def after_update(self, clock: Clock, num_samples: int, sum_loss: Tensor) -> None:
         """`clock` stands after the update; `sum_loss` is of this worker's samples, on the device."""
-        self.news = ""
+        self.message = ""
         if self.autowu.switch is not None:
             return
         before = Clock(clock.samples - num_samples, clock.updates - 1)
         if self._kept is not None:
             sum_loss = sum_loss.where(self._weights_are_finite(), torch.nan)
-        self._untold.append((before, num_samples, sum_loss))
+        self._pending.append((before, num_samples, sum_loss))
         if self._kept is not None or self.autowu.due(before):
-            self.take()
+            self.read()
         if self.autowu.due(before):
             self._record.flush(fatal=self._kept is None)
             self._test(before, clock)
 
-    def take(self) -> None:
+    def read(self) -> None:
         """Read the losses since the last call. Called by every worker after the same updates."""
-        if not self._untold:
+        if not self._pending:
             return
-        untold, self._untold = self._untold, []
-        sums = self._ranks.sum_(torch.stack([loss for *_, loss in untold])).tolist()
-        for (clock, num_samples, _), sum_loss in zip(untold, sums, strict=True):
+        pending, self._pending = self._pending, []
+        sums = self._ranks.sum_(torch.stack([loss for *_, loss in pending])).tolist()
+        for (clock, num_samples, _), sum_loss in zip(pending, sums, strict=True):
             self.autowu.see(clock, sum_loss / num_samples)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs; `take` was called before."""
+        """What a resumed run needs; `read` was called before."""
         copies = [list(copy) for copy in self._kept.copies] if self._kept is not None else []
         return {"autowu": self.autowu.state_dict(), "kept": copies, "test_s": self._test_s}
 
@@ -103,7 +103,7 @@ class LearnedWarmup:
             return
         back = {"weights_of": self._kept.go_back(switch.minimum)} if self._kept is not None else {}
         self._record.switch(clock, **{**switch._asdict(), "samples": clock.samples}, **back, test_s=round(self._test_s, 4))
-        self.news = f"warm-up ends at update {clock.updates:,}, {switch.reason}: rate back to {switch.factor:.3g} of its peak"
+        self.message = f"warm-up ends at update {clock.updates:,}, {switch.reason}: rate back to {switch.factor:.3g} of its peak"
 
     def _weights_are_finite(self) -> Tensor:
         norms = torch._foreach_norm([local(p.detach()) for p in self._comm.model.parameters()])

@@ -4,6 +4,8 @@ Shares are consecutive and differ by at most one normalisation group (one sample
 one worker had them all, so that another number of workers changes nothing but who computes what.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from bigbatch.core.checks import RecipeError
@@ -102,3 +104,34 @@ def work_of(
     share = shares[rank] if lockstep else shares[0]
     sizes = sizes_of(share)
     return Work(share, [IDLE_SAMPLES] * (most - len(sizes)) + sizes, most - len(sizes))
+
+
+def partition(
+    rank: int,
+    world_size: int,
+    *,
+    micro_batch: int,
+    ghost_batch: int | Literal["global"] | None,
+    lockstep: bool,
+    num_groups: int | None = None,
+) -> Callable[[int], Work]:
+    """How a worker's share of any update is cut, as a function of the update's samples.
+
+    Args:
+        rank: As in `work_of`.
+        world_size: As in `work_of`.
+        micro_batch: As in `work_of`.
+        ghost_batch: As in `work_of`.
+        lockstep: As in `work_of`.
+        num_groups: UpdateBatches that an update is cut into at least, over all workers; None: no bound.
+
+    >>> partition(0, 1, micro_batch=8, ghost_batch=None, lockstep=False, num_groups=4)(8).sizes
+    [2, 2, 2, 2]
+    """
+
+    @lru_cache
+    def work(num_samples: int) -> Work:
+        most = micro_batch if num_groups is None else min(micro_batch, -(-num_samples // num_groups))
+        return work_of(num_samples, rank, world_size, micro_batch=most, ghost_batch=ghost_batch, lockstep=lockstep)
+
+    return work

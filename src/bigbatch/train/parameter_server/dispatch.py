@@ -5,56 +5,37 @@ the server (`serve`), others its workers (`work`). With asynchronous updates, a 
 comes first is decided by the speed of processes. Synchronous ones without backup workers are, with any number of workers that come and go.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
 
 import torch
 
 from bigbatch.comm.parameter_server.role import Role
 from bigbatch.core.checks import CheckpointError, RecipeError, UserError
 from bigbatch.recipe import Recipe, sections
-from bigbatch.tasks.task import load_task
-from bigbatch.train.data.loader import refuse_in_a_loader
+from bigbatch.tasks.task import Task
+from bigbatch.train.run import Options
 from bigbatch.train.state.checkpoint import read_checkpoint
 from bigbatch.train.state.result import Result
 
-P = ParamSpec("P")
 
+def take_part(task: Task, recipe: Recipe, role: Role, options: Options) -> Result:
+    """What this process does in a run with a parameter server.
 
-def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
-    """The trainer's `fit`, which takes its part in a run with a parameter server where this process has one."""
+    Raises:
+        UserError: If the recipe or an option does not go with one, or as `fit`.
+    """
+    check_served(recipe, role.num_workers, measure_noise=options.measure_noise, measure_distance=options.measure_distance)
+    if not role.serves:
+        from bigbatch.train.parameter_server.work import work_for
 
-    @functools.wraps(fit)
-    def fit_or_serve(*args: P.args, **options: P.kwargs) -> Result:
-        refuse_in_a_loader()
-        bound = inspect.signature(fit).bind(*args, **options)
-        bound.apply_defaults()
-        named = dict(bound.arguments)
-        task = load_task(named["task"]) if isinstance(named["task"], str) else named["task"]
-        recipe = named["recipe"] or Recipe.named(task.name)
-        role = Role.of_environment()
-        if role is None:
-            _refuse_pieces(recipe, named["out"] if named["resume"] else None)
-            return fit(*args, **options)
-        check_served(recipe, role.num_workers, measure_noise=named["measure_noise"], measure_distance=named["measure_distance"])
-        if not role.serves:
-            from bigbatch.train.parameter_server.work import work_for
+        return work_for(task, recipe, role, device=options.device, compile=options.compile)
+    if role.number > 0:
+        from bigbatch.train.parameter_server.servers import serve_part
 
-            return work_for(task, recipe, role, device=named["device"], compile=named["compile"])
-        if role.number > 0:
-            from bigbatch.train.parameter_server.servers import serve_part
+        return serve_part(task, recipe, role, device=options.device)
+    from bigbatch.train.parameter_server.serve import serve_run
 
-            return serve_part(task, recipe, role, device=named["device"])
-        from bigbatch.train.parameter_server.serve import serve_run
-
-        others = ("task", "recipe", "measure_noise", "measure_distance", "compile")
-        rest = {name: value for name, value in named.items() if name not in others}
-        return serve_run(task, recipe, role, **rest)
-
-    return fit_or_serve
+    return serve_run(task, recipe, role, options)
 
 
 def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False) -> None:
@@ -88,7 +69,7 @@ def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str 
         )
 
 
-def _refuse_pieces(recipe: Recipe, out: str | Path | None) -> None:
+def refuse_pieces(recipe: Recipe, out: str | Path | None) -> None:
     """A run that was stopped with pieces missing in the middle can only be continued by a server."""
     path = Path(out) / "last.pt" if out is not None else None
     if recipe.comm.kind != "parameter_server" or path is None or not path.exists():

@@ -1,13 +1,12 @@
-"""The loop of a run with a parameter server, whole in view: the trainer's own loop with `collect` and `publish` around the step.
+"""The run of a parameter server: the trainer's own loop, with gradients that workers send in the place of its own.
 
-Workers run `worker_loop`. The record, the checkpoints and the result are those of any other run; `last.pt` is what a server that was
-killed goes on from.
+Workers run `bigbatch.train.parameter_server.work`. The record, the checkpoints and the result are those of any other run; `last.pt` is what
+a server that was killed continues from.
 """
 
-import math
 import secrets
 import sys
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +19,32 @@ from bigbatch.comm.parameter_server.part_server import Parts
 from bigbatch.comm.parameter_server.role import Role
 from bigbatch.comm.parameter_server.server import ParameterServer
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import joined
-from bigbatch.core.checks import Diverged, Interrupted
+from bigbatch.comm.ranks import Ranks, joined
+from bigbatch.core.clock import Clock
 from bigbatch.core.environment import timeout_s
 from bigbatch.recipe import Recipe, sections
+from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.tasks.task import Task
+from bigbatch.train.control.batch_source import BatchSource
+from bigbatch.train.control.control import Control
+from bigbatch.train.control.rate_source import RateSource
 from bigbatch.train.data.shares import check_shares, share_of
-from bigbatch.train.display.progress import Display
-from bigbatch.train.measure.diagnose import check_weights, explain_divergence
-from bigbatch.train.measure.evaluate import Evaluation, evaluate
+from bigbatch.train.loop import train
 from bigbatch.train.parameter_server.servers import Spread
-from bigbatch.train.parameter_server.step import add_statistics, step_of
+from bigbatch.train.parameter_server.step import Apply, add_statistics, step_of
 from bigbatch.train.parameter_server.work import job_of, norm_buffers
-from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
-from bigbatch.train.state.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
-from bigbatch.train.state.folder import keep_recipe, load_data, open_together, owned_by_first
-from bigbatch.train.state.interrupt import Stopwatch, how_to_resume, interruptible
+from bigbatch.train.run import POLL_S, Options, Run
+from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything
+from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
+from bigbatch.train.state.folder import load_data, open_together, owned_by_first
 from bigbatch.train.state.record import Record
-from bigbatch.train.state.result import Result, conclude
+from bigbatch.train.state.result import Result
+from bigbatch.train.update.batches import UpdateBatches
+from bigbatch.train.update.running_statistics import RunningStatistics
 
-LOOK_S = 0.25
-"""Seconds between two looks at whether someone pressed Ctrl-C, and whether it is time to save."""
 
-
-def serve_run(
-    task: Task,
-    recipe: Recipe,
-    role: Role,
-    *,
-    out: str | Path | None = None,
-    resume: bool = False,
-    evaluate_every: float = 1.0,
-    measure_test: bool = True,
-    save_every_s: float = 30.0,
-    quiet: bool = False,
-    tensorboard: bool = True,
-    device: str | torch.device | None = None,
-    title: str | None = None,
-    keep_checkpoints: bool = False,
-    target: float | None = None,
-) -> Result:
-    """The server's part of `fit`, with the same arguments.
+def serve_run(task: Task, recipe: Recipe, role: Role, options: Options) -> Result:
+    """The first server's part of `fit`: the trainer's own loop, with gradients of workers.
 
     Returns:
         The result, which workers get too.
@@ -70,123 +54,142 @@ def serve_run(
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
-    with joined(device=device) as ranks, owned_by_first(out, ranks, resume=resume):
-        asked = resume
-        folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
+    with joined(device=options.device) as ranks, owned_by_first(options.out, ranks, resume=options.resume):
+        folder, resumes, finished = open_together(options.out, recipe, resume=options.resume, ranks=ranks)
         if finished is not None:
             return finished
-        data = load_data(task, recipe, ranks)
-        seed_everything(recipe.seed)
-        model = build_model(task, recipe, ranks.device).train()
-        optimizer, ledger = build_optimizer(model, recipe), build_ledger(recipe, role.num_workers)
-        apply = step_of(recipe, model, optimizer)
-        parts = _parts(role, recipe, model) if len(role.servers) > 1 else None
-        comm = Comm(model, ranks) if parts is None else Spread(model, ranks, parts)
-        if folder is not None and resume:
-            progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
-            clock = progress.clock
-            unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-            load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken), clock)
-        else:
-            progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
-        clock, best_score, reached = progress.clock, progress.best_score, progress.reached
-        total, watch = recipe.total_samples, Stopwatch(progress.train_s)
-
-        def save(name: str) -> None:
-            if folder is not None:
-                batch = {"global_batch": recipe.batch.global_batch, "ledger": ledger.state_dict(), "traffic": dict(server.traffic)}
-                state = Progress(clock, progress.micro_batch, best_score, watch.seconds, batch, reached)
-                with comm.averaged(optimizer):
-                    check_weights(model, clock)
-                save_checkpoint(folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state)
-
-        def measure(split: str) -> Evaluation:
-            with comm.averaged(optimizer):
-                result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks)
-            record.evaluation(clock, split, result)
-            record.staleness(clock, ledger.histogram)
-            return result
-
-        server = _open(role, recipe, model, ledger, parts, micro_batch=progress.micro_batch)
-        server.traffic.update(progress.batch.get("traffic", {}))
-        record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
-        if resume and not asked:
-            _say(quiet, f"{title or task.name}: the server goes on after update {clock.updates:,}")
         result: Result | None = None
-        show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
+        serving = set_up(task, recipe, role, options, ranks, folder=folder, resumes=resumes)
         try:
-            with interruptible(out) as interrupt, show:
-                if isinstance(comm, Spread):
-                    comm.begin(optimizer, ledger)
-                keep_recipe(folder, recipe)
-                record.open()
-                if not record.begun:
-                    facts: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
-                    facts["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
-                    if not _reproducible(recipe):
-                        _say(quiet, f"{title or task.name}: {_warning(recipe)}")
-                    record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **facts)
-                if clock.updates == 0:
-                    save("last.pt")
-                validation: Evaluation | None = None
-                last_look = last_saved = time.monotonic()
-                watch = Stopwatch(progress.train_s)
-                while not ledger.done and not reached:
-                    update = server.collect(timeout_s=LOOK_S)
-                    before = clock
-                    if update is not None:
-                        lr = apply(clock, update.damping, len(update.works))
-                        add_statistics(model, update.extras)
-                        server.publish()
-                        clock = clock.after(update.num_samples)
-                        sum_loss = torch.tensor(update.sum_loss, dtype=torch.float64)
-                        record.update(clock, sum_loss, lr=lr, num_samples=update.num_samples)
-                    if ledger.done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
-                        with watch.paused():
-                            validation = measure("validation")
-                            show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
-                            if validation.score > best_score:
-                                best_score = validation.score
-                                save("best.pt")
-                            if keep_checkpoints:
-                                save(kept_name(clock))
-                            reached = target is not None and validation.score >= target
-                    if clock.samples > before.samples:
-                        show.update(clock.samples, loss=record.last_loss)
-                    now = time.monotonic()
-                    if now - last_look >= min(LOOK_S, save_every_s) or interrupt.is_set():
-                        last_look = now
-                        record.flush()
-                        if not (ledger.done or reached) and (interrupt.is_set() or now - last_saved >= save_every_s):
-                            with watch.paused():
-                                save("last.pt")
-                            last_saved = time.monotonic()
-                            if interrupt.is_set():
-                                raise Interrupted(how_to_resume(clock, out))
-                train_s = watch.seconds
-                record.flush()
-                save("last.pt")
-                if validation is None:  # resumed after the last update
-                    validation = measure("validation")
-                test = measure("test") if measure_test else Evaluation(math.nan, math.nan, 0)
-            result = Result(
-                task.name,
-                clock.updates,
-                clock.samples,
-                best_validation_score=best_score,
-                train_s=train_s,
-                micro_batch=progress.micro_batch,
-                reached=reached,
-            )
-            result = conclude(result, record, clock, folder, test=test, validation=validation, **_what_happened(server, comm))
+            if resumes and not options.resume:
+                serving.say(f"{serving.run.title}: the server continues after update {serving.run.clock.updates:,}")
+            result = train(serving.run)
             return result
-        except Diverged as error:
-            raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
         finally:
-            record.close()
-            server.finish({"result": result and result.to_json()})
-            if parts is not None:
-                parts.end()
+            serving.server.finish({"result": result and result.to_json()})
+            if isinstance(serving.run.comm, Spread):
+                serving.run.comm.parts.end()
+
+
+@dataclass
+class Serving:
+    """What a server's run has besides, and its part of the loop.
+
+    Attributes:
+        server: Gives weights to workers, and takes their gradients.
+        apply: An update, from the gradients in `p.grad`.
+        run: Whose loop calls `begin` and `update`.
+    """
+
+    server: ParameterServer
+    apply: Apply
+    run: Run = field(init=False)
+
+    def begin(self, run: Run) -> None:
+        """Give other servers what they need."""
+        if isinstance(run.comm, Spread):
+            run.comm.begin(run.optimizer, self.server.ledger)
+
+    def update(self, run: Run) -> None:
+        """Wait a moment for the gradients of an update, and apply them."""
+        update = self.server.collect(timeout_s=POLL_S)
+        if update is None:
+            return
+        lr = self.apply(run.clock, update.damping, len(update.works))
+        add_statistics(run.model, update.extras)
+        self.server.publish()
+        run.clock = run.clock.after(update.num_samples)
+        run.record.update(run.clock, torch.tensor(update.sum_loss, dtype=torch.float64), lr=lr, num_samples=update.num_samples)
+
+    def record_staleness(self) -> None:
+        """How late the gradients so far were."""
+        self.run.record.staleness(self.run.clock, self.server.ledger.histogram)
+
+    def end_facts(self) -> dict[str, Any]:
+        """For the last line of the record."""
+        ledger, comm = self.server.ledger, self.run.comm
+        return {
+            "staleness": {str(tau): count for tau, count in sorted(ledger.histogram.items())},
+            "staleness_bound": ledger.bound,
+            "refused": dict(ledger.refused),
+            "applied": ledger.intervals,
+            **(self.server.traffic + comm.traffic if isinstance(comm, Spread) else self.server.traffic),
+        }
+
+    def say(self, text: str) -> None:
+        """Print a line for people."""
+        if not self.run.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+class ServedControl(Control):
+    """What the next update is, where workers compute ahead: the ledger shares it out.
+
+    Args:
+        recipe: Of the run.
+        server: With its ledger.
+    """
+
+    def __init__(self, recipe: Recipe, server: ParameterServer) -> None:
+        total = recipe.total_samples
+        super().__init__(BatchSource(recipe.batch.global_batch), RateSource(schedule_of(recipe), total), total)
+        self._server = server
+
+    def is_over(self, clock: Clock) -> bool:  # noqa: ARG002
+        """Whether all samples were applied."""
+        return self._server.ledger.done
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a server that was killed continues from."""
+        return {**super().state_dict(), "ledger": self._server.ledger.state_dict(), "traffic": dict(self._server.traffic)}
+
+
+def set_up(task: Task, recipe: Recipe, role: Role, options: Options, ranks: Ranks, *, folder: Path | None, resumes: bool) -> Serving:
+    """Build all that a server's run is made of, and take up its checkpoint if it is resumed.
+
+    Raises:
+        UserError: If the task, recipe, data, checkpoint or address can't be used.
+    """
+    data = load_data(task, recipe, ranks)
+    seed_everything(recipe.seed)
+    model = build_model(task, recipe, ranks.device).train()
+    optimizer, ledger = build_optimizer(model, recipe), build_ledger(recipe, role.num_workers)
+    apply = step_of(recipe, model, optimizer)
+    parts = _parts(role, recipe, model) if len(role.servers) > 1 else None
+    comm = Comm(model, ranks) if parts is None else Spread(model, ranks, parts)
+    if folder is not None and resumes:
+        progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
+        clock = progress.clock
+        unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
+        load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken), clock)
+    else:
+        progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
+    server = _open(role, recipe, model, ledger, parts, micro_batch=progress.micro_batch)
+    server.traffic.update(progress.batch.get("traffic", {}))
+    serving = Serving(server, apply)
+    serving.run = Run(
+        task=task,
+        recipe=recipe,
+        options=options,
+        ranks=ranks,
+        folder=folder,
+        data=data,
+        model=model,
+        comm=comm,
+        optimizer=optimizer,
+        statistics=RunningStatistics(model, ranks),
+        batches=UpdateBatches(recipe),
+        control=ServedControl(recipe, server),
+        record=Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks),
+        progress=progress,
+        update=serving.update,
+        begin=serving.begin,
+        after_evaluation=serving.record_staleness,
+        end_facts=serving.end_facts,
+        start_facts={"workers": role.num_workers, "bit_for_bit": _reproducible(recipe)},
+        notice="" if _reproducible(recipe) else _warning(recipe),
+    )
+    return serving
 
 
 EMPTY: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
@@ -257,20 +260,3 @@ def _warning(recipe: Recipe) -> str:
     if isinstance(c, sections.ParameterServer) and c.mode == "asynchronous" and momentum and c.damping == "none":
         text += f"; delays add to momentum = {momentum}: should it diverge, drop momentum, or set comm.damping (studies/staleness)"
     return text
-
-
-def _what_happened(server: ParameterServer, comm: Comm) -> dict[str, Any]:
-    """For the last line of the record."""
-    ledger = server.ledger
-    return {
-        "staleness": {str(tau): count for tau, count in sorted(ledger.histogram.items())},
-        "staleness_bound": ledger.bound,
-        "refused": dict(ledger.refused),
-        "applied": ledger.intervals,
-        **(server.traffic + comm.traffic if isinstance(comm, Spread) else server.traffic),
-    }
-
-
-def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

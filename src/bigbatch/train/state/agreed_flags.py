@@ -12,14 +12,14 @@ import torch
 from bigbatch.comm.ranks import Ranks
 
 
-class Beat(NamedTuple):
+class Flags(NamedTuple):
     """What was agreed on; the same on every worker."""
 
     interrupted: bool  # on any of them
     save: bool  # the first wants to
 
 
-class Pulse:
+class AgreedFlags:
     """When to agree.
 
     Args:
@@ -31,7 +31,7 @@ class Pulse:
         self._ranks, self._every_s = ranks, every_s
         self._next, self._seen, self._began = 1, 0, time.monotonic()
 
-    def beat(self, *, interrupted: bool, save: bool) -> Beat | None:
+    def poll(self, *, interrupted: bool, save: bool) -> Flags | None:
         """After each update.
 
         Args:
@@ -47,11 +47,11 @@ class Pulse:
             if not interrupted and elapsed < self._every_s:
                 return None
             self._began = time.monotonic()
-            return Beat(interrupted, save)
+            return Flags(interrupted, save)
         if self._seen < self._next:
             return None
         ahead = max(1, min(2 * self._seen, int(self._seen * self._every_s / max(elapsed, 1e-9))))
         wishes = [float(interrupted), float(save), float(ahead)] if self._ranks.first else [float(interrupted), 0.0, 0.0]
         agreed = self._ranks.max_(torch.tensor(wishes, device=self._ranks.host)).tolist()
         self._next, self._seen, self._began = int(agreed[2]), 0, time.monotonic()
-        return Beat(bool(agreed[0]), bool(agreed[1]))
+        return Flags(bool(agreed[0]), bool(agreed[1]))

@@ -34,7 +34,7 @@ from bigbatch.train.data.stream import idle_batch
 from bigbatch.train.setup.build import DTYPES, build_model, seed_everything
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
-from bigbatch.train.update.batches import Passes
+from bigbatch.train.update.batches import UpdateBatches
 from bigbatch.train.update.gradient_accumulation import Pass, autocast
 from bigbatch.train.update.replaced_samples import Replaced
 
@@ -47,7 +47,7 @@ class Pair(NamedTuple):
     remote: RemoteMaker | None  # None on the maker itself
 
 
-class Adversary(Passes):
+class Adversary(UpdateBatches):
     """An update's micro-batches, each followed by its adversarial examples.
 
     Args:
@@ -194,7 +194,7 @@ def make_examples(task: Task, recipe: Recipe, ranks: Ranks, pair: Pair) -> Resul
     return Result(task.name, updates=updates, samples=0)
 
 
-def build_passes(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair: Pair | None, quiet: bool = True) -> Passes:
+def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair: Pair | None, quiet: bool = True) -> UpdateBatches:
     """The passes of updates, as the recipe's [adversarial] asks for them, or its [batch.rule].
 
     Args:
@@ -215,7 +215,7 @@ def build_passes(task: Task, recipe: Recipe, comm: Comm, train: Any, *, pair: Pa
         except UserError as error:
             raise RecipeError(f"batch.rule: {error}") from None
     if section is None:
-        return Passes(recipe)
+        return UpdateBatches(recipe)
     attack, (low, high) = _attack(task, recipe, comm.ranks, comm.model), _range(section, train, "adversarial")
     alone = False
     try:

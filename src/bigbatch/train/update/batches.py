@@ -15,7 +15,7 @@ from bigbatch.train.update.gradient_accumulation import Pass
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 
-class Passes:
+class UpdateBatches:
     """Of one run, on one worker; `bigbatch.train.update.adversarial_training` and `replaced_samples` have other kinds.
 
     Args:

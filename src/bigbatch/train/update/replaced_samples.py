@@ -16,12 +16,12 @@ from bigbatch.train.data.input_range import Range
 from bigbatch.train.data.loader import MicroBatch
 from bigbatch.train.data.shares import Work
 from bigbatch.train.setup.build import DTYPES
-from bigbatch.train.update.batches import Passes
+from bigbatch.train.update.batches import UpdateBatches
 from bigbatch.train.update.gradient_accumulation import Pass, autocast
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 
-class Replaced(Passes):
+class Replaced(UpdateBatches):
     """An update's micro-batches, its first samples replaced by adversarial examples of the weights as they are.
 
     They are made in evaluation mode, which leaves running statistics alone, and trained on among the others, through the same batch norms.

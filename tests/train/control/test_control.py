@@ -14,7 +14,7 @@ from bigbatch.tasks import Splits
 from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.tasks.models import mlp
 from bigbatch.tasks.task import Task
-from bigbatch.train.control.build import build_scheduled_batch, check_batch_control
+from bigbatch.train.control.build import build_scheduled_batch, check_control
 from bigbatch.train.state.record import read_record
 
 DIGITS = Recipe.named("digits/mlp").replace({"budget.epochs": 3, "batch.micro_batch": 32})
@@ -247,7 +247,7 @@ class Deep(DigitsMLP):
 def test_how_often_values_are_read_changes_nothing(tmp_path, monkeypatch, kind):
     """Losses and norms are read when a quarter of a second has passed, together: after every update, or as late as can be."""
     for every_s in (0.0, 1e9):
-        monkeypatch.setattr("bigbatch.train.loop.PULSE_S", every_s)
+        monkeypatch.setattr("bigbatch.train.run.POLL_S", every_s)
         run(recipe_with(kind), tmp_path / str(every_s), Deep(), save_every_s=1e9)
     for lines in ("batch", "noise", "update"):
         assert lines_of(tmp_path / "0.0", lines) == lines_of(tmp_path / "1000000000.0", lines)
@@ -290,11 +290,11 @@ def test_rules_that_can_not_work(recipe, message):
 
 def test_each_worker_must_be_able_to_tell_where_it_measures_its_own_gradient():
     recipe = GHOST.replace({"batch.global_batch": 256, "comm.compression": {"kind": "top_k"}, "batch.rule": {"kind": "norm_test"}})
-    check_batch_control(recipe, measure=False, world_size=1)
+    check_control(recipe, measure=False, world_size=1)
     with pytest.raises(RecipeError, match="a worker's share of 256, of which it measures its own gradient, is one normalisation group"):
-        check_batch_control(recipe, measure=False, world_size=2)
+        check_control(recipe, measure=False, world_size=2)
     with pytest.raises(RecipeError, match="noise of each layer, and an exchange that loses something"):
-        check_batch_control(DIGITS.replace({"comm.compression": {"kind": "top_k"}}), measure="layers", world_size=2)
+        check_control(DIGITS.replace({"comm.compression": {"kind": "top_k"}}), measure="layers", world_size=2)
 
 
 def test_once_an_epoch_is_an_epoch_of_the_new_batch(tmp_path):
@@ -311,15 +311,15 @@ def test_adascale_counts_epochs_or_samples_only():
 
 def test_what_was_measured_is_written_before_a_checkpoint_relies_on_it(tmp_path, monkeypatch):
     """At every checkpoint the record on disk has the noise of every update that it covers."""
-    import bigbatch.train.loop as loop
+    import bigbatch.train.run as run_module
 
-    save, missing = loop.save_checkpoint, []
+    save, missing = run_module.save_checkpoint, []
 
     def checked(path, **state):
         missing.append(state["progress"].clock.updates - len(lines_of(tmp_path, "noise")))
         save(path, **state)
 
-    monkeypatch.setattr(loop, "save_checkpoint", checked)
+    monkeypatch.setattr(run_module, "save_checkpoint", checked)
     run(recipe_with("norm_test"), tmp_path, save_every_s=0)
     assert len(missing) > 10
     assert set(missing) == {0}
