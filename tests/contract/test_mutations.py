@@ -225,7 +225,7 @@ CASES = [
     ("noise.per_example", "noise_of_examples", "noise", None),
     ("train.control.rate_source", "GainRate.factor", "", "train/control/test_control.py"),
     ("train.control.rate_source", "ScaledRate.factor", "", "train/control/test_curvature_batch.py"),
-    ("train.update.replaced_samples", "Replaced._with_first", "", "train/control/test_curvature_batch.py"),
+    ("train.adversarial.replaced_samples", "Replaced._with_first", "", "train/control/test_curvature_batch.py"),
     ("train.update.gradient_accumulation", "accumulate_gradients", "", None),
     ("train.measure.evaluate", "evaluate", "score", "train/test_loop.py"),
 ]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from tests.distributed.test_adversarial import job, started
+from tests.train.adversarial.test_training import Stopped, assert_same, run, weights
 from tests.train.control.test_curvature_batch import SMALL, Small
-from tests.train.update.test_adversarial_training import Stopped, assert_same, run, weights
 
 from bigbatch import Interrupted
 from bigbatch.train.state.record import read_record

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.distributed.jobs import Job
 from tests.distributed.ranks import run_ranks
-from tests.train.update.test_adversarial_training import RESNET, assert_same, weights
+from tests.train.adversarial.test_training import RESNET, assert_same, weights
 
 from bigbatch import Recipe
 

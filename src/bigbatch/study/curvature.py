@@ -33,9 +33,9 @@ from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, m
 from bigbatch.study.curvature_table import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import MicroBatch, feed
+from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.display.progress import Stages
-from bigbatch.train.setup.build import DTYPES
 from bigbatch.train.state.record import environment
 
 RESULT = "curvature.json"

@@ -13,6 +13,7 @@ from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
+from bigbatch.train.adversarial.training import Pair, build_update_batches, make_examples, paired
 from bigbatch.train.control.build import build_control, check_control
 from bigbatch.train.data.loader import refuse_in_a_loader
 from bigbatch.train.data.shares import partition
@@ -25,7 +26,6 @@ from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_che
 from bigbatch.train.state.folder import load_data, open_together, owned_by_first
 from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result
-from bigbatch.train.update.adversarial_training import Pair, build_update_batches, make_examples, paired
 from bigbatch.train.update.recomputed_statistics import build_statistics
 
 

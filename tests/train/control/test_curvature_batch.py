@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from tests.reference.absa import absa as literal_absa
-from tests.train.update.test_adversarial_training import NotInMemory, Stopped, Tokens, assert_same, run, weights
+from tests.train.adversarial.test_training import NotInMemory, Stopped, Tokens, assert_same, run, weights
 from torch import nn
 from torch.func import functional_call
 
@@ -17,12 +17,12 @@ from bigbatch.core.checks import NotFinite, RecipeError
 from bigbatch.core.clock import Clock
 from bigbatch.tasks import Splits
 from bigbatch.tasks.digits_mlp import DigitsMLP
+from bigbatch.train.adversarial.training import build_update_batches
 from bigbatch.train.control.build import build_absa
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.data.shares import work_of
 from bigbatch.train.measure.curvature_probe import CurvatureProbe
 from bigbatch.train.state.record import read_record
-from bigbatch.train.update.adversarial_training import build_update_batches
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 PERIOD, N = 100, 1297

@@ -20,6 +20,7 @@ from bigbatch.train.parameter_server.dispatch import check_served
 from bigbatch.train.parameter_server.serve import build_ledger, serve_run
 from bigbatch.train.parameter_server.servers import serve_part
 from bigbatch.train.parameter_server.work import work_for
+from bigbatch.train.run import Options
 from bigbatch.train.state.record import read_record
 from bigbatch.train.trainer import fit
 
@@ -60,7 +61,7 @@ def run(task, recipe, out, *, workers=2, **options):
         others = [partial(serve_part, task, recipe, Role(True, i, *facts)) for i in range(1, servers)]
         others += [partial(work_for, task, recipe, Role(False, i, *facts)) for i in range(workers)]
         with threads(*others):
-            return serve_run(task, recipe, Role(True, 0, *facts), out=out, **options)
+            return serve_run(task, recipe, Role(True, 0, *facts), Options(out=out, **options))
 
 
 def saved(out):
@@ -157,7 +158,7 @@ def test_a_target_ends_the_run_and_a_finished_one_is_returned(tmp_path):
     assert result.reached
     assert result.updates < 2000
     role = Role(True, 0, ("tcp://127.0.0.1:1",), "token", 2)
-    assert serve_run(Digits(), recipe, role, out=tmp_path, resume=True).updates == result.updates
+    assert serve_run(Digits(), recipe, role, Options(out=tmp_path, resume=True)).updates == result.updates
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,8 @@ def test_roles_are_read_from_the_environment(monkeypatch):
     monkeypatch.setattr("bigbatch.train.parameter_server.work.work_for", lambda task, recipe, role, **_: (task.name, role.number))
     assert bigbatch.fit("digits/mlp", NAMED) == ("digits/mlp", 0)
     monkeypatch.setenv("BIGBATCH_ROLE", "server:0")
-    monkeypatch.setattr("bigbatch.train.parameter_server.serve.serve_run", lambda task, recipe, role, **options: sorted(options))
-    assert "evaluate_every" in bigbatch.fit("digits/mlp", NAMED)
+    monkeypatch.setattr("bigbatch.train.parameter_server.serve.serve_run", lambda task, recipe, role, options: options)
+    assert bigbatch.fit("digits/mlp", NAMED, evaluate_every=2.0) == Options(evaluate_every=2.0)
     with pytest.raises(UserError, match=r"comm.kind = 'all_reduce' in a run with a parameter server"):
         bigbatch.fit("digits/mlp")
 
@@ -214,5 +215,5 @@ def test_json_of_the_outcome_is_what_workers_return(tmp_path):
     with reserved_ports(1) as ports:
         facts = ((f"tcp://127.0.0.1:{ports[0]}",), "token", 1)
         with threads(lambda: results.append(work_for(Digits(), NAMED, Role(False, 0, *facts)))):
-            results.append(serve_run(Digits(), NAMED, Role(True, 0, *facts), **QUIET))
+            results.append(serve_run(Digits(), NAMED, Role(True, 0, *facts), Options(**QUIET)))
     assert len({json.dumps(json.loads(result.to_json())) for result in results}) == 1

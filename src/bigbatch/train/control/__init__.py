@@ -1,4 +1,4 @@
-"""What the next update is: where its batch comes from, where its rate comes from, and what is measured for either.
+"""What the next update is: a source of its batch, a source of its rate, and measurements, each alone and any with any.
 
-May import `train.data`, `train.setup`, `train.measure` and `train.state.record`.
+`control` composes them, `build` makes them of a recipe. May import `train.state` and all below it: `measure`, `setup`, `update`, `data`.
 """

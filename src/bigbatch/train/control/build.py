@@ -36,14 +36,15 @@ from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
 from bigbatch.train.control.batch_source import BatchSource, ScheduledBatch
 from bigbatch.train.control.control import Control
 from bigbatch.train.control.curvature_batch import CurvatureBatch
+from bigbatch.train.control.curvature_measurement import CurvatureMeasurement
 from bigbatch.train.control.learned_warmup import LearnedWarmup
 from bigbatch.train.control.measured_batch import MeasuredBatch
 from bigbatch.train.control.noise_measurement import NoiseMeasurement
 from bigbatch.train.control.rate_source import GainRate, RateOfDecision, RateSource, ScaledRate
 from bigbatch.train.data.micro_batch import micro_batches
+from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.shares import Share, share_of
-from bigbatch.train.measure.curvature_probe import CurvatureProbe, CurvatureRecord
-from bigbatch.train.setup.build import DTYPES
+from bigbatch.train.measure.curvature_probe import CurvatureProbe
 from bigbatch.train.state.record import Record
 
 GROUPS = 4
@@ -281,7 +282,7 @@ def build_control(
         control.warmup = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
     if (c := recipe.curvature) is not None:
         looks = probe(samples=c.samples, eigenvalues=c.eigenvalues, tolerance=c.tolerance, trace_tolerance=c.trace or None)
-        control.curvature = CurvatureRecord(looks, record, every_updates=c.every_updates)
+        control.curvature = CurvatureMeasurement(looks, record, every_updates=c.every_updates)
     return control
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bigbatch.core.clock import Clock
 from bigbatch.train.control.batch_source import BatchDecision, BatchSource
+from bigbatch.train.control.curvature_measurement import CurvatureMeasurement
 from bigbatch.train.control.learned_warmup import LearnedWarmup
 from bigbatch.train.control.noise_measurement import NoiseMeasurement
 from bigbatch.train.control.rate_source import RateSource
-from bigbatch.train.measure.curvature_probe import CurvatureRecord
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Control:
     total_samples: int
     noise: NoiseMeasurement | None = None
     warmup: LearnedWarmup | None = None
-    curvature: CurvatureRecord | None = None
+    curvature: CurvatureMeasurement | None = None
 
     def position(self, clock: Clock) -> int:
         """Samples on the clock of the schedule and the budget."""

@@ -14,9 +14,9 @@ from bigbatch.recipe import Recipe
 from bigbatch.train.data.augmentation import Views
 from bigbatch.train.data.label_skew import classes_of, label_shard
 from bigbatch.train.data.loader import MicroBatch, feed
+from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches, sample_indices
 from bigbatch.train.data.shares import IDLE_SAMPLES, Work
-from bigbatch.train.setup.build import DTYPES
 
 
 def open_stream(

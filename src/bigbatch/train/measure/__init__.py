@@ -1,4 +1,4 @@
-"""What is measured beside training: the score on held-out data, the curvature of the loss, why a run diverged.
+"""What is measured beside training: scores on held-out data, the curvature of the loss, why a run diverged.
 
-May import `train.data`, `train.setup` and `train.update`.
+May import `train.setup`, `train.update` and `train.data`.
 """

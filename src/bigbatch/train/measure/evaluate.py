@@ -10,7 +10,7 @@ from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import feed
-from bigbatch.train.update.gradient_accumulation import autocast
+from bigbatch.train.data.precision import autocast
 
 EVALUATION_BATCH = 500
 

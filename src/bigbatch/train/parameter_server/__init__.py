@@ -1,4 +1,5 @@
-"""The loops of a run with a parameter server: servers (`serve`, `servers`) and workers (`work`).
+"""Runs with a parameter server: servers run the trainer's own loop (`serve`, `servers`), workers compute gradients for them (`work`).
 
-May import every room of `train`. Messages, sharing-out of work and processes are `bigbatch.comm.parameter_server`, which knows no task.
+May import every room of `train`, and the loop. Messages, sharing-out of work and processes are `bigbatch.comm.parameter_server`, which knows
+no task.
 """

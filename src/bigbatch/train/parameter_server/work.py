@@ -22,8 +22,9 @@ from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import MicroBatch, feed, move
 from bigbatch.train.data.micro_batch import micro_batches
+from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
-from bigbatch.train.setup.build import DTYPES, build_model, seed_everything
+from bigbatch.train.setup.build import build_model, seed_everything
 from bigbatch.train.state.result import Result
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 

@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run: model, optimizer, ways of working together, seeds.
+"""From a recipe to the objects of a run: model, optimizer, a way of working together, seeds.
 
-May import `train.data` and `train.update.gradient_accumulation`; nothing of the loop, its state or its display.
+May import `train.data` and `train.update`.
 """

@@ -33,13 +33,10 @@ from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import feed
 from bigbatch.train.data.micro_batch import fastest_micro_batch
+from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.setup.lstm_precision import cpu_computes_bfloat16, keep_lstms_in_float32
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""Precision of a recipe to the type of the weights; bfloat16 is autocast over float32 weights."""
-
 
 GOSSIP: dict[str, type[Gossip]] = {"d_psgd": DPSGD, "dmsgd": DmSGD, "decentlam": DecentLaM}
 

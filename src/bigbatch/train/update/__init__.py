@@ -1,4 +1,4 @@
-"""How one update's gradient is made: accumulation over micro-batches, adversarial examples, running statistics of batch norm.
+"""How one update's gradient is made: its micro-batches, gradient accumulation, running statistics of batch norm.
 
-May import `train.data` and `train.setup`.
+May import `train.data`.
 """

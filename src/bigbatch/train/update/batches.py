@@ -16,7 +16,7 @@ from bigbatch.train.update.running_statistics import RunningStatistics
 
 
 class UpdateBatches:
-    """Of one run, on one worker; `bigbatch.train.update.adversarial_training` and `replaced_samples` have other kinds.
+    """Of one run, on one worker; `bigbatch.train.adversarial.training` and `replaced_samples` have other kinds.
 
     Args:
         recipe: Of the run.

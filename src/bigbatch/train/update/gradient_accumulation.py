@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import MicroBatch
+from bigbatch.train.data.precision import autocast
 from bigbatch.train.update.running_statistics import frozen_norms
 
 
@@ -20,11 +21,6 @@ class Pass(NamedTuple):
     targets: Tensor  # (n, ...)
     weight: float | Tensor = 1.0  # of its losses: of all, or of each, (n,)
     adversarial: bool = False  # goes through the auxiliary batch norms; its losses are not in the sum
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the recipe asks for it."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def alone(last: bool) -> AbstractContextManager[object]:  # noqa: ARG001

@@ -17,10 +17,9 @@ from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.recipe import Recipe
 from bigbatch.train.data.loader import feed
 from bigbatch.train.data.micro_batch import micro_batches
+from bigbatch.train.data.precision import DTYPES, autocast
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.shares import Share, share_of
-from bigbatch.train.setup.build import DTYPES
-from bigbatch.train.update.gradient_accumulation import autocast
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 SAMPLES = 2048

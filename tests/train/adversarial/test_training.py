@@ -16,11 +16,11 @@ from bigbatch.core.checks import RecipeError
 from bigbatch.tasks import Splits, load_task
 from bigbatch.tasks.classification import Classification
 from bigbatch.tasks.digits_mlp import DigitsMLP
+from bigbatch.train.adversarial.training import paired
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.setup.build import build_optimizer
 from bigbatch.train.state.agreed_flags import AgreedFlags, Flags
 from bigbatch.train.state.record import read_record
-from bigbatch.train.update.adversarial_training import paired
 
 DIGITS = Recipe.named("digits/mlp").replace(
     {

@@ -14,10 +14,10 @@ from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.input_range import Range
 from bigbatch.train.data.loader import MicroBatch
+from bigbatch.train.data.precision import DTYPES, autocast
 from bigbatch.train.data.shares import Work
-from bigbatch.train.setup.build import DTYPES
 from bigbatch.train.update.batches import UpdateBatches
-from bigbatch.train.update.gradient_accumulation import Pass, autocast
+from bigbatch.train.update.gradient_accumulation import Pass
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 

@@ -27,16 +27,17 @@ from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe, batch_rules
 from bigbatch.recipe.sections import Adversarial
 from bigbatch.tasks.task import Task
+from bigbatch.train.adversarial.replaced_samples import Replaced
 from bigbatch.train.data.input_range import Range, data_range
 from bigbatch.train.data.loader import MicroBatch
+from bigbatch.train.data.precision import DTYPES, autocast
 from bigbatch.train.data.shares import Work
 from bigbatch.train.data.stream import idle_batch
-from bigbatch.train.setup.build import DTYPES, build_model, seed_everything
+from bigbatch.train.setup.build import build_model, seed_everything
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
 from bigbatch.train.update.batches import UpdateBatches
-from bigbatch.train.update.gradient_accumulation import Pass, autocast
-from bigbatch.train.update.replaced_samples import Replaced
+from bigbatch.train.update.gradient_accumulation import Pass
 
 
 class Pair(NamedTuple):
