@@ -6,11 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-import zmq
-
 from bigbatch.comm.line import COPIED_BYTES, HEARTBEATS_MS
 from bigbatch.comm.messages import HEADER, MOST_TOKEN_BYTES, Answer, BadMessage, Kind, Request, Say, decode_request, encode_answer
 from bigbatch.core.checks import UserError
+from bigbatch.core.extras import needed
+
+with needed("a parameter server", extra="parameter-server"):
+    import zmq
+
 
 AT_ONCE = 64
 """Requests that are read in one go."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import zmq
 from torch import Tensor
 
 from bigbatch.comm.desk import Desk
@@ -20,6 +19,11 @@ from bigbatch.comm.line import Line
 from bigbatch.comm.messages import Answer, BadMessage, Kind, Layout, Request, Say, digest_of, pack_tree, unpack_tree
 from bigbatch.core.checks import LostWorkers, UserError
 from bigbatch.core.clock import Clock
+from bigbatch.core.extras import needed
+
+with needed("a parameter server", extra="parameter-server"):
+    import zmq
+
 
 if TYPE_CHECKING:
     from bigbatch.comm.parameter_server import Update

@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
+from bigbatch.core.extras import MissingExtra
+
 FAMILIES = ("scaling", "schedules", "batching", "noise", "curvature", "layers", "optim", "adversarial", "comm", "simulate")
 """Packages whose modules may hold a method."""
 
@@ -61,7 +63,10 @@ def find_papers() -> dict[str, Paper]:
     for family in FAMILIES:
         package = importlib.import_module(f"bigbatch.{family}")
         for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            paper = getattr(importlib.import_module(info.name), "PAPER", None)
+            try:
+                paper = getattr(importlib.import_module(info.name), "PAPER", None)
+            except MissingExtra:  # transports, which hold no paper
+                continue
             if isinstance(paper, Paper):
                 found[info.name] = paper
     return dict(sorted(found.items()))

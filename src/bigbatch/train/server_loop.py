@@ -54,7 +54,7 @@ def serve_run(
     measure_test: bool = True,
     save_every_s: float = 30.0,
     quiet: bool = False,
-    tensorboard: bool = True,
+    tensorboard: bool | None = None,
     device: str | torch.device | None = None,
     title: str | None = None,
     keep_checkpoints: bool = False,
