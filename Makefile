@@ -9,17 +9,25 @@ JOBS ?= 2
 help:
 	@grep -E '^# |^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-$(BIN)/bigbatch: pyproject.toml constraints.txt
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+
+$(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[cli,report,study]'
 	@touch $@
 
-$(VENV)/dev: $(BIN)/bigbatch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt timm open-lars pytorch-optimizer  # to compare with; timm alone would bring another torch
+$(VENV)/all: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[all]'
 	@touch $@
 
-setup: $(BIN)/bigbatch  ## install into .venv
+$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps timm open-lars pytorch-optimizer  # to compare with; timm alone would bring another torch
+	@touch $@
+
+setup: $(VENV)/all  ## install into .venv, with all extras
 setup-dev: $(VENV)/dev  ## install with the tools of the tests
 
 lint: $(VENV)/dev  ## formatting, lint, types, layers
@@ -34,11 +42,11 @@ test: lint  ## set up and run all checks and tests
 test-bits: $(VENV)/dev  ## repeat the tests of equal bits under other threads, instruction sets and load
 	$(BIN)/python tests/bit_for_bit.py --jobs $(JOBS)
 
-demo: $(BIN)/bigbatch  ## set up and run the main job on real images, in minutes
+demo: $(VENV)/demo  ## set up and run the main job on real images, in minutes
 	@BIN=$(BIN) sh examples/demo.sh
 
-docs: $(BIN)/bigbatch  ## build the site into site/
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+docs: $(VENV)/all  ## build the site into site/
+	$(INSTALL) -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
@@ -78,7 +86,7 @@ bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (r
 gpu:  ## all that needs a GPU, in nine minutes, without installing: make gpu PYTHON=python3; see docs/gpu.md
 	PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON)),$(PYTHON)) benchmarks/gpu/run.py
 
-papers: $(BIN)/bigbatch  ## write PAPERS.md anew
+papers: $(VENV)/all  ## write PAPERS.md anew
 	$(BIN)/python docs/papers_table.py > PAPERS.md
 
 clean:  ## remove what make made

@@ -7,18 +7,18 @@ progress, in updates of the small batch, by which the schedule and the end of th
 """
 
 import torch
-from sklearn.datasets import load_digits
 
 from bigbatch.batching import AdaScale, Seen
 from bigbatch.noise import NoiseScaleMonitor
+from bigbatch.tasks.data.digits import read_digits
 
 BASE_BATCH, GLOBAL_BATCH, BASE_UPDATES, LR = 32, 512, 800, 0.1
 
 
 def main():
     torch.manual_seed(0)
-    x, y = (torch.as_tensor(values) for values in load_digits(return_X_y=True))
-    x = x.float() / 16
+    x, y = read_digits()
+    x = x.flatten(1) / 16
     train, test = slice(0, 1500), slice(1500, None)
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, nesterov=True)

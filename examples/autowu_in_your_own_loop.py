@@ -9,17 +9,17 @@ The rate grows from 1e-5 times the bound until the training loss turns; then it 
 import copy
 
 import torch
-from sklearn.datasets import load_digits
 
 from bigbatch.schedules import AutoWU, ClockLR, Kept
+from bigbatch.tasks.data.digits import read_digits
 
 GLOBAL_BATCH, UPDATES, BOUND = 256, 200, 100.0
 
 
 def main():
     torch.manual_seed(0)
-    x, y = (torch.as_tensor(values) for values in load_digits(return_X_y=True))
-    x = x.float() / 16
+    x, y = read_digits()
+    x = x.flatten(1) / 16
     train, test = slice(0, 1500), slice(1500, None)
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=BOUND, momentum=0.9)

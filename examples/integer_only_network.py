@@ -8,14 +8,14 @@ python examples/integer_only_network.py
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from sklearn.datasets import load_digits
 from torch import nn
 
 from bigbatch.layers import float_twin, quantize_batch_norm, save_integers
+from bigbatch.tasks.data.digits import read_digits
 
 torch.manual_seed(0)
-images, labels = map(torch.from_numpy, load_digits(return_X_y=True))  # real grey images of 8 x 8 pixels, integers 0..16
-images = images.view(-1, 1, 8, 8)
+images, labels = read_digits()  # real grey images of 8 x 8 pixels, integers 0..16
+images = images.unsqueeze(1).double()
 model = nn.Sequential(
     *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
     *(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),

@@ -3,7 +3,7 @@
     bigbatch train own_task:Wine --recipe wine.toml          (in this folder; the recipe is written by running this file)
     bigbatch scale own_task:Wine --recipe wine.toml --to 64
 
-python examples/own_task.py
+python examples/own_task.py                                  (pip install scikit-learn, for its data)
 """
 
 from pathlib import Path

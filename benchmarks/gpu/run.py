@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[0] = str(ROOT)  # the parts, and other benchmarks, as modules
-NEEDED = ("torch", "numpy", "scipy", "pydantic", "platformdirs", "tomli_w", "filelock", "rich", "pytest")
+NEEDED = ("torch", "numpy", "pydantic", "platformdirs", "tomli_w", "filelock", "pytest")
 NAMES = {"tomli_w": "tomli-w"}
 PARTS = {"suite": 170, "waits": 60, "steps": 70, "norms": 25, "loops": 110, "study": 600}
 """Name to limit in seconds, the most valuable first; the study takes what is left."""

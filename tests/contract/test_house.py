@@ -76,6 +76,34 @@ def test_what_needs_no_torch_imports_none(code):
     assert done.returncode == 0, done.stderr
 
 
+LOADED = """
+import importlib, sys, sysconfig
+from pathlib import Path
+
+before = set(sys.modules)
+for name in {modules!r}:
+    importlib.import_module(name)
+files = {{name: getattr(sys.modules[name], "__file__", None) for name in sys.modules.keys() - before}}
+places = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+print(*(name for name, file in files.items() if file is not None and any(Path(file).is_relative_to(place) for place in places)))
+"""
+
+
+def loaded_by(*modules):
+    """Packages that others made, and that importing `modules` imports."""
+    command = [sys.executable, "-c", LOADED.format(modules=modules)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()} - {"bigbatch"}
+
+
+def test_methods_import_torch_and_nothing_else():
+    """Against what parts of torch import by themselves: numpy, torch's own requirements, and tqdm where that is installed."""
+    of_torch = loaded_by("torch.distributed.tensor", "torch.func")
+    assert "torch" in of_torch
+    assert loaded_by("bigbatch.optim", *(f"bigbatch.{family}" for family in ("noise", "layers", "curvature", "adversarial"))) <= of_torch
+    assert loaded_by("bigbatch.schedules", "bigbatch.batching") == set()
+
+
 def test_everything_public_can_be_imported():
     import bigbatch
 

@@ -71,7 +71,6 @@ def test_learns(precision, device):
     assert result.test_score > 0.95
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="no scikit-learn")
 def test_learns_digits_under_autocast(device):
     recipe = Recipe.named("digits/mlp").replace({"precision": "bfloat16", "budget.epochs": 5, "batch.micro_batch": 32})
     assert fit("digits/mlp", recipe, device=device, **QUIET).test_score > 0.9
@@ -163,7 +162,6 @@ def test_trains_compiled(cuda, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("typer") is None, reason="no typer, which the command line needs")
-@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="no scikit-learn")
 def test_trains_under_torchrun(cuda, tmp_path):
     """One process: torchrun's rendezvous and environment, on the GPU."""
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])

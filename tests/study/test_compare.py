@@ -7,7 +7,8 @@ import pytest
 
 from bigbatch import Interrupted, Recipe, UserError, scale
 from bigbatch.study import compare
-from bigbatch.study.compare import Arm, Comparison, rows_of
+from bigbatch.study.compare import Arm, Comparison
+from bigbatch.study.stored_comparison import rows_of
 from bigbatch.study.verdict import Design
 from bigbatch.train import Result
 

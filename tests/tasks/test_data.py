@@ -5,11 +5,14 @@ import shutil
 import urllib.error
 
 import pytest
+from sklearn.datasets import load_digits
 
 from bigbatch.core.checks import DataError
 from bigbatch.tasks import load_task
+from bigbatch.tasks.data import digits as digits_module
 from bigbatch.tasks.data import fashion_mnist as module
 from bigbatch.tasks.data import locate
+from bigbatch.tasks.data.digits import read_digits
 
 FILES = list(module.SHA256)
 
@@ -117,3 +120,19 @@ def test_a_download_is_verified_and_kept(tmp_path, monkeypatch, damaged):
         assert len(asked) == 4
         splits(None)
         assert len(asked) == 4  # now from the cache
+
+
+def test_digits_are_those_of_scikit_learn():
+    theirs = load_digits()
+    images, labels = read_digits()
+    assert (images.numpy() == theirs.images).all()
+    assert (labels.numpy() == theirs.target).all()
+
+
+def test_damaged_digits(tmp_path, monkeypatch):
+    whole = digits_module.FILE.read_bytes()
+    monkeypatch.setattr(digits_module, "FILE", tmp_path / "digits.csv.gz")
+    for damaged in (whole[:1000], gzip.compress(gzip.decompress(whole).replace(b"0,0,5,13", b"0,0,5,12", 1))):
+        (tmp_path / "digits.csv.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"digits\.csv\.gz: .*damaged.*; install bigbatch anew"):
+            read_digits()

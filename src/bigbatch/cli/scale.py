@@ -43,8 +43,8 @@ def scale(
         show_plan(planned)
 
     from bigbatch.report import write_report
-    from bigbatch.study.compare import rows_of
     from bigbatch.study.compare import scale as compare
+    from bigbatch.study.stored_comparison import rows_of
     from bigbatch.tasks import load_task
 
     folder = out or Path("runs/scale") / task.replace("/", "-").replace(":", "-")

@@ -1,5 +1,6 @@
 """`--workers`: the same command as several processes of this machine."""
 
+import contextlib
 import importlib
 import sys
 from functools import partial
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.environment import DEVICE, read_variable
+from bigbatch.core.extras import needed
 
-IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.trainer", "torch._dynamo", "torch.utils.tensorboard")
+IMPORTS = ("bigbatch.cli.tables", "bigbatch.tasks", "bigbatch.train.trainer", "torch._dynamo")
 """What every worker would import, some of it late (torch's optimizers at the first step) and all of it slowly."""
 
 
@@ -26,6 +28,8 @@ def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     command = [*sys.argv[1:i], *rest]
     saved = Saved(out, [*program(), *sys.argv[1:]])
     if servers:
+        with needed("a parameter server", extra="parameter-server"):
+            import zmq  # noqa: F401  before there are processes that would all say so
         _check_device()
         return supervise(command, workers, saved, num_servers=servers)
     return launch(partial(_run, command), workers, saved, prepare=_prepare)
@@ -39,6 +43,8 @@ def program() -> list[str]:
 def _prepare() -> None:
     for name in IMPORTS:
         importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torch.utils.tensorboard")
     _check_device()
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.extras import needed
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.landscape import Landscape
@@ -88,7 +89,8 @@ def highest_in_box(
     >>> highest_in_box(lambda y: (float(y @ y), 2 * y), np.array([1.0, 2.0])).value
     5.0
     """
-    from scipy.optimize import minimize
+    with needed("Keskar's sharpness", extra="study"):
+        from scipy.optimize import minimize
 
     start = START * half * np.random.default_rng(seed).uniform(-1, 1, len(half))
     first = f(start)

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from bigbatch.core.checks import check_fraction, check_positive
 from bigbatch.core.paper import Paper
+from bigbatch.core.student import student_quantile
 from bigbatch.curvature.krylov import Array, Krylov
 from bigbatch.curvature.operator import Operator
 
@@ -89,7 +89,7 @@ class SpectralDensity(NamedTuple):
         mean, starts = each.mean(axis=0), len(each)
         if starts == 1:
             return Curve(x, mean, np.full_like(x, np.nan), np.full_like(x, np.nan), width)
-        half = float(stats.t.ppf((1 + confidence) / 2, starts - 1)) * each.std(axis=0, ddof=1) / math.sqrt(starts)
+        half = student_quantile((1 + confidence) / 2, starts - 1) * each.std(axis=0, ddof=1) / math.sqrt(starts)
         return Curve(x, mean, np.maximum(mean - half, 0), mean + half, width)
 
     def _moments(self, p: int) -> Array:
@@ -165,7 +165,7 @@ def _found(values: Array, residuals: Array, weights: Array, n: int, *, whole: bo
 
 
 def _smoothed(x: Array, nodes: Array, weights: Array, width: float) -> Array:
-    return np.asarray(stats.norm.pdf(x[:, None], nodes, width) @ weights)
+    return np.asarray(np.exp(-np.square((x[:, None] - nodes) / width) / 2) @ weights / (width * math.sqrt(2 * math.pi)))
 
 
 def _padded(nodes: Array, weights: Array, steps: int) -> tuple[Array, Array]:

@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.paper import Paper
+from bigbatch.core.student import student_quantile
 from bigbatch.curvature.krylov import Array, Krylov, rows_that_fit
 from bigbatch.curvature.operator import Operator
 
@@ -109,7 +109,7 @@ def trace(
             break
         rows = basis.random(min(more, PILOT))
         samples = np.append(samples, complement_samples(basis, rows, basis.products_of(rows)))
-    half = float(stats.t.ppf(0.975, PILOT - 1)) * error
+    half = student_quantile(0.975, PILOT - 1) * error
     return TraceEstimate(value, error, value - half, value + half, basis.products, error <= tolerance * abs(value))
 
 

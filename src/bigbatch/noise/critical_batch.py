@@ -24,12 +24,13 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
 
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.extras import needed
 from bigbatch.core.paper import Paper
+from bigbatch.core.student import student_quantile
 from bigbatch.noise.lack_of_fit import f_test
-from bigbatch.noise.trade_off_likelihood import REACH, Fit, best_at, least, misfit, over_batches, through
+from bigbatch.noise.trade_off_likelihood import REACH, WHAT, Fit, best_at, least, misfit, over_batches, through
 
 PAPER = Paper(
     method="Critical batch from runs",
@@ -232,12 +233,14 @@ def _fit(runs: Sequence[Run], confidence: float) -> Fit:
     f = Fit(batches, steps, np.array([run.reached for run in runs]), span)
     b, cost = least(lambda bs: np.array([best_at(f, b)[1] for b in np.atleast_1d(bs)]), span)
     p, n = np.array(best_at(f, b)[0]), int(f.reached.sum())
-    limit = cost + n / 2 * math.log1p(stats.t.ppf((1 + confidence) / 2, n - 2) ** 2 / (n - 2))
+    limit = cost + n / 2 * math.log1p(student_quantile((1 + confidence) / 2, n - 2) ** 2 / (n - 2))
     return f._replace(p=float(p), b=b, sigma=float(misfit(f, p, p + b)[1]), limit=limit)
 
 
 def _interval(f: Fit, estimate: float, span: tuple[float, float], profile: Callable[[float], float]) -> Estimate:
     """Exponentials of the estimate and of where the profile leaves the limit, below and above."""
+    with needed(WHAT, extra="study"):
+        from scipy import optimize
 
     def crossing(end: float, unbounded: float) -> float:
         inside = profile(end) <= f.limit

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from bigbatch.core.checks import UserError, check_fraction
+from bigbatch.core.student import fisher_tail, student_quantile
 
 MOST_BLOCKS, FEWEST_BLOCKS = 20, 10
 """Blocks of updates; below so many nothing is said of how they depend on each other."""
@@ -78,7 +78,7 @@ def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike, *, confidence
     white = np.concatenate([(1 - phi**2) ** 0.5 * blocks[:1], blocks[1:] - phi * blocks[:-1]])
     degrees = num_blocks * (1 - phi) / (1 + phi) - 1
     (xx, xy), (_, yy) = (white.T @ white / ((len(white) - 1) * (1 - phi) ** 2 * num_blocks)).tolist()
-    t = float(stats.t.ppf(0.5 + confidence / 2, max(degrees, 1.0)))
+    t = student_quantile(0.5 + confidence / 2, max(degrees, 1.0))
     return Interval(value, *_fieller(mean_x, mean_y, t * t * xx, t * t * xy, t * t * yy))
 
 
@@ -115,7 +115,7 @@ def doubt_of(numerators: ArrayLike, denominators: ArrayLike) -> str:
     within = sum(float(np.square(part - part.mean()).sum()) for part in parts)
     between = sum(len(part) * float(part.mean()) ** 2 for part in parts)
     degrees = DRIFT_BLOCKS - 1, len(z) - DRIFT_BLOCKS
-    p = float(stats.f.sf(between / degrees[0] / (within / degrees[1]), *degrees)) if within else 0.0
+    p = fisher_tail(between / degrees[0] / (within / degrees[1]), degrees) if within else 0.0
     return "drifts" if p < 0.05 else ""
 
 

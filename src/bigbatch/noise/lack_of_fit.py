@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+
+from bigbatch.core.student import fisher_tail
 
 LEAST_SCATTER = 1e-6
 
@@ -23,4 +24,4 @@ def f_test(points: Sequence[tuple[float, Sequence[float]]], *, num_parameters: i
         return float("nan")
     within = sum(float(np.var(repeats)) * len(repeats) for _, repeats in points) + LEAST_SCATTER**2
     between = sum(len(repeats) * (float(np.mean(repeats)) - value) ** 2 for value, repeats in points)
-    return float(stats.f.sf(between / degrees[0] / (within / degrees[1]), *degrees))
+    return fisher_tail(between / degrees[0] / (within / degrees[1]), degrees)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
 
+from bigbatch.core.extras import needed
+
+WHAT = "a fit of the critical batch"
 REACH = math.log(1000)
 LEAST_SCATTER = 1e-6  # of log S: keeps the likelihood of points without noise finite, and smooth
 Array = NDArray[np.float64]
@@ -31,6 +33,8 @@ def misfit(f: Fit, p: Array, q: Array) -> tuple[Array, Array]:
 
     With u = 1/sigma it is -n log u + u^2 R/2 - sum log Phi(u c), convex in u: Newton's method, from the optimum without stopped runs.
     """
+    with needed(WHAT, extra="study"):
+        from scipy import special
     excess = f.steps - np.logaddexp(p[..., None], q[..., None] - f.batches)
     c = -excess[..., ~f.reached]  # how far beyond the stop the fit lies
     n = excess[..., f.reached].shape[-1]
@@ -68,6 +72,8 @@ def through(f: Fit, log_batch: float, v: float) -> float:
 
 def least(cost: Callable[[Array], Array], span: tuple[float, float]) -> tuple[float, float]:
     """Where a function of one number is least, and its value there: a scan, then Brent's method around the best."""
+    with needed(WHAT, extra="study"):
+        from scipy import optimize
     best = int(np.argmin(cost(grid := np.linspace(*span, 40))))
     around = grid[max(best - 1, 0)], grid[min(best + 1, 39)]
     found = optimize.minimize_scalar(lambda x: float(np.squeeze(cost(np.array(x)))), bounds=around, options={"xatol": 1e-9})

@@ -2,6 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from bigbatch.core.extras import needed
+
+with needed("a report", extra="report"):
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+
 if TYPE_CHECKING:
     from bigbatch.report.report import write_report
 

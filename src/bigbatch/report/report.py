@@ -26,8 +26,7 @@ from bigbatch.report.plots import (
 )
 from bigbatch.report.workers import distances, draw_staleness, worker_facts
 from bigbatch.scaling import readable
-from bigbatch.study.compare import SUFFIX, rows_of
-from bigbatch.study.stored_comparison import read_comparison
+from bigbatch.study.stored_comparison import SUFFIX, read_comparison, rows_of
 from bigbatch.train.state.record import read_record
 
 

@@ -1,12 +1,12 @@
-"""Schedules: pure functions from the clock to a factor of the peak rate. `ClockLR` and `set_lr` import torch, `AutoWU` numpy."""
+"""Schedules: pure functions from the clock to a factor of the peak rate; `ClockLR`, `AutoWU` and `schedule_of` import more on use."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from bigbatch.schedules.compose import Schedule, delayed, product, sequence
 from bigbatch.schedules.constant import constant
 from bigbatch.schedules.constant_warmup import constant_warmup
 from bigbatch.schedules.cosine import cosine
-from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.schedules.gradual_warmup import gradual_warmup
 from bigbatch.schedules.kept import Kept
 from bigbatch.schedules.linear import linear
@@ -18,7 +18,14 @@ from bigbatch.schedules.wsd import wsd
 if TYPE_CHECKING:
     from bigbatch.schedules.autowu import AutoWU
     from bigbatch.schedules.clock_lr import ClockLR, set_lr
+    from bigbatch.schedules.from_recipe import schedule_of
 
+_HOMES = {
+    "AutoWU": "bigbatch.schedules.autowu",
+    "ClockLR": "bigbatch.schedules.clock_lr",
+    "schedule_of": "bigbatch.schedules.from_recipe",
+    "set_lr": "bigbatch.schedules.clock_lr",
+}
 __all__ = [
     "AutoWU",
     "ClockLR",
@@ -42,12 +49,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("ClockLR", "set_lr"):
-        from bigbatch.schedules import clock_lr
-
-        return getattr(clock_lr, name)
-    if name == "AutoWU":
-        from bigbatch.schedules.autowu import AutoWU
-
-        return AutoWU
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bigbatch.schedules' has no attribute {name!r}")

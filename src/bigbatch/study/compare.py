@@ -5,8 +5,7 @@ Runs that share a seed share their initial weights and the order of the data, so
 
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,13 @@ from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import expectation
+from bigbatch.study.stored_comparison import SUFFIX
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.state.result import Result
 from bigbatch.train.trainer import fit
 
 MARGIN_POINTS = 0.5
-SUFFIX = ".comparison.json"
 
 
 class Arm(NamedTuple):
@@ -177,35 +176,6 @@ def _interval(verdict: SeedsVerdict) -> str:
         case lower, None:
             return f", at least {lower:+.2f},"
     return f" [{verdict.lower:+.2f}, {verdict.upper:+.2f}]"
-
-
-class Row(NamedTuple):
-    """One line of the table of a comparison."""
-
-    arm: str
-    global_batch: str
-    score: str
-    updates: str
-    samples_per_s: str
-    seconds: str
-    diverged: str
-
-
-def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
-    """The table of a stored comparison: one row an arm, over the runs that did not diverge."""
-    for arm in comparison["arms"]:
-        good = [result for result in arm["results"] if not result["diverged"]]
-        scores = [100 * result["test_score"] for result in good if result["test_score"] is not None]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        yield Row(
-            arm["name"],
-            f"{arm['global_batch']:,}",
-            f"{statistics.fmean(scores):.2f}{spread} %" if scores else "-",
-            f"{arm['results'][0]['updates']:,}",
-            f"{statistics.median(speeds):,.0f}" if (speeds := [s for r in good if (s := r["samples_per_s"]) is not None]) else "-",
-            f"{statistics.median(times):.1f}" if (times := [s for r in good if (s := r["train_s"]) is not None]) else "-",
-            f"{len(arm['results']) - len(good)} of {len(arm['results'])}",
-        )
 
 
 def scale(

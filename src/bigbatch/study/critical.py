@@ -23,10 +23,12 @@ from pydantic import TypeAdapter
 
 from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
 from bigbatch.core.devices import choose_device
+from bigbatch.core.extras import needed
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.version import __version__
+from bigbatch.noise.trade_off_likelihood import WHAT
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import plan
 from bigbatch.scaling.sqrt import sqrt_lr
@@ -86,6 +88,8 @@ def critical(
         UserError: On bad arguments, data or folder.
         Interrupted: After Ctrl-C; the same call goes on with the next run.
     """
+    with needed(WHAT, extra="study"):  # at the end, after hours
+        import scipy  # noqa: F401
     chosen = sorted({int(batch) for batch in batches})
     _check(chosen, target, seeds, lr_factors, noise)
     task = load_task(task) if isinstance(task, str) else task

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from bigbatch.core.checks import check_positive
 from bigbatch.core.devices import choose_device
+from bigbatch.core.extras import needed
 from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
@@ -89,6 +90,8 @@ def curvature(
     Raises:
         UserError: If a folder holds no checkpoint, two runs can't be compared, or a setting is impossible.
     """
+    with needed("Keskar's sharpness", extra="study"):  # the last stage
+        import scipy  # noqa: F401
     for name, value in (("samples", samples), ("eigenvalues", eigenvalues), ("tolerance", tolerance), ("points", points)):
         check_positive(name, value)
     place = choose_device(device)

@@ -16,7 +16,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special
+
+from bigbatch.core.extras import needed
+
+with needed("the verdict of a study", extra="study"):
+    from scipy import optimize, special
 
 NUM_POINTS, REACH = 801, 8.0  # of the grid over a sum, from -8 standard deviations on
 LEAST = 1e-9  # a level below this is no look at all

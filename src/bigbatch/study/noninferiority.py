@@ -17,9 +17,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from scipy import stats
-
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.student import student_quantile
 
 Outcome = Literal["held", "lost", "undecided"]
 
@@ -75,7 +74,7 @@ def noninferiority(
     if min(len(candidate), len(reference)) < 2 or sq_error == 0:
         return Verdict("undecided", difference, None, None)
     df = sq_error**2 / sum(part**2 / freedom for part, freedom in parts)
-    half = float(stats.t.ppf(confidence, df)) * math.sqrt(sq_error)
+    half = student_quantile(confidence, df) * math.sqrt(sq_error)
     lower, upper = difference - half, difference + half
     outcome: Outcome = "held" if lower > -margin else "lost" if upper < -margin else "undecided"
     return Verdict(outcome, difference, lower, upper)

@@ -1,13 +1,16 @@
-"""A comparison as `scale` stores it, for the report."""
+"""A comparison as `scale` stores it, for the report and for tables."""
 
+import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bigbatch.core.checks import InputError
 from bigbatch.core.reading import first_mistake, read_json
 
+SUFFIX = ".comparison.json"
 REMEDY = "type the `bigbatch scale` that wrote it again: finished runs are used as they are"
 
 
@@ -63,3 +66,32 @@ def read_comparison(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise InputError(f"{path}: is damaged: {first_mistake(error)}; {REMEDY}") from None
     return comparison
+
+
+class Row(NamedTuple):
+    """One line of the table of a comparison."""
+
+    arm: str
+    global_batch: str
+    score: str
+    updates: str
+    samples_per_s: str
+    seconds: str
+    diverged: str
+
+
+def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
+    """The table of a stored comparison: one row an arm, over the runs that did not diverge."""
+    for arm in comparison["arms"]:
+        good = [result for result in arm["results"] if not result["diverged"]]
+        scores = [100 * result["test_score"] for result in good if result["test_score"] is not None]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        yield Row(
+            arm["name"],
+            f"{arm['global_batch']:,}",
+            f"{statistics.fmean(scores):.2f}{spread} %" if scores else "-",
+            f"{arm['results'][0]['updates']:,}",
+            f"{statistics.median(speeds):,.0f}" if (speeds := [s for r in good if (s := r["samples_per_s"]) is not None]) else "-",
+            f"{statistics.median(times):.1f}" if (times := [s for r in good if (s := r["train_s"]) is not None]) else "-",
+            f"{len(arm['results']) - len(good)} of {len(arm['results'])}",
+        )

@@ -25,11 +25,14 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
 
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.extras import needed
 from bigbatch.study.group_sequential import Spending, levels, obrien_fleming, pocock
 from bigbatch.study.noninferiority import Outcome, check_finite, floored_spread
+
+with needed("the verdict of a study", extra="study"):
+    from scipy import special, stats
 
 SPENT = 0.85  # of the error, where there is more than one look (group_sequential.py)
 

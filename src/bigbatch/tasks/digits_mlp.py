@@ -1,4 +1,4 @@
-"""digits/mlp: scikit-learn's 8 x 8 digits, a 64-128-10 perceptron. Seconds, no download."""
+"""digits/mlp: UCI's handwritten digits of 8 x 8, a 64-128-10 perceptron. Seconds, no download."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class DigitsMLP(Classification):
     name = "digits/mlp"
 
     def __init__(self, data: str | Path | None = None) -> None:
-        """`data` is ignored: the set ships with scikit-learn."""
+        """`data` is ignored: the set ships with this package."""
 
     def splits(self) -> Splits:
         """1,297 / 200 / 300 images of 8 x 8."""

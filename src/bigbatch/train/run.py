@@ -42,7 +42,7 @@ class Options:
     resume: bool = False
     save_every_s: float = 30.0
     keep_checkpoints: bool = False
-    tensorboard: bool = True
+    tensorboard: bool | None = None
     # scores
     evaluate_every: float = 1.0
     measure_test: bool = True

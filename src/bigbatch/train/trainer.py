@@ -39,7 +39,7 @@ def fit(
     measure_test: bool = True,
     save_every_s: float = 30.0,
     quiet: bool = False,
-    tensorboard: bool = True,
+    tensorboard: bool | None = None,
     device: str | torch.device | None = None,
     title: str | None = None,
     compile: bool = False,
@@ -64,7 +64,7 @@ def fit(
         measure_test: Whether to use the test set at the end; False while settings are being chosen (its scores are then NaN).
         save_every_s: Least seconds between two checkpoints; 0 saves after every update.
         quiet: Show no progress.
-        tensorboard: Whether to write TensorBoard events into `out`.
+        tensorboard: Whether to write TensorBoard events into `out`; None does so where TensorBoard is installed.
         device: A torch device; a GPU of each worker's own if there is one, else the CPU.
         title: What the progress display calls the run.
         compile: Train through `torch.compile`; rounds otherwise, so resume with the same.

@@ -403,7 +403,7 @@ def test_wrong_use_is_refused(server, store):
 
 def test_a_missing_package_is_one_readable_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(UserError, match=r"needs the package redis.*pip install bigbatch\[redis\]"):
+    with pytest.raises(UserError, match=r"a Redis store needs redis, which is not installed: pip install 'bigbatch\[redis\]'"):
         RedisStore(job="j", rank=0, world_size=1)
 
 

@@ -14,13 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-import zmq
 from torch import Tensor
 
 from bigbatch.comm.parameter_server.connection import Line
 from bigbatch.comm.parameter_server.ledger import Work
 from bigbatch.comm.parameter_server.messages import Answer, Kind, Layout, Say, digest_of
 from bigbatch.comm.parameter_server.part_server import spread
+from bigbatch.core.extras import needed
+
+with needed("a parameter server", extra="parameter-server"):
+    import zmq
 
 
 class ParameterClient:

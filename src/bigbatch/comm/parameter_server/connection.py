@@ -4,11 +4,14 @@ import os
 import time
 from typing import Any
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
 from bigbatch.comm.parameter_server.messages import Answer, BadMessage, Kind, Request, Say, decode_answer, encode_request
 from bigbatch.core.checks import LostWorkers, UserError
+from bigbatch.core.extras import needed
+
+with needed("a parameter server", extra="parameter-server"):
+    import zmq
+    from zmq.utils.monitor import recv_monitor_message
+
 
 RECONNECT_MS = 100
 HEARTBEATS_MS = {zmq.HEARTBEAT_IVL: 5_000, zmq.HEARTBEAT_TIMEOUT: 30_000}

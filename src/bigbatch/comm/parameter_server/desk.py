@@ -6,8 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-import zmq
-
 from bigbatch.comm.parameter_server.connection import COPIED_BYTES, HEARTBEATS_MS
 from bigbatch.comm.parameter_server.messages import (
     HEADER,
@@ -21,6 +19,11 @@ from bigbatch.comm.parameter_server.messages import (
     encode_answer,
 )
 from bigbatch.core.checks import UserError
+from bigbatch.core.extras import needed
+
+with needed("a parameter server", extra="parameter-server"):
+    import zmq
+
 
 AT_ONCE = 64
 """Requests that are read in one go."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import zmq
 from torch import Tensor
 
 from bigbatch.comm.parameter_server.connection import Line
@@ -20,6 +19,11 @@ from bigbatch.comm.parameter_server.ledger import Ledger, Work
 from bigbatch.comm.parameter_server.messages import Answer, BadMessage, Kind, Layout, Request, Say, digest_of, pack_tree, unpack_tree
 from bigbatch.core.checks import LostWorkers, UserError
 from bigbatch.core.clock import Clock
+from bigbatch.core.extras import needed
+
+with needed("a parameter server", extra="parameter-server"):
+    import zmq
+
 
 if TYPE_CHECKING:
     from bigbatch.comm.parameter_server.server import Update

@@ -23,6 +23,7 @@ from typing import Any
 from torch.distributed import DistStoreError, Store  # type: ignore[attr-defined]
 
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.extras import needed
 
 _URL = re.compile(r"rediss?://([^@/?#]*@)?(\[[^\]]+\]|[^@/?#:\[\]]+)?(:\d+)?(/\d*)?(\?[^#]*)?")
 _TAKE_RANK = """
@@ -223,12 +224,10 @@ class RedisStore(Store):
 
 
 def _client(url: str, password: str | None, reply_timeout_s: float) -> Any:
-    try:
+    with needed("a Redis store", extra="redis"):
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
-    except ImportError as error:
-        raise UserError("a Redis store: it needs the package redis, which is missing; run `pip install bigbatch[redis]`") from error
     address = "the address of Redis (not shown: it may hold a password)"
     if not _URL.fullmatch(url):
         rule = "must be redis://[[user]:password@]host[:port][/database], or rediss:// for TLS"

@@ -5,12 +5,26 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 BAR_EVERY_S, LINE_EVERY_S = 0.25, 5.0
+
+
+def _bar(*texts: str) -> "Progress | None":
+    """A bar with texts behind it; None where there is no terminal, or no rich to draw on one."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), *map(TextColumn, texts), TimeRemainingColumn(compact=True))
+    return Progress(*columns, console=console, refresh_per_second=4, transient=True)
 
 
 class Display(AbstractContextManager["Display"]):
@@ -26,23 +40,12 @@ class Display(AbstractContextManager["Display"]):
 
     def __init__(self, title: str, *, total: int, start: int, epoch: int, quiet: bool) -> None:
         self.title, self.total, self.start, self.epoch = title, total, start, epoch
-        self._console = Console(stderr=True)
         self._quiet = quiet
-        self._bar: Progress | None = None
+        self._bar = None if quiet else _bar("{task.percentage:>3.0f} %", "{task.fields[text]}")
         self._began = time.monotonic()
-        self._next = self._began + LINE_EVERY_S * (not self._console.is_terminal)
+        self._next = self._began + LINE_EVERY_S * (self._bar is None)
         self._score = ""
-        if not quiet and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-                refresh_per_second=4,
-                transient=True,
-            )
+        if self._bar is not None:
             self._id = self._bar.add_task(title, total=total, completed=start, text="")
 
     def __enter__(self) -> Self:
@@ -96,11 +99,8 @@ class Stages(AbstractContextManager["Stages"]):
 
     def __init__(self, title: str, *, total: int, quiet: bool) -> None:
         self.title, self.total, self.number = title, total, 0
-        self._console, self._quiet = Console(stderr=True), quiet
-        self._bar: Progress | None = None
-        if not quiet and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self._console, refresh_per_second=4, transient=True)
+        self._quiet = quiet
+        self._bar = None if quiet else _bar("{task.fields[text]}")
 
     def __enter__(self) -> Self:
         if self._bar is not None:

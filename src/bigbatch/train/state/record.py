@@ -23,7 +23,7 @@ from bigbatch.core.reading import reason
 from bigbatch.recipe import Recipe
 from bigbatch.train.measure.evaluate import Evaluation
 from bigbatch.train.state.record_lines import missing_updates, read_record_lines
-from bigbatch.train.state.tensorboard import Events
+from bigbatch.train.state.tensorboard import Events, events_into
 
 
 class _Pending(NamedTuple):
@@ -41,14 +41,14 @@ class Record:
     Args:
         folder: None records nothing but still checks the losses; only the first of several workers has one.
         clock: Where the run (re)starts; later lines of an earlier attempt are cut off.
-        tensorboard: Whether to write TensorBoard events too.
+        tensorboard: Whether to write TensorBoard events too; None does so where TensorBoard is installed.
         ranks: Every worker has a record, and flushes it after the same updates.
 
     Attributes:
         begun: Whether the first line is there, or none is wanted.
     """
 
-    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool, ranks: Ranks = ALONE) -> None:
+    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool | None, ranks: Ranks = ALONE) -> None:
         self.last_loss = math.nan  # of the newest flushed update
         self.begun = folder is None and clock.updates > 0
         self._clock = clock
@@ -68,8 +68,7 @@ class Record:
         """
         if self._path is not None:
             self._take_up(self._path, self._clock)
-            if self._tensorboard:
-                self._events = Events(self._path.with_name("tensorboard"), self._clock.updates)
+            self._events = events_into(self._path.with_name("tensorboard"), self._clock.updates, wanted=self._tensorboard)
         return self
 
     def _take_up(self, path: Path, clock: Clock) -> None:

@@ -5,7 +5,29 @@ import time
 import warnings
 from pathlib import Path
 
+from bigbatch.core.extras import MissingExtra, needed
 from bigbatch.core.reading import reason
+
+
+def events_into(folder: Path, updates: int, *, wanted: bool | None) -> "Events | None":
+    """Begin to write, as `Events` does.
+
+    Args:
+        folder: As there.
+        updates: As there.
+        wanted: None where TensorBoard is installed.
+
+    Raises:
+        MissingExtra: If it is wanted, and not installed.
+    """
+    if wanted is False:
+        return None
+    try:
+        return Events(folder, updates)
+    except MissingExtra:
+        if wanted:
+            raise
+        return None
 
 
 class Events:
@@ -17,12 +39,16 @@ class Events:
     Args:
         folder: Made if need be.
         updates: Where the run (re)starts: TensorBoard drops what an earlier attempt wrote later.
+
+    Raises:
+        MissingExtra: If TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, updates: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-        from torch.utils.tensorboard import summary
+        with needed("a TensorBoard file", extra="tensorboard"):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
+            from torch.utils.tensorboard import summary
 
         self._folder, self._event, self._scalar = folder, Event, summary.scalar
         self._file = None
