@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bigbatch.batching.absa import ABSA
+from bigbatch.batching.absa import ABSA, ABSASection
 from bigbatch.core.clock import Clock
-from bigbatch.recipe import batch_rules as sections
 from bigbatch.scaling.linear import linear_lr
 from bigbatch.scaling.sqrt import sqrt_lr
 from bigbatch.train.control.batch_control import BatchControl, Decision
@@ -28,7 +27,7 @@ class CurvatureBatch(BatchControl):
         settings: As of `BatchControl`.
     """
 
-    def __init__(self, rule: ABSA, section: sections.ABSA, probe: CurvatureProbe, **settings: Any) -> None:
+    def __init__(self, rule: ABSA, section: ABSASection, probe: CurvatureProbe, **settings: Any) -> None:
         super().__init__(**settings)
         self._rule, self._section, self._probe = rule, section, probe
         self._periods = 0  # that were over when it last looked

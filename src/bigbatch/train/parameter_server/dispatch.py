@@ -14,8 +14,9 @@ from typing import ParamSpec
 import torch
 
 from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.core.checks import CheckpointError, RecipeError, UserError
-from bigbatch.recipe import Recipe, sections
+from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import load_task
 from bigbatch.train.data.loader import refuse_in_a_loader
 from bigbatch.train.state.checkpoint import read_checkpoint
@@ -64,7 +65,7 @@ def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str 
         UserError: With the remedy.
     """
     c = recipe.comm
-    if not isinstance(c, sections.ParameterServer):
+    if not isinstance(c, ParameterServerSection):
         raise RecipeError(f"comm.kind = {c.kind!r} in a run with a parameter server: must be 'parameter_server'; set it")
     if recipe.batch.rule is not None:
         raise RecipeError(
