@@ -83,7 +83,9 @@ def test_code_outside_of_the_package_can_register_too(tmp_path, monkeypatch):
 
     assert toys["mine"] == ("mine", "section", mine)
     assert [*toys] == ["mine", "one"]
-    with pytest.raises(ValueError, match=r"TOYS: 'one' is registered by toys.family.a already; give the one of .*test_methods another name"):
+    with pytest.raises(
+        ValueError, match=r"TOYS: 'one' is registered by toys.family.a already; give the one of .*test_methods another name"
+    ):
         toys.register("one")(mine)
 
 
