@@ -238,10 +238,10 @@ def test_whatever_is_given_it_is_a_recipe_or_a_readable_error(changes):
 def test_gossip_knows_every_topology():
     from typing import get_args
 
+    from bigbatch.comm.gossip.section import GossipSection
     from bigbatch.comm.gossip.topology import TOPOLOGIES
-    from bigbatch.recipe.sections import Gossip
 
-    assert list(get_args(Gossip.model_fields["topology"].annotation)) == list(TOPOLOGIES)
+    assert list(get_args(GossipSection.model_fields["topology"].annotation)) == list(TOPOLOGIES)
 
 
 @pytest.mark.parametrize(

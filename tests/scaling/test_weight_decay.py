@@ -7,7 +7,7 @@ import torch
 
 from bigbatch import Recipe, plan
 from bigbatch.recipe.sections import KINDS
-from bigbatch.scaling.weight_decay import PUBLISHED, converted_decay, decay_for_shrinkage, total_shrinkage
+from bigbatch.scaling.weight_decay import converted_decay, decay_for_shrinkage, total_shrinkage
 from bigbatch.train.setup.build import build_optimizer
 
 MLP = Recipe.named("digits/mlp")
@@ -65,7 +65,7 @@ def test_every_pair_has_a_conversion_or_a_warning(old, new):
     doubtful = any(w.kind == "weight decay" for w in planned.warnings)
     assert doubtful != converted_decay(planned.reference, planned.recipe).exact
     if doubtful:
-        assert planned.recipe.optimizer.weight_decay == PUBLISHED[name]
+        assert planned.recipe.optimizer.weight_decay == KINDS["optimizer"][name].section.published_decay
         assert row is None or "has no equivalent" in row.why
     without = plan(with_optimizer(MLP, old), global_batch=128, rule=new)
     assert without.recipe.optimizer.weight_decay == 0

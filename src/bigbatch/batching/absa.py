@@ -16,11 +16,17 @@ Differs: epochs are periods of any length, so that short runs can have as many. 
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
 
 from bigbatch.batching.decision import Bounds, check_growing
 from bigbatch.core.checks import UserError, check_fraction, check_positive
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Count, Fraction, Positive, check_inputs
+from bigbatch.recipe.batch_rules import BatchRuleSection
 
 PAPER = Paper(
     method="ABSA",
@@ -31,6 +37,8 @@ PAPER = Paper(
     where="Section 3, Algorithm 1",
     study="studies/absa",
 )
+PAPERS_RATIO = 128
+"""Largest batch over the first one."""
 
 
 class Standing(NamedTuple):
@@ -191,3 +199,60 @@ class ABSA:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.standing = Standing(**state)
+
+
+class ABSASection(BatchRuleSection):
+    """Batch and rate double when the Hessian's top eigenvalue has halved, or after a while without; some samples are adversarial.
+
+    Defaults are the paper's, but for the number of samples that the eigenvalue is of (it takes 128).
+    """
+
+    kind: Literal["absa"] = "absa"
+    largest: Count | None = None  # samples; 128 times the recipe's batch if left out, at most the training set
+    every_epochs: Positive = 1.0  # between two looks at the eigenvalue
+    patience_epochs: Positive = 10.0  # after which the batch is increased in any case; rounded up to whole looks
+    drop: Annotated[float, Field(gt=1)] = 2.0  # of the eigenvalue since the reference
+    factor: Annotated[float, Field(gt=1)] = 2.0  # that the batch is multiplied by, and the adversarial share divided
+    rises: bool = False  # ours: the reference follows the eigenvalue upwards
+    lr: Literal["none", "linear", "sqrt"] = "linear"
+    samples: Count = 512  # of the training set that the eigenvalue is of
+    tolerance: Positive = 0.05  # of the eigenvalue's residual
+    share: Fraction = 0.2  # of a batch's samples that adversarial examples replace at first; 0: none
+    off_at: Fraction = 0.5  # part of the run from which on there are none
+    eps: Positive = 0.005  # size of the step, as a part of the data's range
+    low: float | None = None  # least and
+    high: float | None = None  # largest value of an input; if left out, those of the training set, of each channel of images
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.patience_epochs < self.every_epochs:
+            raise ValueError(
+                f"patience_epochs = {self.patience_epochs:g}: is over before the first look, after every_epochs = {self.every_epochs:g}; "
+                "look more often, or wait longer"
+            )
+        check_inputs(self.low, self.high)
+        return self
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse workers without one set of weights."""
+        if recipe.comm.kind != "all_reduce":
+            raise ValueError(
+                f'batch.rule.kind = "absa" with comm.kind = "{recipe.comm.kind}": the curvature is that of one set of weights, whole on '
+                'every worker; set comm.kind = "all_reduce"'
+            )
+
+
+@BATCH_RULES.register("absa", ABSASection)
+def build(rule: ABSASection, recipe: Recipe, bounds: Bounds) -> ABSA:
+    """The recipe's rule."""
+    return ABSA(
+        global_batch=recipe.batch.global_batch,
+        largest=min(rule.largest or PAPERS_RATIO * recipe.batch.global_batch, recipe.num_train_samples),
+        multiple_of=bounds.multiple_of,
+        patience=math.ceil(rule.patience_epochs / rule.every_epochs - 1e-9),
+        drop=rule.drop,
+        factor=rule.factor,
+        share=rule.share,
+        off_at=rule.off_at,
+        rises=rule.rises,
+    )

@@ -11,11 +11,18 @@ Differs: B_max. The paper's schedules end before one is needed; here the growth 
 """
 
 import math
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Fraction, Positive
+from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="AdaBatch",
@@ -108,3 +115,26 @@ class AdaBatch:
             rate_factor=self.rate_factor,
             multiple_of=self.multiple_of,
         )
+
+
+class AdaBatchSection(Scheduled):
+    """The batch grows by `batch_factor`, and the rate shrinks by `lr_factor`, every `every_epochs`."""
+
+    kind: Literal["adabatch"] = "adabatch"
+    every_epochs: Positive = 20.0
+    batch_factor: Annotated[float, Field(gt=1)] = 2.0
+    lr_factor: Fraction = 0.75
+
+
+@BATCH_RULES.register("adabatch", AdaBatchSection)
+def build(rule: AdaBatchSection, recipe: Recipe, bounds: Bounds) -> AdaBatch:
+    """The recipe's rule."""
+    return AdaBatch(
+        global_batch=bounds.smallest,
+        largest=bounds.largest,
+        multiple_of=bounds.multiple_of,
+        num_train_samples=recipe.num_train_samples,
+        every_epochs=rule.every_epochs,
+        batch_factor=rule.batch_factor,
+        rate_factor=rule.lr_factor,
+    )

@@ -14,11 +14,15 @@ Limits:  for SGD with a constant momentum, without warm-up. lr(.) is the schedul
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from bigbatch.batching.decision import Seen, Wish
 from bigbatch.core.checks import check_positive
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Count
+from bigbatch.recipe.batch_rules import BatchRuleSection
 
 PAPER = Paper(
     method="AdaScale",
@@ -133,3 +137,24 @@ class AdaScale:
         """The inverse of `state_dict`."""
         self._signal, self._noise, self.progress = state["signal"], state["noise"], state["progress"]
         self.num_seen, self.num_skipped = state["num_seen"], state["num_skipped"]
+
+
+class AdaScaleSection(BatchRuleSection):
+    """The batch is fixed; the rate is the schedule's at `base_batch` times a gain, and the schedule and the budget count by it."""
+
+    kind: Literal["adascale"] = "adascale"
+    base_batch: Count  # samples; the batch that the rate and the budget were tuned at
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a budget in updates."""
+        if recipe.budget.updates is not None:
+            raise ValueError(
+                f"budget.updates = {recipe.budget.updates}: AdaScale counts updates of its base batch, and takes more or fewer of its own; "
+                "give budget.epochs or budget.samples"
+            )
+
+
+@BATCH_RULES.register("adascale", AdaScaleSection)
+def build(rule: AdaScaleSection, *_: Any) -> AdaScale:
+    """The recipe's rule."""
+    return AdaScale(base_batch=rule.base_batch)

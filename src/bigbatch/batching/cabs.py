@@ -11,12 +11,14 @@ Limits:  for SGD without momentum. A loss with a floor above zero (label smoothi
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from bigbatch.batching.decision import Seen, Wish
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.batch_rules import CoScaling, Measured
 
 PAPER = Paper(
     method="CABS",
@@ -86,3 +88,16 @@ class CABS(SmoothedRule):
         """The inverse of `state_dict`."""
         super().load_state_dict(state)
         self._lr = state["lr"]
+
+
+class CABSSection(Measured):
+    """Rate times noise over loss."""
+
+    kind: Literal["cabs"] = "cabs"
+    lr: CoScaling = "none"
+
+
+@BATCH_RULES.register("cabs", CABSSection)
+def build(*_: Any) -> CABS:
+    """The recipe's rule."""
+    return CABS()

@@ -16,12 +16,15 @@ Limits:  only grows.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from bigbatch.batching.decision import Seen, Wish
 from bigbatch.batching.smoothed import MIN_UPDATES, noise_scale
 from bigbatch.core.checks import check_positive
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Count, Positive
+from bigbatch.recipe.batch_rules import Measured
 
 PAPER = Paper(
     method="DiveBatch",
@@ -110,3 +113,17 @@ class DiveBatch:
         """The inverse of `state_dict`."""
         self.num_seen, self.num_skipped = state["num_seen"], state["num_skipped"]
         self._signal, self._noise = state["signal"], state["noise"]
+
+
+class DiveBatchSection(Measured):
+    """`delta` times the diversity of the gradients, once an epoch; grows only."""
+
+    kind: Literal["divebatch"] = "divebatch"
+    delta: Positive = 1.0
+    every_updates: Count | None = None  # type: ignore[assignment]  # None: an epoch
+
+
+@BATCH_RULES.register("divebatch", DiveBatchSection)
+def build(rule: DiveBatchSection, *_: Any) -> DiveBatch:
+    """The recipe's rule."""
+    return DiveBatch(delta=rule.delta)

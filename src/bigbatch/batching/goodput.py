@@ -15,12 +15,16 @@ Limits:  an update that waits (first of a size, evaluation, a slow disk) counts 
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from bigbatch.batching.decision import Seen, Wish
+from bigbatch.batching.decision import Bounds, Seen, Wish
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Positive
+from bigbatch.recipe.batch_rules import CoScaling, Measured
 
 PAPER = Paper(
     method="Goodput",
@@ -188,3 +192,26 @@ def _given_time(alpha_s: float | None, beta_s_per_sample: float | None) -> Updat
             f"alpha_s = {alpha_s}, beta_s_per_sample = {beta_s_per_sample}: neither may be negative, nor both zero; give what was measured"
         )
     return UpdateTime(alpha_s, beta_s_per_sample)
+
+
+class GoodputSection(Measured):
+    """The batch with the most useful samples a second, by the time of an update and the noise scale.
+
+    With times that are measured, on the first worker's clock, decisions are not those of another run: give both times for that.
+    """
+
+    kind: Literal["goodput"] = "goodput"
+    alpha_s: Positive | None = None  # seconds of an update, of any size; measured if left out
+    beta_s_per_sample: Positive | None = None
+    lr: CoScaling = "gain"
+
+
+@BATCH_RULES.register("goodput", GoodputSection)
+def build(rule: GoodputSection, recipe: Recipe, bounds: Bounds) -> Goodput:
+    """The recipe's rule."""
+    return Goodput(
+        base_batch=recipe.batch.global_batch,
+        largest=bounds.largest,
+        alpha_s=rule.alpha_s,
+        beta_s_per_sample=rule.beta_s_per_sample,
+    )

@@ -14,10 +14,14 @@ Limits:  the accumulator of the momentum starts at zero and takes about B / (N (
 """
 
 import math
+from typing import Literal
 
 from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import UserError, check_fraction
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Increasing batch",
@@ -123,3 +127,15 @@ class IncreaseBatch:
 def _check_momentum(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UserError(f"{name} = {value}: must lie from 0 to below 1; 0.9 is usual")
+
+
+class IncreaseBatchSection(Scheduled):
+    """Where the schedule's decay would lower the rate, the batch grows instead; what no longer fits `largest` lowers the rate."""
+
+    kind: Literal["increase_batch"] = "increase_batch"
+
+
+@BATCH_RULES.register("increase_batch", IncreaseBatchSection)
+def build(_: IncreaseBatchSection, __: Recipe, bounds: Bounds) -> IncreaseBatch:
+    """The recipe's rule."""
+    return IncreaseBatch(global_batch=bounds.smallest, largest=bounds.largest, multiple_of=bounds.multiple_of)

@@ -14,11 +14,18 @@ Differs: the direction d is the mean gradient of the update before, which the sa
 Limits:  only grows. Needs the variance along d (`Seen.noise_along`): an update without it is skipped.
 """
 
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
 from bigbatch.batching.decision import Wish
 from bigbatch.batching.norm_test import check_theta, required_batch
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import check_positive
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Positive
+from bigbatch.recipe.batch_rules import CoScaling, Measured
 
 PAPER = Paper(
     method="Inner product test",
@@ -83,3 +90,18 @@ class InnerProductTest(SmoothedRule):
         wanted = inner_product_test(global_batch, signal=self.smoothed.signal, noise=noise, noise_along=along, theta=self.theta, nu=self.nu)
         passed = "passed" if wanted == global_batch else "failed"
         return Wish(wanted, f"inner product test {passed}, {self.smoothed.words}")
+
+
+class InnerProductTestSection(Measured):
+    """Grows until samples agree with the mean gradient in direction, and across it."""
+
+    kind: Literal["inner_product_test"] = "inner_product_test"
+    theta: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    nu: Positive = 5.84
+    lr: CoScaling = "none"
+
+
+@BATCH_RULES.register("inner_product_test", InnerProductTestSection)
+def build(rule: InnerProductTestSection, *_: Any) -> InnerProductTest:
+    """The recipe's rule."""
+    return InnerProductTest(theta=rule.theta, nu=rule.nu)

@@ -11,11 +11,15 @@ Limits:  the paper predicts small gains from this (about 4 % on SVHN). B_noise m
 """
 
 import math
+from typing import Any, Literal
 
 from bigbatch.batching.decision import Wish
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import check_positive
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Positive
+from bigbatch.recipe.batch_rules import Measured
 
 PAPER = Paper(
     method="Noise-scale batch",
@@ -69,3 +73,16 @@ class NoiseScaleRule(SmoothedRule):
         if not self.smoothed.ready:
             return None
         return Wish(batch_of_noise_scale(self.smoothed.noise_scale, self.exchange_rate), self.smoothed.words)
+
+
+class NoiseScaleRuleSection(Measured):
+    """The root of `exchange_rate` times the noise scale."""
+
+    kind: Literal["noise_scale"] = "noise_scale"
+    exchange_rate: Positive = 1000.0  # samples that may be spent to save one update
+
+
+@BATCH_RULES.register("noise_scale", NoiseScaleRuleSection)
+def build(rule: NoiseScaleRuleSection, *_: Any) -> NoiseScaleRule:
+    """The recipe's rule."""
+    return NoiseScaleRule(exchange_rate=rule.exchange_rate)

@@ -12,11 +12,16 @@ Limits:  only grows. |g_B|^2 holds the noise itself, so the test is passed from 
 """
 
 import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from bigbatch.batching.decision import Wish
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.batch_rules import CoScaling, Measured
 
 PAPER = Paper(
     method="Norm test",
@@ -108,3 +113,17 @@ def check_theta(theta: float) -> None:
     """
     if not 0 < theta < 1:
         raise UserError(f"theta = {theta}: must lie above 0 and below 1, at 1 every batch passes; 0.5 to 0.9 is usual")
+
+
+class NormTestSection(Measured):
+    """Grows until the noise of the gradient is at most `theta` times its norm."""
+
+    kind: Literal["norm_test"] = "norm_test"
+    theta: Annotated[float, Field(gt=0, lt=1)] = 0.7  # at 0.7 the batch grows to about the noise scale
+    lr: CoScaling = "none"
+
+
+@BATCH_RULES.register("norm_test", NormTestSection)
+def build(rule: NormTestSection, *_: Any) -> NormTest:
+    """The recipe's rule."""
+    return NormTest(theta=rule.theta)

@@ -15,11 +15,16 @@ Limits:  as c nears 1 for every batch beyond the noise scale, so does c* / (1 - 
 """
 
 import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from bigbatch.batching.decision import Wish
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.batch_rules import Measured
 
 PAPER = Paper(
     method="SimiGrad",
@@ -98,3 +103,16 @@ class SimiGrad(SmoothedRule):
             return Wish(math.inf, self.smoothed.words)
         cosine = similarity(global_batch, signal=signal, noise=noise)
         return Wish(batch_at_similarity(noise / signal, self.target), f"halves at cosine {cosine:.3f}, {self.smoothed.words}")
+
+
+class SimiGradSection(Measured):
+    """Keeps the cosine between the gradients of two halves of the batch at `target`."""
+
+    kind: Literal["simigrad"] = "simigrad"
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+@BATCH_RULES.register("simigrad", SimiGradSection)
+def build(rule: SimiGradSection, *_: Any) -> SimiGrad:
+    """The recipe's rule."""
+    return SimiGrad(target=rule.target)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.methods import COMMS, RULES
 from bigbatch.core.reading import Malformed, parse_toml
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ PlanSets = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2; plan.FIELD: of the new recipe."),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
-Rule = Annotated[str, typer.Option("--rule", help="auto, muon, none, linear, sqrt, legw, lars, lamb, adam, adamp or regime.")]
+Rule = Annotated[str, typer.Option("--rule", help=f"auto, {', '.join(RULES)}.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
-CommKind = Annotated[str | None, typer.Option("--comm", help="all_reduce, local_sgd, gossip, parameter_server or fully_shard.")]
+CommKind = Annotated[str | None, typer.Option("--comm", help=f"{', '.join(COMMS)}.")]
 TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 

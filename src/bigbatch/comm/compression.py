@@ -5,10 +5,11 @@ over workers. What compression leaves out is remembered and added to the next gr
 belongs into checkpoints.
 """
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -17,6 +18,9 @@ from torch.futures import Future
 from bigbatch.comm.rendezvous.meet import backend_of
 from bigbatch.core.checks import UserError
 from bigbatch.core.devices import CPU
+from bigbatch.core.methods import COMPRESSIONS
+from bigbatch.recipe.base import Count
+from bigbatch.recipe.sections import CompressionSection
 
 
 class Compressor:
@@ -113,3 +117,30 @@ def shared_out(memories: list[dict[int, Tensor]], rank: int, world_size: int) ->
         return dict(mine[0])
     scale = world_size / len(memories)
     return {bucket: scale * torch.stack([m[bucket] for m in mine]).sum(0) for bucket in (mine[0] if mine else {})}
+
+
+class HalfPrecisionSection(CompressionSection):
+    """Gradients are exchanged in float16, or in bfloat16 where the backend can."""
+
+    kind: Literal["fp16", "bf16"] = "fp16"
+
+
+@COMPRESSIONS.register("fp16", HalfPrecisionSection)
+@COMPRESSIONS.register("bf16", HalfPrecisionSection)
+def build(c: HalfPrecisionSection, _: int, device: torch.device) -> HalfPrecision:
+    """The recipe's compressor."""
+    return HalfPrecision(torch.bfloat16 if c.kind == "bf16" else torch.float16, device=device)
+
+
+class PowerSGDSection(CompressionSection):
+    """Gradients are exchanged as matrices of low rank, with error feedback."""
+
+    kind: Literal["powersgd"] = "powersgd"
+    rank: Count = 4
+    start_updates: Annotated[int, Field(ge=2)] = 10
+
+
+@COMPRESSIONS.register("powersgd", PowerSGDSection)
+def build_powersgd(c: PowerSGDSection, seed: int, _: torch.device) -> PowerSGD:
+    """The recipe's compressor."""
+    return PowerSGD(c.rank, start_updates=c.start_updates, seed=seed)

@@ -5,7 +5,7 @@ its part of the mean gradient.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.comm.rendezvous.meet import backend_of
 from bigbatch.core.checks import UserError
+from bigbatch.core.methods import COMMS
 from bigbatch.core.optimizer_state import load_optimizer_state
+from bigbatch.recipe.sections import CommSection
 
 if TYPE_CHECKING:
     from bigbatch.comm.shard_files import ShardWriter
@@ -100,3 +102,15 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
 
 def _map(tree: Any, change: Any) -> Any:
     return torch.utils._pytree.tree_map(change, tree)
+
+
+class FullyShardSection(CommSection):
+    """As all-reduce, with weights and optimizer state spread over the workers."""
+
+    kind: Literal["fully_shard"] = "fully_shard"
+
+
+@COMMS.register("fully_shard", FullyShardSection)
+def build(_: FullyShardSection, model: nn.Module, ranks: Ranks, __: Any) -> FullyShard:
+    """How the recipe's workers go together."""
+    return FullyShard(model, ranks)

@@ -12,10 +12,11 @@ Differs: momentum and other state of the optimizer that has a parameter's shape 
 """
 
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,7 +24,10 @@ from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.own_weights import OwnWeights, average_, state_tensors
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.methods import COMMS
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Count
+from bigbatch.recipe.sections import CommSection
 
 PAPER = Paper(
     method="Local SGD",
@@ -113,3 +117,20 @@ class LocalSGD(OwnWeights, AllReduce):
             for tensor in states:
                 tensor.zero_()
         average_(self.weights() + (states if self.momentum == "average" else []), group)
+
+
+class LocalSGDSection(CommSection):
+    """Workers take steps of their own and average their weights every `period` updates."""
+
+    kind: Literal["local_sgd"] = "local_sgd"
+    period: Count = 8  # updates
+    start_updates: Annotated[int, Field(ge=0)] = 0  # of all-reduce, before
+    momentum: Literal["average", "keep", "reset"] = "average"
+    group_size: Count = 1  # workers that average among themselves more often
+    group_period: Count | None = None  # updates
+
+
+@COMMS.register("local_sgd", LocalSGDSection)
+def build(c: LocalSGDSection, model: nn.Module, ranks: Ranks, _: Any) -> LocalSGD:
+    """How the recipe's workers go together."""
+    return LocalSGD(model, ranks, **c.model_dump(exclude={"kind", "label_skew"}))

@@ -11,17 +11,20 @@ Differs: the memory holds gradients, not steps (the paper's e is eta times ours)
          largest are taken of a bucket, not of the whole gradient. Sent as 4-byte indices and values in the gradients' type.
 """
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 from bigbatch.comm.compression import Compressor, shared_out
 from bigbatch.core.checks import check_fraction, check_positive
+from bigbatch.core.methods import COMPRESSIONS
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.sections import CompressionSection
 
 PAPER = Paper(
     method="Top-k compression with error feedback",
@@ -100,3 +103,16 @@ class TopK(Compressor):
         """Errors are each worker's own."""
         if states[0]:
             self._errors = shared_out([state["errors"] for state in states], rank, world_size)
+
+
+class TopKSection(CompressionSection):
+    """The largest gradients are exchanged, with error feedback."""
+
+    kind: Literal["top_k"] = "top_k"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+@COMPRESSIONS.register("top_k", TopKSection)
+def build(c: TopKSection, *_: Any) -> TopK:
+    """The recipe's compressor."""
+    return TopK(c.share)

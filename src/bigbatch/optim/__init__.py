@@ -1,12 +1,36 @@
-"""Optimizers for large batches, each a plain `torch.optim.Optimizer` for any loop, and the parameter groups that they want."""
+"""Optimizers for large batches, each a plain `torch.optim.Optimizer` for any loop, and the parameter groups that they want.
 
-from bigbatch.core.groups import param_groups
-from bigbatch.optim.adamp import AdamP
-from bigbatch.optim.describe_groups import GroupTable, describe_groups
-from bigbatch.optim.lamb import LAMB
-from bigbatch.optim.lars import LARS
-from bigbatch.optim.muon import Muon
-from bigbatch.optim.muon_groups import muon_groups
-from bigbatch.optim.sgdp import SGDP
+Names are imported on first use: the sections of torch's own optimizers, which recipes need, cost no torch.
+"""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigbatch.core.groups import param_groups
+    from bigbatch.optim.adamp import AdamP
+    from bigbatch.optim.describe_groups import GroupTable, describe_groups
+    from bigbatch.optim.lamb import LAMB
+    from bigbatch.optim.lars import LARS
+    from bigbatch.optim.muon import Muon
+    from bigbatch.optim.muon_groups import muon_groups
+    from bigbatch.optim.sgdp import SGDP
+
+_HOMES = {
+    "LAMB": "bigbatch.optim.lamb",
+    "LARS": "bigbatch.optim.lars",
+    "SGDP": "bigbatch.optim.sgdp",
+    "AdamP": "bigbatch.optim.adamp",
+    "GroupTable": "bigbatch.optim.describe_groups",
+    "Muon": "bigbatch.optim.muon",
+    "describe_groups": "bigbatch.optim.describe_groups",
+    "muon_groups": "bigbatch.optim.muon_groups",
+    "param_groups": "bigbatch.core.groups",
+}
 __all__ = ["LAMB", "LARS", "SGDP", "AdamP", "GroupTable", "Muon", "describe_groups", "muon_groups", "param_groups"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bigbatch.optim' has no attribute {name!r}")

@@ -10,18 +10,22 @@ Differs: nowhere from the released code, which divides w . g by the norms and th
          not. The test never waits for the device.
 """
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch  # noqa: F401 doctest
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_rate
+from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
 from bigbatch.optim.projected import projected_step
+from bigbatch.recipe.base import NotNegative, Positive
+from bigbatch.recipe.sections import Betas, UniformDecay
 
 PAPER = Paper(
     method="AdamP",
@@ -110,3 +114,26 @@ class AdamP(BaseOptimizer):
             return adam_directions(gs, ms, vs, group, bias.of(run.start + p.number for p in block))
 
         projected_step(group, batch, directions, decay=decayed_fraction(group["lr"], group["weight_decay"]))
+
+
+class AdamPSection(UniformDecay):
+    """bigbatch.optim.AdamP."""
+
+    published_decay: ClassVar[float] = 0.01
+
+    name: Literal["adamp"] = "adamp"
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    delta: NotNegative = 0.1
+    wd_ratio: NotNegative = 0.1
+
+    @property
+    def decay_divisor(self) -> float:
+        """Decay is the rate times it."""
+        return 1.0
+
+
+@OPTIMIZERS.register("adamp", AdamPSection)
+def build(o: AdamPSection, model: nn.Module, _: Any) -> AdamP:
+    """The recipe's optimizer at its peak rate."""
+    return AdamP(decay_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, delta=o.delta, wd_ratio=o.wd_ratio)

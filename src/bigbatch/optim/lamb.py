@@ -12,19 +12,23 @@ Differs: phi is the identity, as in the authors' code (no clamp of |w|, no clamp
          of groups with adapt=False have ratio 1.
 """
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import block_limit, blocks, flat, runs, take
 from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.adam import adam_directions, corrections, fuses
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
+from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
+from bigbatch.recipe.base import Positive
+from bigbatch.recipe.sections import Betas, LayerWise
 
 PAPER = Paper(
     method="LAMB",
@@ -129,3 +133,20 @@ class LAMB(BaseOptimizer):
             return None
         weight_norm, update_norm = norms(weights, updates, where=where)
         return list((trust_ratio(weight_norm, update_norm) * group["lr"]).unbind())
+
+
+class LAMBSection(LayerWise):
+    """bigbatch.optim.LAMB."""
+
+    published_decay: ClassVar[float] = 0.01  # on BERT
+
+    name: Literal["lamb"] = "lamb"
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-6
+    bias_correction: bool = True
+
+
+@OPTIMIZERS.register("lamb", LAMBSection)
+def build(o: LAMBSection, model: nn.Module, _: Any) -> LAMB:
+    """The recipe's optimizer at its peak rate."""
+    return LAMB(decay_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)

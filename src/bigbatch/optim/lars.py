@@ -12,18 +12,22 @@ Differs: nowhere by default (the paper has no eps: 0). Tensors of groups with ad
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import BLOCK, block_limit, blocks, flat, take
 from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_rate, widened
+from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
+from bigbatch.recipe.base import Momentum, Positive
+from bigbatch.recipe.sections import LayerWise
 
 PAPER = Paper(
     method="LARS",
@@ -127,6 +131,31 @@ class LARS(BaseOptimizer):
             if each is not None:
                 scales = [each[p.number] for p in block]
             _apply(take(weights, block), take(grads, block), take(velocities, block), scales, group)
+
+
+class LARSSection(LayerWise):
+    """bigbatch.optim.LARS."""
+
+    published_decay: ClassVar[float] = 1e-4  # on ResNet-50
+
+    name: Literal["lars"] = "lars"
+    momentum: Momentum = 0.9
+    nesterov: bool = False
+    trust_coefficient: Positive = 0.001
+    lr_in_momentum: bool = True
+
+
+@OPTIMIZERS.register("lars", LARSSection)
+def build(o: LARSSection, model: nn.Module, _: Any) -> LARS:
+    """The recipe's optimizer at its peak rate."""
+    return LARS(
+        decay_groups(model, o),
+        lr=o.lr,
+        momentum=o.momentum,
+        nesterov=o.nesterov,
+        trust_coefficient=o.trust_coefficient,
+        lr_in_momentum=o.lr_in_momentum,
+    )
 
 
 def _rates(group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], where: Any) -> Tensor:

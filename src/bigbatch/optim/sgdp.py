@@ -9,17 +9,21 @@ Formula: v <- m v + (1 - dampening) g,   p = v   (nesterov: p = g + m v)
 Differs: nowhere from the paper. The released code without Nesterov projects the stored momentum as well, which Algorithm 1 does not.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_below_one, check_rate, widened
+from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
 from bigbatch.optim.projected import projected_step
+from bigbatch.recipe.base import Momentum, NotNegative
+from bigbatch.recipe.sections import UniformDecay
 
 PAPER = Paper(
     method="SGDP",
@@ -119,3 +123,24 @@ class SGDP(BaseOptimizer):
 
         decay = decayed_fraction(group["lr"], group["weight_decay"], m)
         projected_step(group, batch, directions, decay=decay, stored=None if group["nesterov"] else velocities)
+
+
+class SGDPSection(UniformDecay):
+    """bigbatch.optim.SGDP."""
+
+    name: Literal["sgdp"] = "sgdp"
+    momentum: Momentum = 0.0
+    nesterov: bool = False
+    delta: NotNegative = 0.1
+    wd_ratio: NotNegative = 0.1
+
+    @property
+    def decay_divisor(self) -> float:
+        """Decay is on the weights, and divided so by its authors."""
+        return 1 - self.momentum
+
+
+@OPTIMIZERS.register("sgdp", SGDPSection)
+def build(o: SGDPSection, model: nn.Module, _: Any) -> SGDP:
+    """The recipe's optimizer at its peak rate."""
+    return SGDP(decay_groups(model, o), lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, delta=o.delta, wd_ratio=o.wd_ratio)

@@ -1,8 +1,11 @@
 """What every section of a recipe is made of."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from bigbatch.recipe.recipe import Recipe
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -15,6 +18,9 @@ class Section(BaseModel):
     """Frozen, and closed to unknown fields and to NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def check_recipe(self, recipe: "Recipe") -> None:
+        """Refuse, by a ValueError, other sections of a recipe that a method's section does not go with."""
 
 
 def check_inputs(low: float | None, high: float | None) -> None:

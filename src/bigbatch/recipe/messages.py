@@ -40,18 +40,18 @@ def readable_mistakes(error: ValidationError, recipe: type[BaseModel]) -> str:
 
 
 def _is_tag(before: list[str], part: str) -> bool:
-    return part in KINDS.get(".".join(before), {})
+    return part in KINDS.get(".".join(before), ())
 
 
 def _tags_of(section: str) -> str:
-    return ", ".join(KINDS.get(section, {}))
+    return ", ".join(KINDS.get(section, ()))
 
 
 def _known_fields(place: list[str], recipe: type[BaseModel]) -> list[str]:
     section = ".".join(p for i, p in enumerate(place) if not _is_tag(place[:i], p))
     tag = place[-1] if place else ""
     if section in KINDS:
-        return list(KINDS[section][tag].model_fields)
+        return list(KINDS[section][tag].section.model_fields)
     plain: dict[str, type[BaseModel]] = {
         "": recipe,
         "schedule": Schedule,

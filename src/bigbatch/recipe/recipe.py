@@ -21,27 +21,11 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from bigbatch.core.checks import InputError, RecipeError, check_group, unknown
+from bigbatch.core.methods import COMMS
 from bigbatch.core.reading import Malformed, parse_toml, read_text
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import (
-    KINDS,
-    SGD,
-    TAGS,
-    Adversarial,
-    AllReduce,
-    AnyComm,
-    AnyOptimizer,
-    Augmentation,
-    AutoWU,
-    Batch,
-    Budget,
-    Curvature,
-    Float16,
-    Gossip,
-    ParameterServer,
-    Schedule,
-)
+from bigbatch.recipe.sections import KINDS, TAGS, Adversarial, AnyComm, AnyOptimizer, Augmentation, Batch, Budget, Curvature, Schedule
 
 
 class Recipe(Section):
@@ -62,11 +46,11 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights, data order, dropout
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: autocast over float32 weights
     optimizer: AnyOptimizer
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Field(default_factory=Schedule)
     batch: Batch
     model: dict[str, bool | int | float | str] = Field(default_factory=dict)
     budget: Budget
-    comm: AnyComm = AllReduce()
+    comm: AnyComm = Field(default_factory=lambda: COMMS["all_reduce"].section())
     adversarial: Adversarial | None = None
     augmentation: Augmentation | None = None
     curvature: Curvature | None = None
@@ -85,11 +69,8 @@ class Recipe(Section):
                 f"batch.global_batch = {batch.global_batch:,}: is larger than the training set of {self.num_train_samples:,} samples; "
                 "choose a batch that fits into it"
             )
-        if batch.rule is not None and batch.rule.kind == "adascale" and self.budget.updates is not None:
-            raise ValueError(
-                f"budget.updates = {self.budget.updates}: AdaScale counts updates of its base batch, and takes more or fewer of its own; "
-                "give budget.epochs or budget.samples"
-            )
+        if batch.rule is not None:
+            batch.rule.check_recipe(self)
         if batch.noise_batch is not None and batch.noise_batch >= batch.global_batch:
             raise ValueError(
                 f"batch.noise_batch = {batch.noise_batch}: must be smaller than global_batch = {batch.global_batch}, whose gradient is no "
@@ -115,29 +96,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _comm_fits(self) -> Self:
-        comm, optimizer = self.comm, self.optimizer
-        if isinstance(comm, ParameterServer) and self.batch.noise_batch is not None:
-            raise ValueError(
-                f'batch.noise_batch = {self.batch.noise_batch}: is not known to the workers of comm.kind = "parameter_server"; leave it '
-                "out, or take another comm"
-            )
-        if isinstance(comm, Gossip) and comm.method == "decentlam":
-            if not isinstance(optimizer, SGD) or optimizer.nesterov:
-                has = "nesterov = true" if isinstance(optimizer, SGD) else f'name = "{optimizer.name}"'
-                raise ValueError(
-                    f'comm.method = "decentlam" with optimizer.{has}: is made for heavy-ball momentum; set optimizer.name = "sgd" and '
-                    'optimizer.nesterov = false, or comm.method = "d_psgd"'
-                )
-            if comm.topology in ("exponential", "one_peer_exponential"):
-                raise ValueError(
-                    f'comm.topology = "{comm.topology}": is directed, and DecentLaM needs symmetric weights; choose "ring", "torus" or '
-                    '"symmetric_exponential"'
-                )
-        if self.batch.rule is not None and self.batch.rule.kind == "absa" and not isinstance(comm, AllReduce):
-            raise ValueError(
-                f'batch.rule.kind = "absa" with comm.kind = "{comm.kind}": the curvature is that of one set of weights, whole on every '
-                'worker; set comm.kind = "all_reduce"'
-            )
+        comm = self.comm
+        comm.check_recipe(self)
         if comm.label_skew and self.batch.rule is not None:
             raise ValueError(
                 f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "
@@ -146,23 +106,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _autowu_fits(self) -> Self:
-        warmup, comm, rule = self.schedule.warmup, self.comm, self.batch.rule
-        if not isinstance(warmup, AutoWU):
-            return self
-        if comm.kind == "parameter_server":
-            raise ValueError(
-                'schedule.warmup.kind = "autowu" with comm.kind = "parameter_server": its workers go on before a loss is known; set '
-                'comm.kind = "all_reduce"'
-            )
-        if rule is not None and rule.kind in ("adascale", "increase_batch"):
-            raise ValueError(f'schedule.warmup.kind = "autowu" with batch.rule.kind = "{rule.kind}": both set the rate; leave one out')
-        plain = isinstance(comm, AllReduce) and (comm.compression is None or isinstance(comm.compression, Float16))
-        if warmup.return_to_minimum and not plain:
-            raise ValueError(
-                f'schedule.warmup.return_to_minimum with comm.kind = "{comm.kind}": takes back what all workers share, and here each has '
-                'state of its own; set comm.kind = "all_reduce" without a compression that makes up for errors, or leave it out'
-            )
+    def _methods_fit(self) -> Self:
+        for section in (self.schedule.warmup, self.schedule.decay, self.optimizer):
+            section.check_recipe(self)
         return self
 
     @model_validator(mode="after")
@@ -184,12 +130,12 @@ class Recipe(Section):
             )
         if self.adversarial is None:
             return self
-        if not isinstance(comm, AllReduce):
+        if comm.kind != "all_reduce":
             raise ValueError(
                 f'[adversarial] with comm.kind = "{comm.kind}": examples are made from the weights of an update, which are one set only '
                 'with "all_reduce"; use that, or leave [adversarial] out'
             )
-        if comm.compression is not None and self.adversarial.makers == "ranks":
+        if getattr(comm, "compression", None) is not None and self.adversarial.makers == "ranks":
             raise ValueError(
                 'comm.compression with adversarial.makers = "ranks": compresses among all workers, of which half have no gradient; leave '
                 "one of them out"
@@ -370,12 +316,16 @@ def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str,
     target: Any = fields
     for part in section.split("."):
         target = target.get(part) if isinstance(target, dict) else None
-    known = KINDS[section][kind].model_fields
-    for name in [n for n in target or () if n not in known and f"{section}.{n}" not in keep]:
+    if not isinstance(target, dict):
+        return  # which is refused later
+    of_kind = KINDS[section][kind].section
+    for name in [n for n in target if n not in of_kind.model_fields and f"{section}.{n}" not in keep]:
         del target[name]
-    groups = target.get("groups") if isinstance(target, dict) else None
-    if section == "optimizer" and groups and (kind == "muon") != (set(groups.values()) <= {"muon", "adam"}) and not _sets_groups(keep):
-        del target["groups"]  # they are another optimizer's
+    groups = target.get("groups")
+    if section == "optimizer" and isinstance(groups, dict) and groups and not _sets_groups(keep):
+        by = "muon" if all(group in ("muon", "adam") for group in groups.values()) else "decay"
+        if by != of_kind.groups_by:
+            del target["groups"]  # they are another optimizer's
 
 
 def _sets_groups(changes: set[str]) -> bool:

@@ -1,209 +1,85 @@
-"""The sections of a recipe: their fields, units, bounds and defaults."""
+"""The sections of a recipe: their fields, units, bounds and defaults.
 
-from typing import Annotated, Literal, Self
+Those of the methods stand in the methods' own files (core/methods.py says how they are found); here is what a family's have in common.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bigbatch.core.methods import BATCH_RULES, COMMS, COMPRESSIONS, DECAYS, OPTIMIZERS, WARMUPS, Registry
 from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section, check_inputs
-from bigbatch.recipe.batch_rules import BATCH_RULES, AnyBatchRule
+from bigbatch.recipe.batch_rules import BatchRuleSection
+from bigbatch.recipe.by_name import ByName
 
 Betas = tuple[Momentum, Momentum]
-MuonGroups = Annotated[dict[str, Literal["muon", "adam"]], Field(min_length=1)]
 DecayGroups = Annotated[dict[str, Literal["weights", "norms_and_biases"]], Field(min_length=1)]
 
 
-class _Optimizer(Section):
+class OptimizerSection(Section):
+    """What every optimizer has; its own section adds `name`, `groups` and the rest."""
+
+    rates: ClassVar[tuple[str, ...]] = ("lr",)  # fields that are learning rates
+    groups_by: ClassVar[Literal["decay", "muon"]] = "decay"  # how parameters are split, as in bigbatch.optim.describe_groups
+    published_decay: ClassVar[float] = 0.0  # weight decay in the paper or its released recipes
+
     lr: Positive  # peak learning rate
     weight_decay: NotNegative = 0.0  # in the optimizer's own unit
     clip_norm: Positive | None = None  # bound on the global norm of the mean gradient of an update
 
+    if TYPE_CHECKING:  # fields of each, at their places
+        name: str
+        groups: Any
 
-class _UniformDecay(_Optimizer):
+    @property
+    def decay_divisor(self) -> float | None:
+        """An update takes lr * weight_decay / this of a weight away; None where that depends on the gradient."""
+        return None
+
+
+class UniformDecay(OptimizerSection):
+    """One rate for all; norms and biases decay too, unless switched off."""
+
     decay_norms_and_biases: bool = True  # torch's habit; Goyal et al. switch it off
     groups: DecayGroups | None = None  # patterns of parameter names to what they count as
 
 
-class SGD(_UniformDecay):
-    """torch.optim.SGD: the rate stays outside the momentum buffer."""
+class LayerWise(OptimizerSection):
+    """A rate for each layer; norms and biases are left out, unless switched on."""
 
-    name: Literal["sgd"] = "sgd"
-    momentum: Momentum = 0.0
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov = true needs momentum > 0")
-        return self
-
-
-class Adam(_UniformDecay):
-    """torch.optim.Adam: weight decay is added to the gradient."""
-
-    name: Literal["adam"] = "adam"
-    betas: Betas = (0.9, 0.999)
-    eps: Positive = 1e-8
-
-
-class AdamW(_UniformDecay):
-    """torch.optim.AdamW: weight decay is applied to the weights, times the rate."""
-
-    name: Literal["adamw"] = "adamw"
-    betas: Betas = (0.9, 0.999)
-    eps: Positive = 1e-8
-
-
-class AdamP(_UniformDecay):
-    """bigbatch.optim.AdamP."""
-
-    name: Literal["adamp"] = "adamp"
-    betas: Betas = (0.9, 0.999)
-    eps: Positive = 1e-8
-    delta: NotNegative = 0.1
-    wd_ratio: NotNegative = 0.1
-
-
-class SGDP(_UniformDecay):
-    """bigbatch.optim.SGDP."""
-
-    name: Literal["sgdp"] = "sgdp"
-    momentum: Momentum = 0.0
-    nesterov: bool = False
-    delta: NotNegative = 0.1
-    wd_ratio: NotNegative = 0.1
-
-
-class _LayerWise(_Optimizer):
     decay_norms_and_biases: bool = False
     adapt_norms_and_biases: bool = False
     groups: DecayGroups | None = None  # patterns of parameter names to what they count as
 
 
-class LARS(_LayerWise):
-    """bigbatch.optim.LARS."""
-
-    name: Literal["lars"] = "lars"
-    momentum: Momentum = 0.9
-    nesterov: bool = False
-    trust_coefficient: Positive = 0.001
-    lr_in_momentum: bool = True
+AnyOptimizer = Annotated[OptimizerSection, ByName(OPTIMIZERS, "name")]
 
 
-class LAMB(_LayerWise):
-    """bigbatch.optim.LAMB."""
+class WarmupSection(Section):
+    """A warm-up; its own section adds `kind` and the rest."""
 
-    name: Literal["lamb"] = "lamb"
-    betas: Betas = (0.9, 0.999)
-    eps: Positive = 1e-6
-    bias_correction: bool = True
+    learns: ClassVar[bool] = False  # whether it follows the losses, and brings a decay of its own
 
-
-class Muon(_Optimizer):
-    """bigbatch.optim.Muon: `lr`, `momentum` and `weight_decay` are of the orthogonalised matrices, `adam_lr` is of all else."""
-
-    name: Literal["muon"] = "muon"
-    adam_lr: Positive
-    momentum: Momentum = 0.95
-    nesterov: bool = True
-    betas: Betas = (0.9, 0.95)
-    eps: Positive = 1e-8
-    groups: MuonGroups | None = None  # patterns of parameter names to who updates them, where `bigbatch plan --groups` shows another
+    if TYPE_CHECKING:
+        kind: str
 
 
-AnyOptimizer = Annotated[SGD | Adam | AdamW | SGDP | AdamP | LARS | LAMB | Muon, Field(discriminator="name")]
+class TimedWarmup(WarmupSection):
+    """A warm-up of a known length, the field `epochs`."""
+
+    if TYPE_CHECKING:
+        epochs: float
 
 
-class NoWarmup(Section):
-    """Start at the peak rate."""
+class DecaySection(Section):
+    """A decay; its own section adds `kind` and the rest."""
 
-    kind: Literal["none"] = "none"
-
-
-class GradualWarmup(Section):
-    """Straight line from `start_factor` times the peak rate to the peak rate."""
-
-    kind: Literal["gradual"] = "gradual"
-    epochs: NotNegative
-    start_factor: Fraction = 0.0
+    if TYPE_CHECKING:
+        kind: str
 
 
-class ConstantWarmup(Section):
-    """`factor` times the peak rate, then a jump to it."""
-
-    kind: Literal["constant"] = "constant"
-    epochs: NotNegative
-    factor: Fraction
-
-
-Open = Annotated[float, Field(gt=0, lt=1)]
-
-
-class AutoWU(Section):
-    """The rate grows exponentially until the loss turns, at most to the peak; goes back to where the loss was lowest; and decays."""
-
-    kind: Literal["autowu"] = "autowu"
-    grow_from: Open = 1e-5  # of the peak rate
-    share: Open = 0.5  # of the run: the longest warm-up
-    decay: Literal["cosine", "constant_cosine"] = "cosine"  # from there to the end; in the last fifth of the run only
-    tests: Count = 120  # in the whole run
-    patience: Count = 3  # tests in a row that must find a minimum
-    confidence: Open = 0.95
-    return_to_minimum: bool = False  # ours: with the rate, weights and optimizer state go back; also where the loss is not finite
-
-
-class ConstantDecay(Section):
-    """The peak rate throughout."""
-
-    kind: Literal["constant"] = "constant"
-
-
-class StepDecay(Section):
-    """Times `factor` at each milestone."""
-
-    kind: Literal["step"] = "step"
-    milestones: Annotated[tuple[Positive, ...], Field(min_length=1)]  # epochs
-    factor: Fraction = 0.1
-
-    @model_validator(mode="after")
-    def _milestones_ascend(self) -> Self:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones = {list(self.milestones)} must ascend; sort them")
-        return self
-
-
-class PolynomialDecay(Section):
-    """(1 - t/T)^power from the end of the warm-up to the end of the run, down to `final_factor`."""
-
-    kind: Literal["polynomial"] = "polynomial"
-    power: Positive = 2.0
-    final_factor: Fraction = 0.0
-
-
-class CosineDecay(Section):
-    """Half a cosine from the end of the warm-up to the end of the run, down to `final_factor`."""
-
-    kind: Literal["cosine"] = "cosine"
-    final_factor: Fraction = 0.0
-
-
-class LinearDecay(Section):
-    """Straight line from the end of the warm-up to the end of the run, down to `final_factor`."""
-
-    kind: Literal["linear"] = "linear"
-    final_factor: Fraction = 0.0
-
-
-class WSDDecay(Section):
-    """Warm-up-stable-decay: the peak rate, and a decay over the last part of the run, down to `final_factor`."""
-
-    kind: Literal["wsd"] = "wsd"
-    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the run, warm-up included
-    shape: Literal["sqrt", "linear", "cosine"] = "sqrt"  # sqrt: 1 - sqrt(t)
-    final_factor: Fraction = 0.0
-
-
-AnyWarmup = Annotated[NoWarmup | GradualWarmup | ConstantWarmup | AutoWU, Field(discriminator="kind")]
-AnyDecay = Annotated[ConstantDecay | StepDecay | PolynomialDecay | CosineDecay | LinearDecay | WSDDecay, Field(discriminator="kind")]
+AnyWarmup = Annotated[WarmupSection, ByName(WARMUPS, "kind")]
+AnyDecay = Annotated[DecaySection, ByName(DECAYS, "kind")]
 
 
 class Schedule(Section):
@@ -213,18 +89,21 @@ class Schedule(Section):
     sample on, also during the warm-up, so the peak is never reached. Milestones of a step decay count from the start of the run in both.
     """
 
-    warmup: AnyWarmup = NoWarmup()
-    decay: AnyDecay = ConstantDecay()
+    warmup: AnyWarmup = Field(default_factory=lambda: WARMUPS["none"].section())
+    decay: AnyDecay = Field(default_factory=lambda: DECAYS["constant"].section())
     combine: Literal["sequential", "product"] = "sequential"
 
     @model_validator(mode="after")
-    def _autowu_decays_itself(self) -> Self:
-        if isinstance(self.warmup, AutoWU) and self.decay.kind != "constant":
+    def _decays_once(self) -> Self:
+        if self.warmup.learns and self.decay.kind != "constant":
             raise ValueError(
-                f'decay.kind = "{self.decay.kind}" with warmup.kind = "autowu": has a decay of its own, from where its warm-up ends; set '
-                'schedule.decay.kind = "constant", and choose by schedule.warmup.decay'
+                f'decay.kind = "{self.decay.kind}" with warmup.kind = "{self.warmup.kind}": has a decay of its own, from where its warm-up '
+                'ends; set schedule.decay.kind = "constant", and choose by schedule.warmup.decay'
             )
         return self
+
+
+AnyBatchRule = Annotated[BatchRuleSection, ByName(BATCH_RULES, "kind")]
 
 
 class Batch(Section):
@@ -305,98 +184,24 @@ class Curvature(Section):
     trace: Literal[False] | Positive = False  # relative standard error to which the trace is estimated; false: not at all
 
 
-class Float16(Section):
-    """Gradients are exchanged in float16, or in bfloat16 where the backend can."""
+class CommSection(Section):
+    """What every way of several workers has; its own section adds `kind` and the rest."""
 
-    kind: Literal["fp16", "bf16"] = "fp16"
-
-
-class PowerSGD(Section):
-    """Gradients are exchanged as matrices of low rank, with error feedback."""
-
-    kind: Literal["powersgd"] = "powersgd"
-    rank: Count = 4
-    start_updates: Annotated[int, Field(ge=2)] = 10
-
-
-class TopK(Section):
-    """The largest gradients are exchanged, with error feedback."""
-
-    kind: Literal["top_k"] = "top_k"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.01
-
-
-class _Comm(Section):
     label_skew: Fraction = 0.0  # share of the data that lies with workers by label; 0: anyone's, anew in each epoch
 
-
-class AllReduce(_Comm):
-    """Every update is one step along the mean gradient of all workers."""
-
-    kind: Literal["all_reduce"] = "all_reduce"
-    compression: Annotated[Float16 | PowerSGD | TopK, Field(discriminator="kind")] | None = None
-    bucket_mb: Positive | None = None  # gradients that are sent together; by default a twelfth of them
+    if TYPE_CHECKING:
+        kind: str
 
 
-class LocalSGD(_Comm):
-    """Workers take steps of their own and average their weights every `period` updates."""
+class CompressionSection(Section):
+    """A way to make gradients smaller before all-reduce; its own section adds `kind` and the rest."""
 
-    kind: Literal["local_sgd"] = "local_sgd"
-    period: Count = 8  # updates
-    start_updates: Annotated[int, Field(ge=0)] = 0  # of all-reduce, before
-    momentum: Literal["average", "keep", "reset"] = "average"
-    group_size: Count = 1  # workers that average among themselves more often
-    group_period: Count | None = None  # updates
+    if TYPE_CHECKING:
+        kind: str
 
 
-class Gossip(_Comm):
-    """Workers take steps of their own and average their weights with their neighbours'."""
-
-    kind: Literal["gossip"] = "gossip"
-    method: Literal["d_psgd", "dmsgd", "decentlam"] = "d_psgd"
-    topology: Literal[
-        "ring", "torus", "complete", "star", "exponential", "one_peer_exponential", "symmetric_exponential", "random_match"
-    ] = "ring"
-
-
-class FullyShard(_Comm):
-    """As all-reduce, with weights and optimizer state spread over the workers."""
-
-    kind: Literal["fully_shard"] = "fully_shard"
-
-
-class ParameterServer(_Comm):
-    """Servers hold the weights; workers pull them, and push gradients as they get ready."""
-
-    kind: Literal["parameter_server"] = "parameter_server"
-    mode: Literal["synchronous", "asynchronous"] = "synchronous"
-    staleness_bound: Annotated[int, Field(ge=0)] | None = None  # updates that a gradient may be late by; asynchronous: 16 if left out
-    gradients_per_update: Count | None = None  # if left out, synchronous: one a worker but for backup workers; asynchronous: 1
-    backup_workers: Annotated[int, Field(ge=0)] = 0  # synchronous: workers beyond those that an update waits for
-    damping: Literal["none", "inverse", "inverse_plus_one"] = "none"  # asynchronous: of stale gradients
-    reduction: Literal["mean", "sum"] = "mean"  # of an update's gradients; "sum" takes the rate that gives the same step
-    servers: Count = 1  # over which the parameters are spread
-
-    @model_validator(mode="after")
-    def _fits_the_mode(self) -> Self:
-        if self.label_skew:
-            raise ValueError(f"label_skew = {self.label_skew:g}: samples go to whoever is free, and lie with nobody; leave it out")
-        if self.mode == "asynchronous":
-            if self.staleness_bound == 0:
-                raise ValueError(
-                    'staleness_bound = 0: no gradient could ever be late, which is mode = "synchronous"; set that, or a bound of 1 or more'
-                )
-            if self.backup_workers:
-                raise ValueError(
-                    f'backup_workers = {self.backup_workers}: asynchronous updates wait for none; leave it out, or set mode = "synchronous"'
-                )
-        elif self.staleness_bound or self.damping != "none":
-            field = f"staleness_bound = {self.staleness_bound}" if self.staleness_bound else f"damping = {self.damping!r}"
-            raise ValueError(f'{field}: nothing is stale in synchronous updates; set mode = "asynchronous", or leave it out')
-        return self
-
-
-AnyComm = Annotated[AllReduce | LocalSGD | Gossip | FullyShard | ParameterServer, Field(discriminator="kind")]
+AnyComm = Annotated[CommSection, ByName(COMMS, "kind")]
+AnyCompression = Annotated[CompressionSection, ByName(COMPRESSIONS, "kind")]
 
 TAGS = {
     "optimizer": "name",
@@ -408,24 +213,12 @@ TAGS = {
 }
 """The field that says which kind of a section is meant."""
 
-KINDS: dict[str, dict[str, type[Section]]] = {
-    "optimizer": {"sgd": SGD, "adam": Adam, "adamw": AdamW, "sgdp": SGDP, "adamp": AdamP, "lars": LARS, "lamb": LAMB, "muon": Muon},
-    "schedule.warmup": {"none": NoWarmup, "gradual": GradualWarmup, "constant": ConstantWarmup, "autowu": AutoWU},
-    "schedule.decay": {
-        "constant": ConstantDecay,
-        "step": StepDecay,
-        "polynomial": PolynomialDecay,
-        "cosine": CosineDecay,
-        "linear": LinearDecay,
-        "wsd": WSDDecay,
-    },
+KINDS: dict[str, Registry] = {
+    "optimizer": OPTIMIZERS,
+    "schedule.warmup": WARMUPS,
+    "schedule.decay": DECAYS,
     "batch.rule": BATCH_RULES,
-    "comm": {
-        "all_reduce": AllReduce,
-        "local_sgd": LocalSGD,
-        "gossip": Gossip,
-        "fully_shard": FullyShard,
-        "parameter_server": ParameterServer,
-    },
-    "comm.compression": {"fp16": Float16, "bf16": Float16, "powersgd": PowerSGD, "top_k": TopK},
+    "comm": COMMS,
+    "comm.compression": COMPRESSIONS,
 }
+"""Which kinds there are."""

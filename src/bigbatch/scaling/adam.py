@@ -6,6 +6,7 @@ AdamW. A reference that is tuned with Adam, AdamW or AdamP keeps its settings: i
 
 import math
 
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.switch import ADAMS, kept_shrinkage, longer_warmup, root_of_k, switch
@@ -20,6 +21,7 @@ def adam_lr(k: float) -> float:
     return 0.001 * math.sqrt(k)
 
 
+@RULES.register("adam")
 def adam(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
     own = recipe.optimizer.name
@@ -29,6 +31,7 @@ def adam(recipe: Recipe, k: float) -> list[Change]:
     return _switch(recipe, k, name, f"{'AdamW' if name == 'adamw' else 'Adam'}: {_rate_in_words(own)}")
 
 
+@RULES.register("adamp")
 def adamp(recipe: Recipe, k: float) -> list[Change]:
     """The same with AdamP."""
     own = recipe.optimizer.name

@@ -33,9 +33,9 @@ def scaled_rates(recipe: Recipe, factor: float, why: str, paper: Paper | None = 
     >>> [(c.field, c.after) for c in scaled_rates(Recipe.named("digits/mlp"), 2.0, "twice")]
     [('optimizer.lr', 0.2)]
     """
-    for field in ("optimizer.lr", "optimizer.adam_lr"):
-        if (rate := recipe.get(field)) is not None:
-            yield Change(field, rate, factor * rate, why, paper)
+    for name in recipe.optimizer.rates:
+        rate = getattr(recipe.optimizer, name)
+        yield Change(f"optimizer.{name}", rate, factor * rate, why, paper)
 
 
 def kept_group(recipe: Recipe, k: float, paper: Paper | None = None) -> Iterator[Change]:

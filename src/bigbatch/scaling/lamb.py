@@ -7,6 +7,7 @@ A reference that is tuned with LAMB keeps its settings: its rate times sqrt(k), 
 
 import math
 
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.switch import longer_warmup, root_of_k, switch
@@ -21,6 +22,7 @@ def lamb_lr(global_batch: int) -> float:
     return 0.04 * math.sqrt(global_batch / 32768)
 
 
+@RULES.register("lamb")
 def lamb(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
     if recipe.optimizer.name == "lamb":

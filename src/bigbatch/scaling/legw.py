@@ -10,9 +10,10 @@ Differs: a reference that warms up from another fraction than 0, or at a constan
 
 import math
 
+from bigbatch.core.methods import RULES
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup
+from bigbatch.recipe.sections import TimedWarmup
 from bigbatch.scaling.change import Change, kept_group, scaled_rates
 
 PAPER = Paper(
@@ -44,11 +45,12 @@ def legw_warmup_epochs(warmup_epochs: float, k: float) -> float:
     return k * warmup_epochs
 
 
+@RULES.register("legw")
 def legw(recipe: Recipe, k: float) -> list[Change]:
     """What LEGW changes besides the batch."""
     warmup, root = recipe.schedule.warmup, math.sqrt(k)
     changes = [*scaled_rates(recipe, legw_lr(1.0, k), f"times sqrt(k) = {root:g}", PAPER)]
-    if isinstance(warmup, GradualWarmup | ConstantWarmup):
+    if isinstance(warmup, TimedWarmup):
         epochs = legw_warmup_epochs(warmup.epochs, k)
         why = f"times k = {k:g}: as many warm-up updates as in the reference"
         changes.append(Change("schedule.warmup.epochs", warmup.epochs, epochs, why, PAPER))

@@ -15,10 +15,13 @@ Limits:  ImageNet held to k = 32 (8,192); the rule needs k steps at eta to point
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from bigbatch.core.methods import RULES
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import AutoWU, ConstantWarmup, GradualWarmup
+from bigbatch.recipe.sections import WarmupSection
 from bigbatch.scaling.change import GROWN, Change, kept_group, scaled_rates
+from bigbatch.schedules.constant_warmup import ConstantWarmupSection
+from bigbatch.schedules.gradual_warmup import GradualWarmupSection
 
 PAPER = Paper(
     method="Linear scaling",
@@ -41,6 +44,7 @@ def linear_lr(lr: float, k: float) -> float:
     return k * lr
 
 
+@RULES.register("linear")
 def linear(recipe: Recipe, k: float) -> list[Change]:
     """What Goyal et al. change besides the batch."""
     why = f"times k = {k:g}; weight decay and momentum stay (Remark 1)"
@@ -74,14 +78,14 @@ def ramp(k: float, *, epochs: float = 0.0, start_factor: float = 1.0) -> Ramp:
 
 def _warmup(recipe: Recipe, k: float) -> Iterator[Change]:
     match recipe.schedule.warmup:
-        case AutoWU():
+        case WarmupSection(learns=True):
             return  # finds the rate itself, up to the new peak
-        case ConstantWarmup(epochs=epochs, factor=factor) if k < GROWN:
+        case ConstantWarmupSection(epochs=epochs, factor=factor) if k < GROWN:
             yield Change("schedule.warmup.factor", factor, factor / k, "the reference's rate meanwhile", PAPER)
             return
-        case ConstantWarmup(epochs=epochs, factor=factor):
+        case ConstantWarmupSection(epochs=epochs, factor=factor):
             to = Ramp(max(epochs, WARMUP_EPOCHS), factor / k)
-        case GradualWarmup(epochs=epochs, start_factor=start_factor):
+        case GradualWarmupSection(epochs=epochs, start_factor=start_factor):
             to = ramp(k, epochs=epochs, start_factor=start_factor)
         case _:
             to = ramp(k)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change, kept_group, scaled_rates
 from bigbatch.scaling.keep_samples import with_batch
@@ -39,6 +40,7 @@ def muon_rates(num_updates: int) -> MuonRates:
     return MuonRates(0.4 / math.sqrt(num_updates), 0.15 / math.sqrt(num_updates))
 
 
+@RULES.register("muon")
 def muon(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
     if recipe.optimizer.name == "muon":

@@ -4,34 +4,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive, unknown
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.adam import adam, adamp
 from bigbatch.scaling.auto import auto
-from bigbatch.scaling.change import Change, Rule
+from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
-from bigbatch.scaling.lamb import lamb
-from bigbatch.scaling.lars import lars
-from bigbatch.scaling.legw import legw
-from bigbatch.scaling.linear import linear
-from bigbatch.scaling.muon import muon
-from bigbatch.scaling.none import none
-from bigbatch.scaling.regime import regime
-from bigbatch.scaling.sqrt import sqrt
 from bigbatch.scaling.warnings import PlanWarning, warnings_of
-
-RULES: dict[str, Rule] = {
-    "none": none,
-    "linear": linear,
-    "sqrt": sqrt,
-    "legw": legw,
-    "lars": lars,
-    "lamb": lamb,
-    "adam": adam,
-    "adamp": adamp,
-    "muon": muon,
-    "regime": regime,
-}
-"""Name of every rule that `plan` takes, besides "auto"."""
 
 
 class Plan(NamedTuple):
@@ -85,7 +63,7 @@ def plan(
         raise UserError(f'rule = {rule!r} and batch.rule.kind = "adascale": both would raise the rate; use rule "none", or drop batch.rule')
     k = global_batch / recipe.batch.global_batch
     rule, reason = auto(recipe, k) if rule == "auto" else (rule, "asked for")
-    ruled = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule](recipe, k))} if k != 1 else {}
+    ruled = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule].build(recipe, k))} if k != 1 else {}
     planned = recipe.replace({field: change.after for field, change in ruled.items() if change.before != change.after})
     own = {field: Change(field, recipe.get(field), value, "set by you") for field, value in (overrides or {}).items()}
     planned = planned.replace({field: change.after for field, change in own.items()})

@@ -15,11 +15,13 @@ It answers whether a large batch can be as good, not whether it is faster: an ep
 from collections.abc import Iterator
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.methods import RULES
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import ConstantWarmup, GradualWarmup, StepDecay
+from bigbatch.recipe.sections import TimedWarmup
 from bigbatch.scaling.change import GROWN, Change
 from bigbatch.scaling.sqrt import sqrt
+from bigbatch.schedules.step_decay import StepDecaySection
 
 PAPER = Paper(
     method="Regime adaptation",
@@ -44,6 +46,7 @@ def longer(epochs: float, k: float) -> float:
     return k * epochs
 
 
+@RULES.register("regime")
 def regime(recipe: Recipe, k: float) -> list[Change]:
     """What Hoffer et al. change besides the batch, longer training included.
 
@@ -69,7 +72,7 @@ def _longer_run(recipe: Recipe, k: float) -> Iterator[Change]:
     if budget.updates is not None:
         yield Change("budget.updates", budget.updates, budget.updates, "kept", PAPER)
         yield Change("budget.samples", None, None, "as many as the updates need", PAPER)
-    if isinstance(warmup, GradualWarmup | ConstantWarmup):
+    if isinstance(warmup, TimedWarmup):
         yield Change("schedule.warmup.epochs", warmup.epochs, longer(warmup.epochs, k), why, PAPER)
-    if isinstance(decay, StepDecay):
+    if isinstance(decay, StepDecaySection):
         yield Change("schedule.decay.milestones", decay.milestones, tuple(longer(m, k) for m in decay.milestones), why, PAPER)

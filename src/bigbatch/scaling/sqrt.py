@@ -9,6 +9,7 @@ Differs: without "regime adaptation" (k times as many epochs; regime.py), which 
 
 import math
 
+from bigbatch.core.methods import RULES
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change, kept_group, scaled_rates
@@ -33,6 +34,7 @@ def sqrt_lr(lr: float, k: float) -> float:
     return math.sqrt(k) * lr
 
 
+@RULES.register("sqrt")
 def sqrt(recipe: Recipe, k: float) -> list[Change]:
     """What Hoffer et al. change besides the batch, without longer training."""
     why = f"times sqrt(k) = {math.sqrt(k):g}: updates keep their covariance"

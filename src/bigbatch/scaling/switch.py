@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import KINDS
+from bigbatch.recipe.sections import LayerWise
 from bigbatch.scaling.change import Change, scaled_rates
 from bigbatch.scaling.keep_samples import with_batch
 from bigbatch.scaling.legw import legw
@@ -29,10 +30,10 @@ def switch(recipe: Recipe, k: float, name: str, settings: Mapping[str, Any], why
     Returns:
         All changes, `others` included.
     """
-    old = recipe.optimizer
-    fields = {field: info.default for field, info in KINDS["optimizer"][name].model_fields.items() if not info.is_required()}
+    old, new = recipe.optimizer, OPTIMIZERS[name].section
+    fields = {field: info.default for field, info in new.model_fields.items() if not info.is_required()}
     kept = ["clip_norm", *(["betas", "eps"] if {old.name, name} <= set(ADAMS) else [])]
-    if not name.startswith("la"):  # LARS's and LAMB's authors leave norms and biases out
+    if not issubclass(new, LayerWise):  # LARS's and LAMB's authors leave norms and biases out
         kept.append("decay_norms_and_biases")
     same = {field: getattr(old, field) for field in kept if field in fields and hasattr(old, field)}
     fields |= {**same, **settings, "name": name}

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple, Self
 
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import AutoWU, ConstantWarmup, GradualWarmup, StepDecay
+from bigbatch.recipe.sections import TimedWarmup
 from bigbatch.scaling.auto import LARGEST_WITHOUT_LOSS, doubt
 from bigbatch.scaling.change import readable
 from bigbatch.scaling.weight_decay import MOST_SUMMANDS, converted_decay
 from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.schedules.step_decay import StepDecaySection
 
 FEW_UPDATES = 100
 """Below this many updates every method has trouble."""
@@ -93,10 +94,10 @@ def _beyond_noise_scale(before: int, after: int, noise_scale: float | None) -> I
 
 def _schedule(planned: Recipe) -> Iterator[PlanWarning]:
     epochs, warmup, decay = planned.total_epochs, planned.schedule.warmup, planned.schedule.decay
-    if isinstance(warmup, AutoWU):
+    if warmup.learns:
         return
-    length = warmup.epochs if isinstance(warmup, GradualWarmup | ConstantWarmup) else 0.0
-    first_drop = min(decay.milestones) if isinstance(decay, StepDecay) else math.inf
+    length = warmup.epochs if isinstance(warmup, TimedWarmup) else 0.0
+    first_drop = min(decay.milestones) if isinstance(decay, StepDecaySection) else math.inf
     if length >= epochs:
         yield PlanWarning(
             "warm-up",

@@ -23,13 +23,8 @@ from typing import NamedTuple
 
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import SGD, SGDP
 from bigbatch.schedules.from_recipe import schedule_of
 
-PUBLISHED = {"adam": 0.0, "adamw": 0.01, "adamp": 0.01, "lars": 1e-4, "lamb": 0.01, "muon": 0.1}
-"""Decay in the papers or released recipes: torch's AdamW, LARS on ResNet-50, LAMB on BERT, Muon at scale (Liu et al. 2025)."""
-
-SUMMED = ("sgd", "sgdp", "adamw", "adamp", "muon")
 SAME = {("sgd", "lars"), ("adamw", "lamb"), ("adamp", "lamb")}
 MOST_SUMMANDS = 4_096
 
@@ -65,14 +60,15 @@ def total_shrinkage(recipe: Recipe) -> float | None:
     o = recipe.optimizer
     if o.weight_decay == 0:
         return 0.0
-    if o.name not in SUMMED or recipe.schedule.warmup.kind == "autowu":
+    if o.decay_divisor is None or recipe.schedule.warmup.learns:
         return None
-    return o.lr * o.weight_decay * sum_of_factors(recipe) / (1 - _momentum(recipe))
+    return o.lr * o.weight_decay * sum_of_factors(recipe) / o.decay_divisor
 
 
 def decay_for_shrinkage(planned: Recipe, total: float) -> float:
     """The weight decay with which the planned run shrinks weights by `total`."""
-    return float(f"{total * (1 - _momentum(planned)) / (planned.optimizer.lr * sum_of_factors(planned)):.6g}")
+    o = planned.optimizer
+    return float(f"{total * (o.decay_divisor or 1.0) / (o.lr * sum_of_factors(planned)):.6g}")
 
 
 def converted_decay(reference: Recipe, planned: Recipe) -> Decay:
@@ -89,11 +85,6 @@ def converted_decay(reference: Recipe, planned: Recipe) -> Decay:
         what = "both add it to the gradient" if new == "lars" else f"the direction of {new}'s step is {old}'s"
         return Decay(value, f"kept: {what}", True)
     total = total_shrinkage(reference)
-    if total is not None and new in SUMMED and planned.schedule.warmup.kind != "autowu":
+    if total is not None and planned.optimizer.decay_divisor is not None and not planned.schedule.warmup.learns:
         return Decay(decay_for_shrinkage(planned, total), "over the run the weights shrink by as much as in the reference", True)
-    return Decay(PUBLISHED[new], f"published for {new}: the reference's {value:g} of {old} has no equivalent", False)
-
-
-def _momentum(recipe: Recipe) -> float:
-    """Momentum that sums the decay of several updates."""
-    return recipe.optimizer.momentum if isinstance(recipe.optimizer, SGD | SGDP) else 0.0
+    return Decay(planned.optimizer.published_decay, f"published for {new}: the reference's {value:g} of {old} has no equivalent", False)

@@ -7,10 +7,17 @@ Differs: no restarts (T_0 = the whole run); moves every update, not every epoch.
 """
 
 import math
+from functools import partial
+from typing import Literal
 
 from bigbatch.core.checks import check_fraction, check_positive
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import DECAYS
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Fraction
+from bigbatch.recipe.sections import DecaySection
+from bigbatch.schedules.compose import Schedule
+from bigbatch.schedules.span import Span
 
 PAPER = Paper(
     method="Cosine decay",
@@ -43,3 +50,16 @@ def cosine(clock: Clock, *, total_samples: float, final_factor: float = 0.0) -> 
     check_fraction("final_factor", final_factor)
     progress = min(1.0, clock.samples / total_samples)
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class CosineSection(DecaySection):
+    """Half a cosine from the end of the warm-up to the end of the run, down to `final_factor`."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_factor: Fraction = 0.0
+
+
+@DECAYS.register("cosine", CosineSection)
+def build(d: CosineSection, span: Span) -> Schedule:
+    """The recipe's decay."""
+    return span.place(partial(cosine, total_samples=span.length, final_factor=d.final_factor))

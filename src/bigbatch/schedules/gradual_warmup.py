@@ -6,9 +6,17 @@ Units:   s, s_w in samples, so a batch that changes inside the ramp does not mov
 Differs: nowhere with f0 = 1/k. LEGW (scaling/legw.py) uses the same line from f0 = 0.
 """
 
+from functools import partial
+from typing import Literal
+
 from bigbatch.core.checks import check_fraction
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import WARMUPS
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Fraction, NotNegative
+from bigbatch.recipe.sections import TimedWarmup
+from bigbatch.schedules.compose import Schedule
 
 PAPER = Paper(
     method="Gradual warm-up",
@@ -41,3 +49,17 @@ def gradual_warmup(clock: Clock, *, warmup_samples: float, start_factor: float =
     if clock.samples >= warmup_samples:
         return 1.0
     return start_factor + (1 - start_factor) * clock.samples / warmup_samples
+
+
+class GradualWarmupSection(TimedWarmup):
+    """Straight line from `start_factor` times the peak rate to the peak rate."""
+
+    kind: Literal["gradual"] = "gradual"
+    epochs: NotNegative
+    start_factor: Fraction = 0.0
+
+
+@WARMUPS.register("gradual", GradualWarmupSection)
+def build(w: GradualWarmupSection, recipe: Recipe) -> Schedule:
+    """The recipe's warm-up."""
+    return partial(gradual_warmup, warmup_samples=w.epochs * recipe.num_train_samples, start_factor=w.start_factor)

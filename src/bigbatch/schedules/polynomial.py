@@ -6,9 +6,17 @@ Units:   s, S in samples.
 Differs: nowhere with f = 0. Counts from the start of the run; MLPerf's version counts from the end of the warm-up.
 """
 
+from functools import partial
+from typing import Literal
+
 from bigbatch.core.checks import check_fraction, check_positive
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import DECAYS
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Fraction, Positive
+from bigbatch.recipe.sections import DecaySection
+from bigbatch.schedules.compose import Schedule
+from bigbatch.schedules.span import Span
 
 PAPER = Paper(
     method="Polynomial decay",
@@ -42,3 +50,17 @@ def polynomial(clock: Clock, *, total_samples: float, power: float = 2.0, final_
     check_fraction("final_factor", final_factor)
     left = max(0.0, 1 - clock.samples / total_samples)
     return float(final_factor + (1 - final_factor) * left**power)
+
+
+class PolynomialSection(DecaySection):
+    """(1 - t/T)^power from the end of the warm-up to the end of the run, down to `final_factor`."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    power: Positive = 2.0
+    final_factor: Fraction = 0.0
+
+
+@DECAYS.register("polynomial", PolynomialSection)
+def build(d: PolynomialSection, span: Span) -> Schedule:
+    """The recipe's decay."""
+    return span.place(partial(polynomial, total_samples=span.length, power=d.power, final_factor=d.final_factor))

@@ -11,11 +11,19 @@ Differs: nowhere with f = 0. The warm-up is another schedule (gradual_warmup.py)
 """
 
 import math
-from typing import Literal, get_args
+from functools import partial
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from bigbatch.core.checks import UserError, check_fraction, check_positive, unknown
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import DECAYS
 from bigbatch.core.paper import Paper
+from bigbatch.recipe.base import Fraction
+from bigbatch.recipe.sections import DecaySection
+from bigbatch.schedules.compose import Schedule
+from bigbatch.schedules.span import Span
 
 PAPER = Paper(
     method="Warm-up-stable-decay",
@@ -63,3 +71,19 @@ def wsd(clock: Clock, *, total_samples: float, decay_samples: float, shape: Shap
         case _:
             raise UserError(unknown("shape", shape, get_args(Shape)))
     return final_factor + (1 - final_factor) * left
+
+
+class WSDSection(DecaySection):
+    """Warm-up-stable-decay: the peak rate, and a decay over the last part of the run, down to `final_factor`."""
+
+    kind: Literal["wsd"] = "wsd"
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the run, warm-up included
+    shape: Shape = "sqrt"  # sqrt: 1 - sqrt(t)
+    final_factor: Fraction = 0.0
+
+
+@DECAYS.register("wsd", WSDSection)
+def build(d: WSDSection, span: Span) -> Schedule:
+    """The recipe's decay."""
+    length = min(d.decay_fraction * span.end, span.length)
+    return span.place(partial(wsd, total_samples=span.length, decay_samples=length, shape=d.shape, final_factor=d.final_factor))

@@ -18,13 +18,14 @@ from torch.utils.data import TensorDataset
 from bigbatch.adversarial.concurrent import ConAdv, loss_weights, made_here, share_at
 from bigbatch.adversarial.fgsm import Attack, Batch
 from bigbatch.adversarial.makers import RemoteMaker, StreamMaker, serve_examples
+from bigbatch.batching.absa import ABSASection
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.alignment import aligned
 from bigbatch.core.checks import CheckpointError, Elsewhere, RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.layers.split_batch_norm import adversarial_stream
-from bigbatch.recipe import Recipe, batch_rules
+from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import Adversarial
 from bigbatch.tasks.task import Task
 from bigbatch.train.adversarial.replaced_samples import Replaced
@@ -210,7 +211,7 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
         RecipeError: If inputs can't be perturbed, or their range is not known or does not fit, or examples can't be made as asked.
     """
     section, device = recipe.adversarial, comm.ranks.device
-    if isinstance(rule := recipe.batch.rule, batch_rules.ABSA) and rule.share:
+    if isinstance(rule := recipe.batch.rule, ABSASection) and rule.share:
         try:
             return Replaced(task, recipe, comm, eps=rule.eps, within=_range(rule, train, "batch.rule"))
         except UserError as error:
@@ -240,7 +241,7 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
     return Adversary(section, recipe, conadv, idle_batch(recipe, train, device))
 
 
-def _range(section: Adversarial | batch_rules.ABSA, train: Any, name: str) -> Range:
+def _range(section: Adversarial | ABSASection, train: Any, name: str) -> Range:
     if section.low is not None and section.high is not None:
         return Range(torch.tensor(section.low), torch.tensor(section.high))
     if not isinstance(train, TensorDataset):

@@ -1,30 +1,23 @@
 """From [batch.rule] of a recipe to what sets the batch, and what such a rule needs of the rest of the recipe."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from bigbatch.batching.absa import ABSA
+from bigbatch.batching.absa import ABSA, ABSASection
 from bigbatch.batching.adabatch import AdaBatch
-from bigbatch.batching.adascale import AdaScale, gain
-from bigbatch.batching.cabs import CABS
+from bigbatch.batching.adascale import AdaScale, AdaScaleSection, gain
 from bigbatch.batching.decision import BatchRule, Bounds, Seen
-from bigbatch.batching.divebatch import DiveBatch
-from bigbatch.batching.goodput import Goodput
-from bigbatch.batching.increase_batch import IncreaseBatch
-from bigbatch.batching.inner_product_test import InnerProductTest
-from bigbatch.batching.noise_scale import NoiseScaleRule
-from bigbatch.batching.norm_test import NormTest
-from bigbatch.batching.simigrad import SimiGrad
+from bigbatch.batching.inner_product_test import InnerProductTestSection
 from bigbatch.batching.smoothed import SmoothedNoise
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
@@ -51,8 +44,6 @@ GROUPS = 4
 """Micro-batches of an update, over all workers, while noise is measured; more where they are small anyway."""
 LOSSY = ("powersgd", "top_k")
 """Ways of compression that leave something out of an exchange, and make up for it in later ones."""
-PAPERS_RATIO = 128
-"""Largest batch of ABSA over its first one."""
 UNIT = 16
 """Samples of which a batch is a multiple, where neither normalisation groups nor a micro-batch say otherwise."""
 
@@ -67,30 +58,24 @@ def build_scheduled_batch(recipe: Recipe, schedule: Schedule | None = None) -> C
     Raises:
         RecipeError: If the rule's bounds don't fit the recipe.
     """
-    batch, rule = recipe.batch, recipe.batch.rule
-    bounds: dict[str, int] = {"global_batch": batch.global_batch, "largest": largest_of(recipe), "multiple_of": unit_of(recipe)}
+    rule, bounds = recipe.batch.rule, Bounds(recipe.batch.global_batch, largest_of(recipe), unit_of(recipe))
+    assert rule is not None
     try:
-        if isinstance(rule, sections.AdaBatch):
+        grown = BATCH_RULES[rule.kind].build(rule, recipe, bounds)
+        if isinstance(grown, AdaBatch):
             rate = schedule or schedule_of(recipe)
-            grown = AdaBatch(
-                **bounds,
-                num_train_samples=recipe.num_train_samples,
-                every_epochs=rule.every_epochs,
-                batch_factor=rule.batch_factor,
-                rate_factor=rule.lr_factor,
-            )
 
             def by_interval(clock: Clock) -> tuple[int, float]:
                 global_batch, factor = grown.at(clock)
                 return global_batch, factor * rate(clock)
 
             return by_interval
-        warmup, decay, increased = warmup_of(recipe), decay_of(recipe), IncreaseBatch(**bounds)
+        warmup, decay = warmup_of(recipe), decay_of(recipe)
     except UserError as error:
         raise RecipeError(f"batch.rule: {error}") from None
 
     def by_decay(clock: Clock) -> tuple[int, float]:
-        global_batch, factor = increased.at(decay(clock))
+        global_batch, factor = grown.at(decay(clock))
         return global_batch, factor * warmup(clock)
 
     return by_decay
@@ -105,30 +90,12 @@ def build_batch_rule(recipe: Recipe) -> BatchRule:
     rule = recipe.batch.rule
     assert isinstance(rule, sections.Measured)
     try:
-        match rule:
-            case sections.NoiseScaleRule():
-                return NoiseScaleRule(exchange_rate=rule.exchange_rate)
-            case sections.NormTest():
-                return NormTest(theta=rule.theta)
-            case sections.InnerProductTest():
-                return InnerProductTest(theta=rule.theta, nu=rule.nu)
-            case sections.CABS():
-                return CABS()
-            case sections.SimiGrad():
-                return SimiGrad(target=rule.target)
-            case sections.DiveBatch():
-                return DiveBatch(delta=rule.delta)
-            case sections.Goodput():
-                return Goodput(
-                    base_batch=recipe.batch.global_batch,
-                    largest=largest_of(recipe),
-                    alpha_s=rule.alpha_s,
-                    beta_s_per_sample=rule.beta_s_per_sample,
-                )
-            case _:
-                raise AssertionError(rule)
+        built: BatchRule = BATCH_RULES[rule.kind].build(
+            rule, recipe, Bounds(recipe.batch.global_batch, largest_of(recipe), unit_of(recipe))
+        )
     except UserError as error:
         raise RecipeError(f"batch.rule: {error}") from None
+    return built
 
 
 def build_absa(recipe: Recipe) -> ABSA:
@@ -137,26 +104,17 @@ def build_absa(recipe: Recipe) -> ABSA:
     Raises:
         RecipeError: If its settings are impossible, or do not fit the recipe.
     """
-    rule, batch = recipe.batch.rule, recipe.batch.global_batch
-    assert isinstance(rule, sections.ABSA)
+    rule = recipe.batch.rule
+    assert isinstance(rule, ABSASection)
     if rule.tolerance < (least := 100 * torch.finfo(DTYPES[recipe.precision]).eps):
         raise RecipeError(
             f"batch.rule.tolerance = {rule.tolerance:g}: is below the rounding of {recipe.precision}; give {least:.0e} or more"
         )
     try:
-        return ABSA(
-            global_batch=batch,
-            largest=min(rule.largest or PAPERS_RATIO * batch, recipe.num_train_samples),
-            multiple_of=unit_of(recipe),
-            patience=math.ceil(rule.patience_epochs / rule.every_epochs - 1e-9),
-            drop=rule.drop,
-            factor=rule.factor,
-            share=rule.share,
-            off_at=rule.off_at,
-            rises=rule.rises,
-        )
+        built: ABSA = BATCH_RULES["absa"].build(rule, recipe, Bounds(recipe.batch.global_batch, largest_of(recipe), unit_of(recipe)))
     except UserError as error:
         raise RecipeError(f"batch.rule: {error}") from None
+    return built
 
 
 def bounds_of(recipe: Recipe) -> Bounds:
@@ -214,7 +172,7 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, layers: bool = Fals
         raise RecipeError(
             "noise of each layer, and an exchange that loses something: only the whole model can be measured; leave out layers"
         )
-    if isinstance(batch.rule, sections.InnerProductTest) and (comm.kind == "fully_shard" or measures_own(recipe)):
+    if isinstance(batch.rule, InnerProductTestSection) and (comm.kind == "fully_shard" or measures_own(recipe)):
         what = "fully_shard" if comm.kind == "fully_shard" else "an exchange that loses something"
         raise RecipeError(f"inner_product_test and {what}: needs the whole mean gradient on every worker; use the norm test, or all_reduce")
 
@@ -227,7 +185,7 @@ def measures_own(recipe: Recipe) -> bool:
 
 def measures(recipe: Recipe, measure: bool | str) -> bool:
     """Whether a run measures noise: because its rule needs it, or because that is asked for."""
-    return bool(measure) or isinstance(recipe.batch.rule, sections.Measured | sections.AdaScale)
+    return bool(measure) or isinstance(recipe.batch.rule, sections.Measured | AdaScaleSection)
 
 
 def check_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -> None:
@@ -252,7 +210,7 @@ def check_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -
         build_batch_rule(recipe)
     elif isinstance(recipe.batch.rule, sections.Scheduled):
         build_scheduled_batch(recipe)
-    elif isinstance(recipe.batch.rule, sections.ABSA):
+    elif isinstance(recipe.batch.rule, ABSASection):
         build_absa(recipe)
 
 
@@ -297,18 +255,20 @@ def _sources(
         case sections.Scheduled():
             scheduled = build_scheduled_batch(recipe, schedule)
             return ScheduledBatch(scheduled, global_batch), RateSource(lambda clock: scheduled(clock)[1], total)
-        case sections.AdaScale():
+        case AdaScaleSection():
             return BatchSource(global_batch), GainRate(schedule, total, AdaScale(base_batch=rule.base_batch))
-        case sections.ABSA():
+        case ABSASection():
             looks = probe(samples=rule.samples, eigenvalues=1, tolerance=rule.tolerance)
             period = rule.every_epochs * recipe.num_train_samples
             where: dict[str, Any] = {"total_samples": total, "ranks": ranks, "record": record}
             followed = CurvatureBatch(build_absa(recipe), looks, global_batch=global_batch, period=period, **where)
             return followed, ScaledRate(schedule, total, _scaling(rule.lr, global_batch))
-        case _:
+        case sections.Measured():
             when: dict[str, Any] = {"every_updates": rule.every_updates, "epoch": recipe.num_train_samples}
             measured = MeasuredBatch(build_batch_rule(recipe), bounds_of(recipe), global_batch=global_batch, ranks=ranks, **when)
             return measured, RateOfDecision(schedule, total, _scaling(rule.lr, global_batch, measured.noise))
+        case _:
+            raise AssertionError(rule)
 
 
 def _scaling(how: str, base: int, noise: SmoothedNoise | None = None) -> Callable[[int], float]:
@@ -337,7 +297,7 @@ def _noise_measurement(
         comm.model,
         population=recipe.num_train_samples,
         parts=layers_of(comm.model) if layers else None,
-        along=isinstance(recipe.batch.rule, sections.InnerProductTest),
+        along=isinstance(recipe.batch.rule, InnerProductTestSection),
         process_group="all" if ranks.world_size > 1 else None,
         own=own,
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.core.checks import CheckpointError, RecipeError, UserError
-from bigbatch.recipe import Recipe, sections
+from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.run import Options
 from bigbatch.train.state.checkpoint import read_checkpoint
@@ -45,7 +46,7 @@ def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str 
         UserError: With the remedy.
     """
     c = recipe.comm
-    if not isinstance(c, sections.ParameterServer):
+    if not isinstance(c, ParameterServerSection):
         raise RecipeError(f"comm.kind = {c.kind!r} in a run with a parameter server: must be 'parameter_server'; set it")
     if recipe.batch.rule is not None:
         raise RecipeError(

@@ -17,12 +17,13 @@ from bigbatch.comm.parameter_server.backup_workers import num_gradients
 from bigbatch.comm.parameter_server.ledger import Ledger
 from bigbatch.comm.parameter_server.part_server import Parts
 from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.comm.parameter_server.server import ParameterServer
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, joined
 from bigbatch.core.clock import Clock
 from bigbatch.core.environment import timeout_s
-from bigbatch.recipe import Recipe, sections
+from bigbatch.recipe import Recipe
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.tasks.task import Task
 from bigbatch.train.control.batch_source import BatchSource
@@ -202,7 +203,7 @@ def build_ledger(recipe: Recipe, num_workers: int) -> Ledger:
         RecipeError: If an update can't be cut into so many pieces.
     """
     c, ghost_batch = recipe.comm, recipe.batch.ghost_batch
-    assert isinstance(c, sections.ParameterServer)
+    assert isinstance(c, ParameterServerSection)
     synchronous = c.mode == "synchronous"
     gradients = c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if synchronous else 1)
     check_shares(recipe.batch.global_batch, gradients, ghost_batch)
@@ -227,7 +228,7 @@ BOUND = 16
 
 
 def _open(role: Role, recipe: Recipe, model: nn.Module, ledger: Ledger, parts: Parts | None, *, micro_batch: int) -> ParameterServer:
-    assert isinstance(recipe.comm, sections.ParameterServer)
+    assert isinstance(recipe.comm, ParameterServerSection)
     return ParameterServer(
         list(model.parameters()),
         ledger,
@@ -250,13 +251,13 @@ def _parts(role: Role, recipe: Recipe, model: nn.Module) -> Parts:
 def _reproducible(recipe: Recipe) -> bool:
     """Whether the same recipe gives the same bits again."""
     c = recipe.comm
-    return isinstance(c, sections.ParameterServer) and c.mode == "synchronous" and not c.backup_workers
+    return isinstance(c, ParameterServerSection) and c.mode == "synchronous" and not c.backup_workers
 
 
 def _warning(recipe: Recipe) -> str:
     """What a run should know that is not reproducible bit for bit."""
     c, momentum = recipe.comm, getattr(recipe.optimizer, "momentum", 0.0)
     text = "which gradient comes first decides: not reproducible bit for bit"
-    if isinstance(c, sections.ParameterServer) and c.mode == "asynchronous" and momentum and c.damping == "none":
+    if isinstance(c, ParameterServerSection) and c.mode == "asynchronous" and momentum and c.damping == "none":
         text += f"; delays add to momentum = {momentum}: should it diverge, drop momentum, or set comm.damping (studies/staleness)"
     return text

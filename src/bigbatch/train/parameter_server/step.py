@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.parameter_server.async_sgd import matched
+from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.core.clock import Clock
 from bigbatch.layers.batch_norms import batch_norms
-from bigbatch.recipe import Recipe, sections
+from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.schedules.from_recipe import schedule_of
 
@@ -23,7 +24,7 @@ def step_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
     Parameters without a gradient, which are other servers', stay as they are.
     """
     c, schedule = recipe.comm, schedule_of(recipe)
-    assert isinstance(c, sections.ParameterServer)
+    assert isinstance(c, ParameterServerSection)
     decays = [group["weight_decay"] for group in optimizer.param_groups]
 
     def apply(clock: Clock, damping: float, num_gradients: int) -> float:

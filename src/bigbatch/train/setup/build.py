@@ -3,7 +3,7 @@
 import inspect
 import random
 import sys
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,24 +12,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.compression import Compressor, HalfPrecision, PowerSGD
-from bigbatch.comm.fully_shard import FullyShard
-from bigbatch.comm.gossip.d_psgd import DPSGD
-from bigbatch.comm.gossip.decentlam import DecentLaM
-from bigbatch.comm.gossip.dmsgd import DmSGD
-from bigbatch.comm.gossip.gossip import Gossip
-from bigbatch.comm.gossip.topology import topology
-from bigbatch.comm.local_sgd import LocalSGD
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import RecipeError, unknown
-from bigbatch.core.groups import param_groups
+from bigbatch.core.methods import COMMS, OPTIMIZERS
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.ghost_batch_norm import convert_batch_norm
 from bigbatch.layers.split_batch_norm import convert_split_batch_norm
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, GroupTable, Muon, describe_groups, muon_groups
-from bigbatch.recipe import Recipe, sections
+from bigbatch.optim.describe_groups import GroupTable, describe_groups
+from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import feed
 from bigbatch.train.data.micro_batch import fastest_micro_batch
@@ -37,8 +28,6 @@ from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.setup.lstm_precision import cpu_computes_bfloat16, keep_lstms_in_float32
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
-
-GOSSIP: dict[str, type[Gossip]] = {"d_psgd": DPSGD, "dmsgd": DmSGD, "decentlam": DecentLaM}
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
@@ -83,95 +72,28 @@ def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
     """How the workers go together; one alone needs nothing."""
     if ranks.world_size == 1:
         return Comm(model, ranks)
-    match recipe.comm:
-        case sections.AllReduce() as c:
-            partial = recipe.adversarial is not None
-            return AllReduce(
-                model, ranks, compressor=_compressor(c.compression, recipe.seed, ranks.device), bucket_mb=c.bucket_mb, partial=partial
-            )
-        case sections.LocalSGD() as c:
-            return LocalSGD(
-                model,
-                ranks,
-                period=c.period,
-                start_updates=c.start_updates,
-                momentum=c.momentum,
-                group_size=c.group_size,
-                group_period=c.group_period,
-            )
-        case sections.Gossip() as c:
-            return GOSSIP[c.method](model, ranks, topology=topology(c.topology, ranks.world_size))
-        case sections.FullyShard():
-            return FullyShard(model, ranks)
-        case sections.ParameterServer():
-            raise RecipeError("comm.kind = 'parameter_server' under torchrun: has a launcher of its own; use bigbatch train --workers")
-        case other:
-            assert_never(other)
-
-
-def _compressor(section: Any, seed: int, device: torch.device) -> Compressor | None:
-    match section:
-        case None:
-            return None
-        case sections.Float16(kind=kind):
-            return HalfPrecision(torch.bfloat16 if kind == "bf16" else torch.float16, device=device)
-        case sections.PowerSGD() as c:
-            return PowerSGD(c.rank, start_updates=c.start_updates, seed=seed)
-        case _:
-            return TopK(section.share)
+    comm: Comm = COMMS[recipe.comm.kind].build(recipe.comm, model, ranks, recipe)
+    return comm
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, comm: Comm | None = None) -> Optimizer:
     """The recipe's optimizer at its peak rate."""
-    match recipe.optimizer:
-        case sections.SGD() as o:
-            return torch.optim.SGD(_groups(model, o), lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)
-        case sections.Adam() as o:
-            return torch.optim.Adam(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps)
-        case sections.AdamW() as o:
-            return torch.optim.AdamW(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps)
-        case sections.SGDP() as o:
-            return SGDP(_groups(model, o), lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, delta=o.delta, wd_ratio=o.wd_ratio)
-        case sections.AdamP() as o:
-            return AdamP(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, delta=o.delta, wd_ratio=o.wd_ratio)
-        case sections.LARS() as o:
-            return LARS(
-                _groups(model, o),
-                lr=o.lr,
-                momentum=o.momentum,
-                nesterov=o.nesterov,
-                trust_coefficient=o.trust_coefficient,
-                lr_in_momentum=o.lr_in_momentum,
-            )
-        case sections.LAMB() as o:
-            return LAMB(_groups(model, o), lr=o.lr, betas=o.betas, eps=o.eps, bias_correction=o.bias_correction)
-        case sections.Muon() as o:
-            groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay, overrides=o.groups)
-            shared = comm.ranks.group or dist.group.WORLD if type(comm) is AllReduce and comm.ranks.world_size > 1 else None
-            return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps, process_group=shared)
-        case other:
-            assert_never(other)
-
-
-def _groups(model: nn.Module, o: Any) -> list[dict[str, Any]]:
-    """One group for everything, unless norms and biases are treated apart."""
-    adapt = getattr(o, "adapt_norms_and_biases", True)
-    if adapt and (o.decay_norms_and_biases or not o.weight_decay) and not o.groups:
-        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": o.weight_decay}]
-    flags = {"decay_norms_and_biases": o.decay_norms_and_biases, "adapt_norms_and_biases": adapt}
-    return param_groups(model, weight_decay=o.weight_decay, **flags, overrides=o.groups)
+    alike = type(comm) is AllReduce and comm.ranks.world_size > 1  # gradients, so that workers can share the work of a step
+    group = (comm.ranks.group or dist.group.WORLD) if comm is not None and alike else None
+    optimizer: Optimizer = OPTIMIZERS[recipe.optimizer.name].build(recipe.optimizer, model, group)
+    return optimizer
 
 
 def group_table(model: nn.Module, recipe: Recipe) -> GroupTable:
     """The groups that the recipe's optimizer makes of a model's parameters."""
     o = recipe.optimizer
-    return describe_groups(model, kind="muon" if isinstance(o, sections.Muon) else "decay", overrides=o.groups)
+    return describe_groups(model, kind=o.groups_by, overrides=o.groups)
 
 
 def told_groups(model: nn.Module, recipe: Recipe, *, title: str, quiet: bool) -> list[dict[str, Any]]:
     """The groups for the record, one entry for each group and reason; Muon's are also said on standard error, unless quiet."""
     parts = list(group_table(model, recipe).summary())
-    if isinstance(recipe.optimizer, sections.Muon) and not quiet:
+    if recipe.optimizer.groups_by == "muon" and not quiet:
         for part in parts:
             print(f"{title}: {part.group} updates {part.names} ({part.why})", file=sys.stderr)
     return [part._asdict() for part in parts]
