@@ -1,9 +1,11 @@
 """Rules of the house that prose alone would not keep."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tests.limits import LIMIT_S
@@ -112,3 +114,13 @@ def test_everything_public_can_be_imported():
         assert name in dir(bigbatch)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = bigbatch.nothing
+
+
+@pytest.mark.parametrize("package", ["bigbatch", "bigbatch.optim", "bigbatch.schedules", "bigbatch.scaling"])
+def test_no_name_is_hidden_by_a_file(package):
+    """Once `bigbatch.optim.x` is imported, the package's x is that module; a `__getattr__` for names on first use is then never asked."""
+    module = importlib.import_module(package)
+    for path in Path(module.__file__).parent.glob("[!_]*.py"):
+        importlib.import_module(f"{package}.{path.stem}")
+    for name in module.__all__:
+        assert not isinstance(getattr(module, name), ModuleType), name

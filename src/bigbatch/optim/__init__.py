@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bigbatch.core.groups import param_groups
     from bigbatch.optim.adamp import AdamP
-    from bigbatch.optim.describe_groups import GroupTable, describe_groups
+    from bigbatch.optim.group_table import GroupTable, describe_groups
     from bigbatch.optim.lamb import LAMB
     from bigbatch.optim.lars import LARS
     from bigbatch.optim.muon import Muon
-    from bigbatch.optim.muon_groups import muon_groups
+    from bigbatch.optim.muon_split import muon_groups
     from bigbatch.optim.sgdp import SGDP
 
 _HOMES = {
@@ -21,10 +21,10 @@ _HOMES = {
     "LARS": "bigbatch.optim.lars",
     "SGDP": "bigbatch.optim.sgdp",
     "AdamP": "bigbatch.optim.adamp",
-    "GroupTable": "bigbatch.optim.describe_groups",
+    "GroupTable": "bigbatch.optim.group_table",
     "Muon": "bigbatch.optim.muon",
-    "describe_groups": "bigbatch.optim.describe_groups",
-    "muon_groups": "bigbatch.optim.muon_groups",
+    "describe_groups": "bigbatch.optim.group_table",
+    "muon_groups": "bigbatch.optim.muon_split",
     "param_groups": "bigbatch.core.groups",
 }
 __all__ = ["LAMB", "LARS", "SGDP", "AdamP", "GroupTable", "Muon", "describe_groups", "muon_groups", "param_groups"]

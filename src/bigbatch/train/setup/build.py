@@ -19,7 +19,7 @@ from bigbatch.core.methods import COMMS, OPTIMIZERS
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.ghost_batch_norm import convert_batch_norm
 from bigbatch.layers.split_batch_norm import convert_split_batch_norm
-from bigbatch.optim.describe_groups import GroupTable, describe_groups
+from bigbatch.optim.group_table import GroupTable, describe_groups
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import feed
