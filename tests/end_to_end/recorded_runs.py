@@ -105,6 +105,8 @@ class Images:
     def model(self, *, kind="convolutions", dropout=0.0):
         if kind == "lstm":
             return LastState()
+        if kind == "plain":
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(dropout), nn.Linear(24, 10))
         first, second = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.Conv2d(6, 8, 3, padding=1, bias=False)
         layers = [first, nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), second, nn.BatchNorm2d(8), nn.ReLU()]
         return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, 10))
@@ -210,13 +212,14 @@ def gossip(method, topology):
 GRADUAL = {"kind": "gradual", "epochs": 0.5}
 AUTOWU = {"kind": "autowu", "grow_from": 1e-3, "tests": 20, "patience": 2}
 HALVED = {"kind": "step", "milestones": [0.4, 0.8], "factor": 0.5}
+PLAIN = {"model": {"kind": "plain", "dropout": 0.2}, "batch.ghost_batch": None}
 FLOAT32 = {"precision": "float32"}
 ADVERSARIAL = {"adversarial": {"eps": 0.05, "tau": 1, "full_until": 0.3, "off_at": 0.8}}
 MIXED = {"batch.micro_batch": 16, "model.dropout": 0.2, "augmentation": {"padding": 1}, "budget.updates": 30}
 SHIFTED = {"augmentation": {"padding": 1, "flip": True}, "model.dropout": 0.2}
 MEASURED_OFTEN = {"every_updates": 5, "largest": 256}
 ABSA = {"every_epochs": 0.2, "patience_epochs": 0.4, "drop": 1.5, "samples": 128, "tolerance": 1e-3, "share": 0.25, "eps": 0.05}
-LOCAL = {"comm": {"kind": "local_sgd", "period": 3, "start_updates": 4}}
+LOCAL = {"comm": {"kind": "local_sgd", "period": 3, "start_updates": 4}, **PLAIN}
 
 RUNS: dict[str, Run] = {
     # every optimizer, every schedule
@@ -256,7 +259,7 @@ RUNS: dict[str, Run] = {
     ),
     "data loader": Run(images=True, options={"evaluate_every": 0.25}, loaded=True),
     "lstm": Run({"model.kind": "lstm", "batch.ghost_batch": None, "precision": "bfloat16", "optimizer.lr": 0.5}, images=True),
-    # stopped and resumed: the same numbers as those without a stop
+    # stopped and resumed: the same bits as those without a stop
     "norm_test of images": Run({**ruled("norm_test", theta=0.3, **MEASURED_OFTEN), **MIXED}, images=True),
     "norm_test of images, resumed": Run({**ruled("norm_test", theta=0.3, **MEASURED_OFTEN), **MIXED}, images=True, stopped_after=60),
     "adversarial, resumed": Run({**ADVERSARIAL, **schedule(GRADUAL)}, images=True, stopped_after=20),
@@ -288,7 +291,7 @@ RUNS: dict[str, Run] = {
     "fully_shard": Run({"comm": {"kind": "fully_shard"}, **optimizer("adamw", lr=0.01), "optimizer.clip_norm": 0.5}, workers=2),
     "adversarial, made by ranks": Run({**ADVERSARIAL, "adversarial.makers": "ranks"}, images=True, workers=2),
     "local_sgd in groups": Run(
-        {"comm": {"kind": "local_sgd", "period": 4, "momentum": "keep", "group_size": 2, "group_period": 2}}, workers=4
+        {"comm": {"kind": "local_sgd", "period": 4, "momentum": "keep", "group_size": 2, "group_period": 2}}, images=True, workers=4
     ),
     "d_psgd": Run({**gossip("d_psgd", "ring"), "comm.label_skew": 0.5}, images=True, workers=4),
     "dmsgd": Run({**gossip("dmsgd", "one_peer_exponential")}, workers=4),
@@ -317,6 +320,7 @@ def run_alone(name, folder):
 def train(run, folder):
     """A worker's part in a run."""
     task, options = Images(run.loaded) if run.images else "digits/mlp", {"quiet": True, "tensorboard": False, **run.options}
+    seldom = {"save_every_s": 1e6}  # with several workers, running statistics are added up to be saved, which rounds
     if run.stopped_after is not None:
         first = os.environ.get("RANK", "0") == "0"
         try:  # saved after each update: so workers agree after each whether one was asked to stop
@@ -327,7 +331,7 @@ def train(run, folder):
             raise AssertionError("was not stopped")
         if first:
             (folder / "stopped").write_text(str(len(lines_of(folder, "update"))))
-    bigbatch.fit(task, run.recipe, out=folder, **options)
+    bigbatch.fit(task, run.recipe, out=folder, **seldom, **options)
 
 
 # --- Several processes --------------------------------------------------------------------------------------------------------------
@@ -370,7 +374,19 @@ def work_as_group(group, folder):
         for run, out in jobs:
             out.mkdir()
             (out / "asked.toml").write_text(run.recipe.to_toml())
-            command = ["train", run.recipe.task, "--recipe", out / "asked.toml", "--out", out, "--workers", run.workers, "--quiet"]
+            command = [
+                "train",
+                run.recipe.task,
+                "--recipe",
+                out / "asked.toml",
+                "--out",
+                out,
+                "--workers",
+                run.workers,
+                "--quiet",
+                "--save-every",
+                1e6,
+            ]
             fork([({}, lambda command=command: program(*command))])
     elif group == "parameter servers":
         for run, out in jobs:
