@@ -39,6 +39,7 @@ def _quiet_machine(tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--repeat", type=int, default=1, metavar="N", help="run every test N times")
+    parser.addoption("--renew-killers", action="store_true", help="run mutants against whole files of tests: contract/test_mutations.py")
 
 
 def pytest_generate_tests(metafunc):

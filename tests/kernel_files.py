@@ -2,12 +2,12 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
 
+from tests.forks import PYTEST, Program
 from tests.limits import LIMIT_S
 
 needs_triton = pytest.mark.skipif(
@@ -18,12 +18,14 @@ needs_triton = pytest.mark.skipif(
 
 def run_file(file, *more, interpret, cache):
     """Run one; `interpret` or compile."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *more, str(file)]
     environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "TRITON_CACHE_DIR": str(cache)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    program = Program([*PYTEST, *more, file], environment=environment, bare=True)
+    try:
+        assert program.wait(LIMIT_S) == 0, program.printed()[-6000:] + program.said()[-2000:]
+    finally:
+        program.kill()
+    assert " passed" in program.printed()
+    assert "skipped" not in program.printed()
 
 
 class _Driver:

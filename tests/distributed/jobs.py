@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+from tests.forks import Program
 from tests.limits import LIMIT_S
+
+SESSIONS = {}
+"""Numbers of the sessions of forked jobs, by their folder: processes that are forked have their server's command line, not their own."""
 
 
 class Job:
@@ -15,9 +19,11 @@ class Job:
 
     def __init__(self, out, *command, cwd, program=("-m", "bigbatch"), **environment):
         self.out = Path(out)
-        arguments = [sys.executable, *program, "train", *command, "--out", str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self.process = subprocess.Popen(arguments, cwd=cwd, stderr=subprocess.PIPE, text=True, env=environment)
+        arguments = [*program, "train", *command, "--out", str(out)]
+        self.process = self.started(arguments, cwd, {**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+    def started(self, arguments, folder, environment):
+        return subprocess.Popen([sys.executable, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
 
     def lines(self):
         path = self.out / "record.jsonl"
@@ -48,6 +54,15 @@ class Job:
         return self.process.returncode, said
 
 
+class ForkedJob(Job):
+    """One that doesn't import torch again, see forks.py."""
+
+    def started(self, arguments, folder, environment):
+        process = Program(arguments, environment=environment, folder=folder)
+        SESSIONS.setdefault(self.out, set()).add(process.pid)
+        return process
+
+
 def processes():
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -70,10 +85,19 @@ def descendants(pid):
     return found
 
 
+def session(pid):
+    """Number of a process's session; None if it has ended."""
+    try:
+        state, _, _, number, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(number)
+
+
 def left_behind(out, wait_s=100):
     """Processes of a job that are still there after a while."""
-    end = time.monotonic() + wait_s
-    while left := [process for process in processes() if str(out) in process[2]]:
+    end, sessions = time.monotonic() + wait_s, SESSIONS.get(Path(out), set())
+    while left := [process for process in processes() if str(out) in process[2] or (sessions and session(process[0]) in sessions)]:
         if time.monotonic() > end:
             return left
         time.sleep(0.1)

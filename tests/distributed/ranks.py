@@ -1,11 +1,11 @@
 """Run a script as several gloo processes on loopback, within a bounded time, leaving none behind."""
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tests.forks import Program, python_path
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,20 +18,19 @@ def leave():
 
 
 def run_ranks(script, world, folder, *arguments, timeout_s=LIMIT_S):
-    """Start `world` processes of a script; it finds RANK, WORLD_SIZE and STORE (a file) in its environment.
+    """Start `world` processes of a script, see forks.py; it finds RANK, WORLD_SIZE and STORE (a file) in its environment.
 
     Raises:
         AssertionError: With the output of the ranks that failed, or if time ran out.
     """
     shared = {**os.environ, "WORLD_SIZE": str(world), "STORE": str(folder / "store"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    shared["PYTHONPATH"] = python_path(os.environ)
     logs = [folder / f"rank-{rank}.log" for rank in range(world)]
     ranks = []
     try:
         for rank, log in enumerate(logs):
-            with log.open("w") as file:
-                command = [sys.executable, "-W", "ignore", str(script), *arguments]
-                ranks.append(subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=file, stderr=file))
+            log.unlink(missing_ok=True)
+            ranks.append(Program([script, *arguments], environment={**shared, "RANK": str(rank)}, log=log, warnings="ignore"))
         end = time.monotonic() + timeout_s
         while any(r.poll() is None for r in ranks) and time.monotonic() < end:
             if any(r.poll() not in (None, 0) for r in ranks):

@@ -2,14 +2,13 @@
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from contextlib import closing
 
 import pytest
 from tests.cli.command import bigbatch
 from tests.comm.rendezvous.test_redis_store import redis_server
+from tests.forks import Program
 from tests.limits import LIMIT_S
 
 from bigbatch.comm.launch.launcher import Workers
@@ -25,14 +24,7 @@ def start(folder, *ranks, world=None, **environment):
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     shared |= {"WORLD_SIZE": str(world or len(ranks)), "BIGBATCH_TIMEOUT_S": "120", **environment}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "bigbatch", "train", *command],
-            env={**os.environ, **shared, "RANK": str(rank)},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Program(["-m", "bigbatch", "train", *command], environment={**os.environ, **shared, "RANK": str(rank)}, folder=folder)
         for rank, command in ranks
     ]
     end = time.monotonic() + LIMIT_S

@@ -5,17 +5,17 @@ import signal
 
 import pytest
 import torch
-from tests.distributed.jobs import Job, left_behind
+from tests.distributed.jobs import ForkedJob, Job, left_behind
 
-LONG = ["digits/mlp", "--set", "budget.epochs=40", "--set", "batch.micro_batch=8", "--save-every", "0.5"]
-UPDATES, SAMPLES = 1622, 51_880
+LONG = ["digits/mlp", "--set", "budget.epochs=20", "--set", "batch.micro_batch=8", "--save-every", "0.5"]
+UPDATES, SAMPLES = 811, 25_940
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The end of an undisturbed run of one worker."""
     folder = tmp_path_factory.mktemp("straight")
-    job = Job(folder / "run", *LONG, cwd=folder)
+    job = ForkedJob(folder / "run", *LONG, cwd=folder)
     assert job.end()[0] == 0
     return job
 
@@ -38,7 +38,7 @@ def assert_whole(job, straight):
 
 @pytest.mark.parametrize("victims", [[1], [0], [0, 2]])
 def test_the_group_forms_anew(tmp_path, straight, victims):
-    job = Job(tmp_path / "run", *LONG, "--workers", "2:3", cwd=tmp_path)
+    job = ForkedJob(tmp_path / "run", *LONG, "--workers", "2:3", cwd=tmp_path)
     job.wait_for_updates(200)
     workers = job.workers()
     for rank in victims:
@@ -51,7 +51,7 @@ def test_the_group_forms_anew(tmp_path, straight, victims):
 
 def test_gossip_goes_on_with_the_workers_that_are_left(tmp_path):
     """A ring of three becomes one of two, whose weights are those of the new graph; all start from the last average."""
-    job = Job(tmp_path / "run", *LONG, "--workers", "2:3", "--comm", "gossip", "--topology", "ring", cwd=tmp_path)
+    job = ForkedJob(tmp_path / "run", *LONG, "--workers", "2:3", "--comm", "gossip", "--topology", "ring", cwd=tmp_path)
     job.wait_for_updates(200)
     os.kill(job.workers()[1], signal.SIGKILL)
     code, said = job.end()
@@ -65,15 +65,15 @@ def test_gossip_goes_on_with_the_workers_that_are_left(tmp_path):
 @pytest.mark.slow
 @pytest.mark.bit_for_bit
 def test_all_are_killed_and_the_run_is_resumed_bit_for_bit(tmp_path, straight):
-    whole = Job(tmp_path / "whole", *LONG, "--workers", "3", cwd=tmp_path)
+    whole = ForkedJob(tmp_path / "whole", *LONG, "--workers", "3", cwd=tmp_path)
     assert whole.end()[0] == 0
-    job = Job(tmp_path / "run", *LONG, "--workers", "3", cwd=tmp_path)
+    job = ForkedJob(tmp_path / "run", *LONG, "--workers", "3", cwd=tmp_path)
     job.wait_for_updates(300)
     for worker in job.workers():
         os.kill(worker, signal.SIGKILL)
     assert job.end()[0] == 4
     assert left_behind(job.out) == []
-    job = Job(tmp_path / "run", *LONG, "--workers", "3", "--resume", cwd=tmp_path)
+    job = ForkedJob(tmp_path / "run", *LONG, "--workers", "3", "--resume", cwd=tmp_path)
     code, said = job.end()
     assert code == 0, said
     assert_whole(job, straight)
@@ -82,7 +82,7 @@ def test_all_are_killed_and_the_run_is_resumed_bit_for_bit(tmp_path, straight):
 
 
 def test_a_polite_stop_saves_and_says_so(tmp_path):
-    job = Job(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
+    job = ForkedJob(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
     job.wait_for_updates(100)
     job.process.send_signal(signal.SIGTERM)
     code, said = job.end()
@@ -95,7 +95,8 @@ def test_a_polite_stop_saves_and_says_so(tmp_path):
 
 
 def test_workers_do_not_outlive_their_launcher(tmp_path):
-    job = Job(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
+    endless = [word.replace("epochs=20", "epochs=4000") for word in LONG]
+    job = Job(tmp_path / "run", *endless, "--workers", "2", cwd=tmp_path)
     job.wait_for_updates(100)
     job.process.kill()
     job.end()

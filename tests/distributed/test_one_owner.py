@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 import tomllib
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from tests.cli.command import bigbatch
+from tests.forks import Program
 from tests.limits import LIMIT_S
 
 from bigbatch import Recipe
@@ -26,14 +25,7 @@ ENDLESS = ["--set", "budget.epochs=1000000"]
 @contextmanager
 def started_at_once(folder, commands, **environment):
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "bigbatch", *command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Program(["-m", "bigbatch", *command], environment={**os.environ, "OMP_NUM_THREADS": "1", **environment}, folder=folder)
         for command in commands
     ]
     try:
@@ -44,8 +36,8 @@ def started_at_once(folder, commands, **environment):
             process.communicate()
 
 
-def the_one_that_runs(processes):
-    """Waits until the others have ended, each refused; then that one is stopped."""
+def the_one_that_runs(processes, ready=lambda: True):
+    """Waits until the others have ended, each refused, and the one is ready; then that one is stopped."""
     end = time.monotonic() + LIMIT_S
     while len(running := [p for p in processes if p.poll() is None]) > 1:
         assert time.monotonic() < end
@@ -56,6 +48,10 @@ def the_one_that_runs(processes):
             (line,) = process.communicate()[1].splitlines()
             assert process.returncode == 2, line
             assert line.startswith("error: output folder run: is in use by process ")
+    while not ready():
+        assert time.monotonic() < end
+        assert one.poll() is None
+        time.sleep(0.1)
     one.terminate()
     said = one.communicate(timeout=LIMIT_S)[1]
     assert one.returncode == 130, said
@@ -65,10 +61,10 @@ def the_one_that_runs(processes):
 @pytest.mark.parametrize("number", [2, 3, 10])
 def test_of_simultaneous_starts_exactly_one_runs(tmp_path, number):
     """Each with a rate of its own: recipe, record and checkpoint are of one of them."""
-    rates = [round(0.01 * (1 + i), 2) for i in range(number)]
+    rates, record = [round(0.01 * (1 + i), 2) for i in range(number)], tmp_path / "run" / "record.jsonl"
     with started_at_once(tmp_path, [[*TRAIN, *ENDLESS, "--out", "run", "--set", f"optimizer.lr={rate}"] for rate in rates]) as processes:
-        lr = rates[the_one_that_runs(processes)]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "record.jsonl").read_text().splitlines()]
+        lr = rates[the_one_that_runs(processes, lambda: record.exists() and '"update"' in record.read_text())]
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["optimizer"]["lr"] == lr
     assert [line["recipe"]["optimizer"]["lr"] for line in lines if line["kind"] == "start"] == [lr]
     updates = [line["update"] for line in lines if line["kind"] == "update"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.cli.command import bigbatch
-from tests.distributed.jobs import Job, left_behind
+from tests.distributed.jobs import ForkedJob, left_behind
 from tests.distributed.ranks import ROOT, run_ranks
 from tests.distributed.sharded_checkpoints import OPTIMIZERS, same
 from tests.limits import LIMIT_S
@@ -246,7 +246,7 @@ def test_what_no_checkpoint_names_is_deleted_at_the_start(runs, tmp_path):
 
 # What happens while shards are being written: the job is held in the middle of it.
 
-UPDATES = 200
+UPDATES = 100
 LONG = SHORT.replace({"budget.updates": UPDATES, "precision": "float32"})
 
 
@@ -262,11 +262,11 @@ class HeldJob:
         self.start()
 
     def start(self, *arguments):
-        self.job = Job(self.out, *self.command, "--save-every", "0.1", *arguments, cwd=self.folder)
+        self.job = ForkedJob(self.out, *self.command, "--save-every", "0.1", *arguments, cwd=self.folder)
 
     def hold(self, workers=2):
         """Returns the number of updates in the checkpoint that was there before the one that is being written."""
-        self.job.wait_for_updates(30)
+        self.job.wait_for_updates(10)
         (self.folder / "hold").touch()
         end = time.monotonic() + LIMIT_S
         while len(list(self.folder.glob("held-*"))) < workers:

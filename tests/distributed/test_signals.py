@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 from tests.cli.command import bigbatch
-from tests.distributed.jobs import Job, left_behind
+from tests.distributed.jobs import ForkedJob, Job, left_behind
 from tests.limits import LIMIT_S
 
 LONG = ["digits/mlp", "--set", "budget.epochs=400", "--set", "batch.micro_batch=8", "--save-every", "0.5"]
@@ -38,7 +38,7 @@ def assert_saved_all(job):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_warning_saves_and_ends(tmp_path, way, number):
-    job = Job(tmp_path / "run", *LONG, *WAYS[way], cwd=tmp_path)
+    job = ForkedJob(tmp_path / "run", *LONG, *WAYS[way], cwd=tmp_path)
     job.wait_for_updates(20)
     job.process.send_signal(number)
     code, said = job.end()
@@ -100,9 +100,9 @@ def test_the_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, way):
     """The first is not heard: the run is held up in a callback, or its first worker or server is stopped."""
     if way == "alone":
         (tmp_path / "held.py").write_text(HELD)
-        job = Job(tmp_path / "run", *LONG, cwd=tmp_path, program=[str(tmp_path / "held.py")])
+        job = ForkedJob(tmp_path / "run", *LONG, cwd=tmp_path, program=[str(tmp_path / "held.py")])
     else:
-        job = Job(tmp_path / "run", *LONG, *WAYS[way], cwd=tmp_path)
+        job = ForkedJob(tmp_path / "run", *LONG, *WAYS[way], cwd=tmp_path)
     job.wait_for_updates(20)
     if way != "alone":
         os.kill(job.workers()[0], signal.SIGSTOP)
@@ -166,7 +166,7 @@ def slurm(tmp_path):
 @pytest.mark.parametrize("way", ["alone", "workers", "server"])
 def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
     command = [*LONG, *WAYS[way], "--requeue"]
-    job = Job(tmp_path / "run", *command, cwd=tmp_path, **slurm)
+    job = ForkedJob(tmp_path / "run", *command, cwd=tmp_path, **slurm)
     job.wait_for_updates(20)
     job.process.send_signal(signal.SIGUSR1)
     code, said = job.end()
@@ -178,7 +178,7 @@ def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
     saved = last_saved(job.out)
     (tmp_path / "broken").touch()
     again = {**slurm, "SLURM_RESTART_COUNT": "1"}
-    job = Job(tmp_path / "run", *command, cwd=tmp_path, **again)  # the same command, without --resume
+    job = ForkedJob(tmp_path / "run", *command, cwd=tmp_path, **again)  # the same command, without --resume
     job.wait_for_updates(saved + 20)
     job.process.send_signal(signal.SIGUSR1)
     code, said = job.end()
@@ -188,7 +188,7 @@ def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
 
 
 def test_only_the_warning_requeues(tmp_path, slurm):
-    job = Job(tmp_path / "run", *LONG, "--requeue", cwd=tmp_path, **slurm)
+    job = ForkedJob(tmp_path / "run", *LONG, "--requeue", cwd=tmp_path, **slurm)
     job.wait_for_updates(20)
     job.process.send_signal(signal.SIGTERM)
     assert job.end()[0] == 130

@@ -1,8 +1,10 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.forks import Program
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -10,11 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_runs(path, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    program = Program([path], environment=os.environ, folder=tmp_path, warnings="error")
+    assert program.wait(LIMIT_S) == 0, program.said()
+    assert program.printed()
 
 
 def test_own_task_on_the_command_line(tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tests.kernel_files import needs_triton, run_file
 
 HERE = Path(__file__).parent
@@ -12,5 +13,6 @@ def test_by_the_interpreter(tmp_path):
     run_file(HERE / "kernels_interpreted.py", interpret=True, cache=tmp_path)
 
 
-def test_by_the_compiler(tmp_path):
-    run_file(HERE / "kernels_compiled.py", interpret=False, cache=tmp_path)
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_by_the_compiler(tmp_path, capability):
+    run_file(HERE / "kernels_compiled.py", "-k", capability, interpret=False, cache=tmp_path)

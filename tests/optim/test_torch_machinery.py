@@ -1,25 +1,16 @@
-import subprocess
-import sys
+import os
 from pathlib import Path
+
+from tests.forks import PYTEST, Program
+from tests.limits import LIMIT_S
 
 
 def test_what_torch_asks_of_its_own_optimizers_ours_do():
     """In a process of its own: the import of torch's inputs changes switches of torch for good."""
     file = Path(__file__).with_name("torch_machinery.py")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::ImportWarning",
-        str(file),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    program = Program([*PYTEST, "-W", "ignore::ImportWarning", file], environment=os.environ, bare=True)
+    try:
+        assert program.wait(LIMIT_S) == 0, program.printed()[-4000:] + program.said()[-2000:]
+    finally:
+        program.kill()
+    assert " passed" in program.printed()

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from tests.distributed.ranks import ROOT, run_ranks
+from tests.distributed.ranks import run_ranks
+from tests.forks import Program, python_path
 from tests.limits import LIMIT_S
 
 SCRIPT = Path(__file__).with_name("watch_ranks.py")
@@ -22,17 +21,21 @@ def test_ranks_that_are_done_leave_one_after_the_other(tmp_path, what):
 @pytest.mark.parametrize("what", ["dies", "raises", "refuses", "silent"])
 def test_a_lost_worker_is_noticed_by_all(tmp_path, what):
     """Within a while that is short against the time-out of 500 s, also on a busy machine; where a worker is silent, after 20 s."""
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    shared = {**os.environ, "WORLD_SIZE": "3", "STORE": str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "3",
+        "STORE": str(tmp_path / "store"),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": python_path(os.environ),
+    }
     ranks = []
     try:
         for rank in range(3):
-            with (tmp_path / f"{rank}.log").open("w") as file:
-                command = [sys.executable, "-W", "ignore", str(SCRIPT), what]
-                ranks.append(subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=file, stderr=file))
+            environment, log = {**shared, "RANK": str(rank)}, tmp_path / f"{rank}.log"
+            ranks.append(Program([SCRIPT, what], environment=environment, log=log, warnings="ignore"))
         logs = [tmp_path / f"{rank}.log" for rank in range(3)]
         end = time.monotonic() + LIMIT_S
-        while not all("together" in log.read_text() for log in logs) and time.monotonic() < end:
+        while not all(log.exists() and "together" in log.read_text() for log in logs) and time.monotonic() < end:
             time.sleep(0.05)
         begin = time.monotonic()
         codes = [ranks[rank].wait(LIMIT_S) for rank in (0, 2)]
