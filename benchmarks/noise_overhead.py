@@ -52,7 +52,7 @@ class Loop:
         self.settings = {"precision": recipe.precision, "device": torch.device("cpu"), "passing": self.comm.passing}
         self.divisor = self.comm.divisor(4 * PIECE, passes * PIECE)
 
-    def passed(self, num_samples, divisor):
+    def after_backward(self, num_samples, divisor):
         """After a backward pass."""
         self.monitor.micro_batch(num_samples, divisor=divisor)
 
@@ -62,8 +62,10 @@ class Loop:
         if self.ranks.world_size > 1:
             dist.barrier()
         began = time.perf_counter()
-        passed = self.passed if measured else None
-        accumulate_gradients(self.comm.forward, self.task, self.pieces, divisor=self.divisor, passed=passed, **self.settings)
+        after_backward = self.after_backward if measured else None
+        accumulate_gradients(
+            self.comm.forward, self.task, self.pieces, divisor=self.divisor, after_backward=after_backward, **self.settings
+        )
         if monitor:
             monitor.update()
         self.optimizer.step()

@@ -38,7 +38,7 @@ from bigbatch.core.json_lines import readable_lines
 from bigbatch.curvature import adaptive_sharpness, keskar_sharpness, path, sam_sharpness
 from bigbatch.noise.weight_distance import distance
 from bigbatch.tasks import load_task
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.measure.evaluate import evaluate
 from bigbatch.train.setup.build import build_model, build_optimizer, seed_everything
@@ -79,7 +79,7 @@ def trained_until_it_stops(task, recipe):
         total = 0.0
         for _ in range(updates_per_epoch):
             indices = sample_indices(recipe.seed, recipe.num_train_samples, start, batch).split(MICRO)
-            pieces = feed(train, indices, device=CPU, dtype=torch.float32)
+            pieces = load_micro_batches(train, indices, device=CPU, dtype=torch.float32)
             total += accumulate_gradients(model, task, pieces, divisor=batch, precision=recipe.precision, device=CPU).item()
             optimizer.step()
             optimizer.zero_grad()

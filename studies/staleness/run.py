@@ -27,7 +27,7 @@ from bigbatch.comm.parameter_server.ledger import Ledger
 from bigbatch.comm.parameter_server.staleness import damping_factor
 from bigbatch.core.clock import Clock
 from bigbatch.tasks import load_task
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.measure.evaluate import evaluate
 from bigbatch.train.parameter_server.step import step_of
@@ -64,7 +64,7 @@ def run(task, data, recipe, momentum, workers, damping, seed):
         now = [p.detach().clone() for p in parameters]
         load(parameters, pulled)
         batches = index_batches(seed, recipe.num_train_samples, work.start, iter([work.num_samples]))
-        pieces = feed(data.train, batches, device=CPU, dtype=torch.float32)
+        pieces = load_micro_batches(data.train, batches, device=CPU, dtype=torch.float32)
         sum_loss = accumulate_gradients(model, task, pieces, divisor=work.num_samples, precision=recipe.precision, device=CPU)
         if not bool(torch.isfinite(sum_loss)):
             return {"diverged": True, "test_score": None}

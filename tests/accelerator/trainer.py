@@ -176,6 +176,6 @@ PLANTS = [
     ("fit, noise measured", "train.control.control", "Control.after_gradients"),
     ("fit, noise measured", "train.control.control", "Control.after_backward"),
     ("fit, multiplicative noise", "train.update.batches", "noise_factors"),
-    ("fit, adversarial", "train.adversarial.training", "Adversary.of_update"),
+    ("fit, adversarial", "train.adversarial.training", "AdversarialPairs.of_update"),
     ("fit, augmented", "train.data.augmentation", "Views.of"),
 ]

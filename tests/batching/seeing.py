@@ -36,8 +36,8 @@ def show(rule, number=20, **seen):
 def check_says_nothing_before_20_updates(rule, **seen):
     for _ in range(19):
         show(rule, 1, **seen)
-        assert rule.wish(64) is None
-    assert show(rule, 1, **seen).wish(64) is not None
+        assert rule.propose(64) is None
+    assert show(rule, 1, **seen).propose(64) is not None
 
 
 def check_resumes(make, seen=None):
@@ -54,7 +54,7 @@ def check_resumes(make, seen=None):
         second.see(update)
         assert second.state_dict() == whole.state_dict()
     assert make().state_dict() != whole.state_dict()
-    assert second.wish(64) == whole.wish(64)
+    assert second.propose(64) == whole.propose(64)
 
 
 def check_skips_what_was_not_measured(make, fields=("signal", "noise"), num_skipped=lambda rule: rule.smoothed.num_skipped):
@@ -68,15 +68,15 @@ def check_skips_what_was_not_measured(make, fields=("signal", "noise"), num_skip
             dirty.see(update._replace(**{fields[i // 3 % len(fields)]: bad}))
     assert num_skipped(dirty) == 20
     assert num_skipped(clean) == 0
-    assert dirty.wish(64) == clean.wish(64)
+    assert dirty.propose(64) == clean.propose(64)
 
 
 def check_survives_a_start_without_signal(rule, **seen):
     """Negative estimates at the start: the wish is a number or infinity, never NaN, never below zero; and it recovers."""
     show(rule, 20, **{"signal": -1.0, "noise": -5.0, **seen})
-    assert rule.wish(64).global_batch >= 0
+    assert rule.propose(64).global_batch >= 0
     show(rule, 2000, **{"signal": 1.0, "noise": 300.0, **seen})
-    wish = rule.wish(64)
+    wish = rule.propose(64)
     assert 0 < wish.global_batch < math.inf
     return wish.global_batch
 

@@ -36,7 +36,7 @@ def test_hand_worked_progress():
     show(adascale, 1, global_batch=64, signal=2.0, noise=32.0)  # plain means 1.5 and 48: (1.5 + 1.5) / (0.75 + 1.5)
     assert adascale.advance(64) == approx(4 / 3, rel=1e-15)
     assert adascale.progress == approx(1 + 1.5 + 4 / 3, rel=1e-15)
-    assert adascale.wish(64) is None
+    assert adascale.propose(64) is None
 
 
 @pytest.mark.parametrize("shards", [2, 8, 64, 500])

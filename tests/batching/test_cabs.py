@@ -21,7 +21,7 @@ from bigbatch.core.checks import UserError
 
 def test_hand_worked():  # 0.1 * 400 / 0.5
     assert cabs(0.1, 400.0, 0.5) == 80.0
-    wish = show(CABS(), lr=0.1, noise=400.0, loss=0.5, signal=1.0).wish(64)
+    wish = show(CABS(), lr=0.1, noise=400.0, loss=0.5, signal=1.0).propose(64)
     assert wish.global_batch == approx(80.0, rel=1e-12)
     assert wish.reason == "rate 0.1 times noise 400 over loss 0.5"
 
@@ -33,7 +33,7 @@ def test_equals_the_reference_over_100_updates(seed):
         rule.see(update)
         if i >= 20:
             expected = reference.cabs(update.lr, [s.noise for s in seen[:i]], [s.loss for s in seen[:i]])
-            assert rule.wish(64).global_batch == approx(expected, rel=1e-9), f"seed {seed}"
+            assert rule.propose(64).global_batch == approx(expected, rel=1e-9), f"seed {seed}"
 
 
 @given(st.floats(1e-4, 1), st.floats(0, 1e6), st.floats(1e-3, 10), st.floats(0.1, 10))
@@ -47,18 +47,18 @@ def test_follows_rate_noise_and_loss(lr, noise, loss, factor):
 
 def test_the_rate_is_the_last_one_seen():
     rule = show(show(CABS(), lr=0.1, noise=400.0, loss=0.5, signal=1.0), 1, lr=0.2, noise=400.0, loss=0.5, signal=1.0)
-    assert rule.wish(64).global_batch == approx(160.0)
-    assert show(rule, 1, noise=400.0, loss=0.5, signal=1.0).wish(64).global_batch == approx(160.0)
+    assert rule.propose(64).global_batch == approx(160.0)
+    assert show(rule, 1, noise=400.0, loss=0.5, signal=1.0).propose(64).global_batch == approx(160.0)
 
 
 def test_without_a_rate_it_says_nothing():
-    assert show(CABS(), noise=400.0, loss=0.5, signal=1.0).wish(64) is None
+    assert show(CABS(), noise=400.0, loss=0.5, signal=1.0).propose(64) is None
 
 
 def test_a_loss_of_zero_wants_everything_and_a_negative_one_is_refused():
-    assert show(CABS(), lr=0.1, noise=4.0, loss=0.0, signal=1.0).wish(64).global_batch == math.inf
+    assert show(CABS(), lr=0.1, noise=4.0, loss=0.0, signal=1.0).propose(64).global_batch == math.inf
     with pytest.raises(UserError, match="loss = -1: CABS divides by the loss and needs one whose lower bound is 0; use another rule"):
-        show(CABS(), lr=0.1, noise=4.0, loss=-1.0, signal=1.0).wish(64)
+        show(CABS(), lr=0.1, noise=4.0, loss=-1.0, signal=1.0).propose(64)
 
 
 def test_manners():

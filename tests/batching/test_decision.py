@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigbatch.batching import Bounds, Wish, decide
+from bigbatch.batching import Bounds, Proposal, decide
 from bigbatch.batching.decision import HYSTERESIS, MOST_FACTOR, check_growing
 from bigbatch.core.checks import UserError
 
@@ -42,21 +42,21 @@ def bounds_and_now(draw):
     ],
 )
 def test_hand_worked(wish, now, after, why):
-    assert decide(Wish(wish, "w"), now, BOUNDS) == (after, why)
+    assert decide(Proposal(wish, "w"), now, BOUNDS) == (after, why)
 
 
 def test_the_band_of_hysteresis():
     bounds = Bounds(1, 10_000)
-    assert decide(Wish(1000 * HYSTERESIS - 1, "w"), 1000, bounds)[0] == 1000
-    assert decide(Wish(1000 * HYSTERESIS + 1, "w"), 1000, bounds)[0] == 1101
-    assert decide(Wish(1000 / HYSTERESIS + 1, "w"), 1000, bounds)[0] == 1000
-    assert decide(Wish(1000 / HYSTERESIS - 1, "w"), 1000, bounds)[0] == 908
+    assert decide(Proposal(1000 * HYSTERESIS - 1, "w"), 1000, bounds)[0] == 1000
+    assert decide(Proposal(1000 * HYSTERESIS + 1, "w"), 1000, bounds)[0] == 1101
+    assert decide(Proposal(1000 / HYSTERESIS + 1, "w"), 1000, bounds)[0] == 1000
+    assert decide(Proposal(1000 / HYSTERESIS - 1, "w"), 1000, bounds)[0] == 908
 
 
 @given(bounds_and_now(), WISHES)
 def test_every_decision_is_possible_and_at_most_twice_or_half(place, wish):
     bounds, now = place
-    after, reason = decide(Wish(wish, "w"), now, bounds)
+    after, reason = decide(Proposal(wish, "w"), now, bounds)
     assert isinstance(after, int)
     assert bounds.smallest <= after <= bounds.largest
     assert after % bounds.multiple_of == 0
@@ -68,7 +68,7 @@ def test_every_decision_is_possible_and_at_most_twice_or_half(place, wish):
 @given(bounds_and_now(), WISHES, WISHES)
 def test_a_larger_wish_is_never_a_smaller_batch(place, one, other):
     bounds, now = place
-    small, large = (decide(Wish(w, ""), now, bounds)[0] for w in sorted((one, other)))
+    small, large = (decide(Proposal(w, ""), now, bounds)[0] for w in sorted((one, other)))
     assert small <= large
 
 
@@ -77,7 +77,7 @@ def test_deciding_again_and_again_settles(place, wish):
     bounds, now = place
     seen = [now]
     for _ in range(40):
-        seen.append(decide(Wish(wish, ""), seen[-1], bounds)[0])
+        seen.append(decide(Proposal(wish, ""), seen[-1], bounds)[0])
     assert seen[-1] == seen[-2]
     assert seen == sorted(seen) or seen == sorted(seen, reverse=True)
 
@@ -109,7 +109,7 @@ def test_bounds_that_exclude_every_choice_are_refused(bounds, message):
 def test_bounds_that_leave_one_choice_are_not():
     Bounds(100, 128, 64).check()
     Bounds(64, 64, 64).check()
-    assert decide(Wish(1000.0, "w"), 128, Bounds(100, 128, 64)) == (128, "w; the largest allowed")
+    assert decide(Proposal(1000.0, "w"), 128, Bounds(100, 128, 64)) == (128, "w; the largest allowed")
 
 
 @pytest.mark.parametrize(

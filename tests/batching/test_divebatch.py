@@ -25,20 +25,20 @@ def test_hand_worked():  # n D = 1 + 798 / 2 = 400; half of it
     assert divebatch(128, 400.0, delta=0.1, largest=2048) == 128  # never smaller
     assert divebatch(128, 401.0, delta=0.5, largest=2048) == 200  # int(200.5)
     assert divebatch(128, math.inf, delta=0.5, largest=2048) == 2048
-    assert show(DiveBatch(delta=0.5), signal=2.0, noise=798.0).wish(128) == (200, "400.0 diverse gradients over 20 updates")
+    assert show(DiveBatch(delta=0.5), signal=2.0, noise=798.0).propose(128) == (200, "400.0 diverse gradients over 20 updates")
 
 
 def test_an_epoch_ends_with_each_wish():
     rule = show(DiveBatch(delta=1.0), 30, signal=1.0, noise=99.0)
-    assert rule.wish(64).global_batch == 100
-    assert rule.wish(64) is None, "a new epoch has begun"
-    assert show(rule, 25, signal=1.0, noise=499.0).wish(64).global_batch == 500  # nothing left of the epoch before
+    assert rule.propose(64).global_batch == 100
+    assert rule.propose(64) is None, "a new epoch has begun"
+    assert show(rule, 25, signal=1.0, noise=499.0).propose(64).global_batch == 500  # nothing left of the epoch before
 
 
 def test_a_short_epoch_is_joined_to_the_next():
     rule = show(DiveBatch(delta=1.0), 15, signal=1.0, noise=100.0)
-    assert rule.wish(64) is None
-    assert show(rule, 15, signal=1.0, noise=300.0).wish(64) == (201, "201.0 diverse gradients over 30 updates")
+    assert rule.propose(64) is None
+    assert show(rule, 15, signal=1.0, noise=300.0).propose(64) == (201, "201.0 diverse gradients over 30 updates")
 
 
 def test_equals_the_reference_over_an_epoch_of_100_updates():
@@ -53,7 +53,7 @@ def test_equals_the_reference_over_an_epoch_of_100_updates():
         rule.see(Seen(batch, signal=(gradients.mean(axis=0) ** 2).sum() - noise / batch, noise=noise))
     n = 100 * batch
     expected = n * diversity(epoch.reshape(n, d))
-    assert rule.wish(1).global_batch == approx(expected, abs=1 + 0.02 * expected)
+    assert rule.propose(1).global_batch == approx(expected, abs=1 + 0.02 * expected)
 
 
 @given(st.integers(1, 10_000), st.floats(1, 1e8), st.floats(1e-4, 10), st.integers(1, 100_000))
@@ -65,8 +65,8 @@ def test_grows_only_and_in_bounds(batch, diverse, delta, largest):
 
 
 def test_without_signal_the_wish_is_infinite_and_negative_noise_is_none():
-    assert show(DiveBatch(delta=0.5), signal=-1.0, noise=9.0).wish(64).global_batch == math.inf
-    assert show(DiveBatch(delta=0.5), signal=1.0, noise=-9.0).wish(64).global_batch == 64
+    assert show(DiveBatch(delta=0.5), signal=-1.0, noise=9.0).propose(64).global_batch == math.inf
+    assert show(DiveBatch(delta=0.5), signal=1.0, noise=-9.0).propose(64).global_batch == 64
 
 
 def test_manners():

@@ -82,23 +82,23 @@ def test_efficiency_is_adascales_gain_over_the_multiple(phi, base, times):
 def test_learns_what_an_update_costs_from_two_sizes():
     rule = show(Goodput(base_batch=64, largest=8192), signal=1.0, noise=500.0, seconds=0.1 + 0.001 * 64)
     assert rule.time is None
-    assert rule.wish(64) == (128, "another size, to learn what an update costs")
+    assert rule.propose(64) == (128, "another size, to learn what an update costs")
     show(rule, 5, global_batch=128, signal=1.0, noise=500.0, seconds=0.1 + 0.001 * 128)
     assert rule.time == approx((0.1, 0.001))
     expected = best_goodput(500.0, 64, 8192, 0.1, 0.001)
-    assert rule.wish(128).global_batch == approx(expected, rel=1e-9)
-    assert rule.wish(128).reason == "most goodput at 0.1 s an update and 0.001 s a sample, noise scale 500.0 over 25 updates"
+    assert rule.propose(128).global_batch == approx(expected, rel=1e-9)
+    assert rule.propose(128).reason == "most goodput at 0.1 s an update and 0.001 s a sample, noise scale 500.0 over 25 updates"
 
 
 def test_learns_from_a_smaller_size_where_twice_is_out_of_bounds():
-    assert show(Goodput(base_batch=64, largest=150), 20, global_batch=128, signal=1.0, noise=9.0).wish(128).global_batch == 64
-    assert show(Goodput(base_batch=100, largest=150), 20, global_batch=128, signal=1.0, noise=9.0).wish(128).global_batch == 100
+    assert show(Goodput(base_batch=64, largest=150), 20, global_batch=128, signal=1.0, noise=9.0).propose(128).global_batch == 64
+    assert show(Goodput(base_batch=100, largest=150), 20, global_batch=128, signal=1.0, noise=9.0).propose(128).global_batch == 100
 
 
 def test_a_given_cost_is_used_as_it_is():
     rule = show(Goodput(base_batch=64, largest=8192, alpha_s=0.1, beta_s_per_sample=0.001), signal=1.0, noise=500.0, seconds=9.0)
     show(rule, 5, global_batch=128, signal=1.0, noise=500.0, seconds=7.0)
-    assert rule.wish(64).global_batch == approx(best_goodput(500.0, 64, 8192, 0.1, 0.001), rel=1e-9)
+    assert rule.propose(64).global_batch == approx(best_goodput(500.0, 64, 8192, 0.1, 0.001), rel=1e-9)
 
 
 def test_equals_the_reference_over_100_updates():
@@ -114,13 +114,13 @@ def test_equals_the_reference_over_100_updates():
         if i >= 19:
             beta, alpha = np.polyfit([b for b, _ in rows], [s for _, s in rows], 1)
             phi = debiased_mean(noises, 0.9) / debiased_mean(signals, 0.9)
-            assert rule.wish(batch).global_batch == approx(best_goodput(phi, 32, 4096, alpha, beta), rel=1e-6)
+            assert rule.propose(batch).global_batch == approx(best_goodput(phi, 32, 4096, alpha, beta), rel=1e-6)
 
 
 def test_without_signal_it_is_a_matter_of_throughput():
     rule = show(Goodput(base_batch=64, largest=8192, alpha_s=0.1, beta_s_per_sample=0.001), signal=-1.0, noise=5.0)
-    assert rule.wish(64).global_batch == approx(8192)
-    assert 64 <= show(rule, 2000, signal=1.0, noise=500.0).wish(64).global_batch < 8192
+    assert rule.propose(64).global_batch == approx(8192)
+    assert 64 <= show(rule, 2000, signal=1.0, noise=500.0).propose(64).global_batch < 8192
 
 
 def test_an_update_that_was_not_timed_or_not_measured():

@@ -31,8 +31,8 @@ def test_hand_worked():
 
 def test_hand_worked_wish():  # 8 / (0.52^2 * 4) = 7.4
     rule = show(InnerProductTest(theta=0.52), signal=1.0, noise=12.0, noise_along=8.0)
-    assert rule.wish(4) == (8, "inner product test failed, noise scale 12.0 over 20 updates")
-    assert rule.wish(40) == (40, "inner product test passed, noise scale 12.0 over 20 updates")
+    assert rule.propose(4) == (8, "inner product test failed, noise scale 12.0 over 20 updates")
+    assert rule.propose(40) == (40, "inner product test passed, noise scale 12.0 over 20 updates")
 
 
 @pytest.mark.parametrize(("theta", "nu"), [(0.9, 5.84), (0.3, 5.84), (0.9, 0.5), (0.3, 0.5)])
@@ -47,7 +47,7 @@ def test_equals_the_reference_over_100_updates(theta, nu):
         rule.see(Seen(B, signal=(gradients.mean(axis=0) ** 2).sum() - noise / B, noise=noise, noise_along=along))
         if i >= 20:
             expected = reference.inner_product_test(gradients, direction, theta=theta, nu=nu)
-            assert rule.wish(B).global_batch == expected
+            assert rule.propose(B).global_batch == expected
             grown += expected > B
     assert grown > 0 or theta == 0.9
 
@@ -65,9 +65,9 @@ def test_noise_in_one_direction_only_is_the_norm_test():
 
 
 def test_a_negative_mean_along_counts_as_none_and_one_above_the_noise_as_all():
-    below = show(InnerProductTest(theta=0.5, nu=0.5), signal=1.0, noise=11.0, noise_along=-3.0).wish(4)
+    below = show(InnerProductTest(theta=0.5, nu=0.5), signal=1.0, noise=11.0, noise_along=-3.0).propose(4)
     assert below.global_batch == inner_product_test(4, signal=1.0, noise=11.0, noise_along=0.0, theta=0.5, nu=0.5) == 12
-    above = show(InnerProductTest(theta=0.5, nu=0.5), signal=1.0, noise=11.0, noise_along=30.0).wish(4)
+    above = show(InnerProductTest(theta=0.5, nu=0.5), signal=1.0, noise=11.0, noise_along=30.0).propose(4)
     assert above.global_batch == inner_product_test(4, signal=1.0, noise=11.0, noise_along=11.0, theta=0.5, nu=0.5) == 12
 
 

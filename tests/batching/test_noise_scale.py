@@ -20,7 +20,7 @@ from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():  # B_simple = 800 / 2 = 400; sqrt(100 * 400) = 200
-    wish = show(NoiseScaleRule(exchange_rate=100.0), signal=2.0, noise=800.0).wish(64)
+    wish = show(NoiseScaleRule(exchange_rate=100.0), signal=2.0, noise=800.0).propose(64)
     assert wish.global_batch == approx(200.0, rel=1e-12)
     assert wish.reason == "noise scale 400.0 over 20 updates"
 
@@ -47,7 +47,7 @@ def test_equals_the_reference_over_100_updates(seed):
     compared = 0
     for i, update in enumerate(seen, start=1):
         rule.see(update)
-        wish = rule.wish(64)
+        wish = rule.propose(64)
         if wish is not None and math.isfinite(wish.global_batch):
             expected = noise_scale_batch(signals[:i], noises[:i], exchange_rate=64.0, decay=0.9)
             assert wish.global_batch == approx(expected, rel=1e-9), f"seed {seed}"
@@ -62,7 +62,7 @@ def test_manners():
 
 
 def test_without_signal_the_wish_is_infinite_until_there_is_one():
-    assert show(NoiseScaleRule(exchange_rate=64.0), signal=-1.0, noise=9.0).wish(64) == (
+    assert show(NoiseScaleRule(exchange_rate=64.0), signal=-1.0, noise=9.0).propose(64) == (
         math.inf,
         "no signal above the noise over 20 updates",
     )

@@ -27,9 +27,9 @@ def test_hand_worked():  # |g_B|^2 = 1 + 8/8 = 2; noise/B = 1
 
 
 def test_hand_worked_wish():
-    wish = show(NormTest(theta=0.6), signal=1.0, noise=8.0).wish(8)
+    wish = show(NormTest(theta=0.6), signal=1.0, noise=8.0).propose(8)
     assert wish == (12, "norm test failed, noise scale 8.0 over 20 updates")
-    assert show(NormTest(theta=0.6), signal=1.0, noise=8.0).wish(24) == (24, "norm test passed, noise scale 8.0 over 20 updates")
+    assert show(NormTest(theta=0.6), signal=1.0, noise=8.0).propose(24) == (24, "norm test passed, noise scale 8.0 over 20 updates")
 
 
 @pytest.mark.parametrize("theta", [0.3, 0.5, 0.9])
@@ -45,7 +45,7 @@ def test_equals_the_reference_over_100_updates(theta):
         rule.see(Seen(B, signal=sq_norm - noise / B, noise=noise))
         if i >= 20:
             expected = reference.norm_test(gradients, theta=theta)
-            assert rule.wish(B).global_batch == expected
+            assert rule.propose(B).global_batch == expected
             grown += expected > B
     assert 0 < grown < 100
 

@@ -58,7 +58,7 @@ def test_more_noise_never_asks_for_less_and_somewhere_for_more(make):
     seen = [
         {"signal": 1.0, "noise": noise, "noise_along": noise / 2, "lr": 0.1, "loss": 1.0} for noise in (600.0, 1000.0, 5000.0, 50_000.0)
     ]
-    wishes = [show(make(), **one).wish(64).global_batch for one in seen]
+    wishes = [show(make(), **one).propose(64).global_batch for one in seen]
     assert wishes == sorted(wishes)
     assert wishes[0] < wishes[-1]
 
@@ -66,7 +66,7 @@ def test_more_noise_never_asks_for_less_and_somewhere_for_more(make):
 @pytest.mark.parametrize("make", [*RULES, lambda: AdaScale(64)])
 def test_keeps_to_the_protocol(make):
     rule: BatchRule = make()
-    assert rule.wish(64) is None
+    assert rule.propose(64) is None
     rule.see(Seen(64))
-    assert rule.wish(64) is None
+    assert rule.propose(64) is None
     rule.load_state_dict(rule.state_dict())

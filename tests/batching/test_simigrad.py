@@ -24,7 +24,7 @@ def test_hand_worked():  # 1 / (1 + 2 * 8 / 16) = 1/2, and back: 2 * 8 * 0.5 / 0
     assert similarity(16, signal=1.0, noise=8.0) == 0.5
     assert batch_at_similarity(8.0, 0.5) == 16.0
     assert batch_at_similarity(8.0, 0.75) == 48.0
-    assert show(SimiGrad(target=0.75), signal=1.0, noise=8.0).wish(16) == (
+    assert show(SimiGrad(target=0.75), signal=1.0, noise=8.0).propose(16) == (
         approx(48.0),
         "halves at cosine 0.500, noise scale 8.0 over 20 updates",
     )
@@ -84,11 +84,11 @@ def test_a_cosine_grows_with_the_batch_and_stays_one(one, other, signal, noise):
 def test_decided_now_and_then_the_batch_reaches_the_target():
     rule, batch = show(SimiGrad(target=0.5), signal=1.0, noise=500.0), 64
     for _ in range(10):
-        batch, _ = decide(rule.wish(batch), batch, Bounds(64, 8192, 64))
+        batch, _ = decide(rule.propose(batch), batch, Bounds(64, 8192, 64))
     assert batch == 1024  # 1000, to multiples of 64
     batch = 8192
     for _ in range(10):
-        batch, _ = decide(rule.wish(batch), batch, Bounds(64, 8192, 64))
+        batch, _ = decide(rule.propose(batch), batch, Bounds(64, 8192, 64))
     assert batch == 1024
 
 
@@ -98,7 +98,7 @@ def test_the_wish_follows_the_smoothed_noise_scale(seed):
     for update in seen:
         rule.see(update)
     b_simple = debiased_mean([s.noise for s in seen], 0.95) / debiased_mean([s.signal for s in seen], 0.95)
-    assert rule.wish(64).global_batch == approx(2 * b_simple), f"seed {seed}"
+    assert rule.propose(64).global_batch == approx(2 * b_simple), f"seed {seed}"
 
 
 def test_manners():
@@ -106,7 +106,7 @@ def test_manners():
     check_resumes(lambda: SimiGrad(target=0.5))
     check_skips_what_was_not_measured(lambda: SimiGrad(target=0.5))
     assert check_survives_a_start_without_signal(SimiGrad(target=1 / 3)) == approx(300.0, rel=1e-3)
-    assert show(SimiGrad(target=0.5), signal=-1.0, noise=1.0).wish(64) == (math.inf, "no signal above the noise over 20 updates")
+    assert show(SimiGrad(target=0.5), signal=-1.0, noise=1.0).propose(64) == (math.inf, "no signal above the noise over 20 updates")
 
 
 @pytest.mark.parametrize("target", [0, 1.0, -0.2, math.nan])

@@ -74,7 +74,7 @@ def test_before_the_first_update_the_means_are_nan():
 
 def test_resumes():
     class Rule(SmoothedNoise):
-        def wish(self, global_batch):
+        def propose(self, global_batch):
             return self.noise_scale, self.num_seen
 
     check_resumes(lambda: Rule(0.9, also=("loss",)), updates(90))

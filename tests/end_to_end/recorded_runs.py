@@ -12,6 +12,7 @@ depend on; both commands record the instruction sets that torch can be held to h
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -50,12 +51,12 @@ import bigbatch  # noqa: E402
 
 LIMIT_S = 500
 """Seconds that the processes of a group may take."""
-MULTIPLE = 1000.0
+MULTIPLE = {"float64": 1000.0, "float32": 1000.0, "bfloat16": 30.0}
 """Values on other platforms may be so many times as far apart as the environments were in which they were recorded."""
-MOST = {"float64": 1e-6, "float32": 1e-2, "bfloat16": 0.1}
-"""Runs whose tolerance is larger say too little, by precision."""
 LEAST = {"float64": 1e-14, "float32": 1e-7, "bfloat16": 1e-3}
-"""What environments are taken to be apart at least, as their number may have been lucky: parts of the weights' size, by precision."""
+"""How far apart environments are taken to be at least, as those that were tried may have been lucky; in parts of a value's size."""
+MOST = {"float64": 1e-9, "float32": 1e-2, "bfloat16": 0.1}
+"""Runs whose tolerance is larger say too little."""
 
 # --- Task ---------------------------------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,10 @@ class OneByOne(Dataset):
 
 
 class Images:
-    """scikit-learn's digits as images, for models with convolutions, batch norm, dropout and memory."""
+    """scikit-learn's digits as images, for a perceptron, and for models with convolutions, batch norm, dropout and memory.
+
+    Data and initial weights are the same bits on any platform, which torch's own initial weights are not.
+    """
 
     name, metric = "recorded/images", "accuracy"
 
@@ -100,18 +104,25 @@ class Images:
 
     def splits(self):
         images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-        images = (images.float().reshape(-1, 1, 8, 8) / 16 - 0.3) / 0.4
-        parts = [slice(0, 640), slice(640, 840), slice(840, 1140)]
+        images = images.float().reshape(-1, 1, 8, 8) / 16
+        parts = [slice(0, 1297), slice(1297, 1497), slice(1497, 1797)]
         return Splits(*(self.kind(TensorDataset(images[part], labels[part].long())) for part in parts))
 
-    def model(self, *, kind="convolutions", dropout=0.0):
+    def model(self, *, kind="plain", dropout=0.0):
         if kind == "lstm":
-            return LastState()
-        if kind == "plain":
-            return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(dropout), nn.Linear(24, 10))
-        first, second = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.Conv2d(6, 8, 3, padding=1, bias=False)
-        layers = [first, nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), second, nn.BatchNorm2d(8), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, 10))
+            model = LastState()
+        elif kind == "plain":
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 10))
+        else:
+            first, second = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.Conv2d(6, 8, 3, padding=1, bias=False)
+            layers = [first, nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), second, nn.BatchNorm2d(8), nn.ReLU()]
+            model = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, 10))
+        for name, p in model.named_parameters():
+            if p.dim() > 1:
+                p.data = torch.randint(-1024, 1025, p.shape).float() / 2.0 ** round(9 + math.log2(p[0].numel()) / 2)
+            elif "bias" in name:
+                nn.init.zeros_(p)
+        return model
 
     def losses(self, outputs, targets):
         return F.cross_entropy(outputs, targets, reduction="none")
@@ -142,8 +153,9 @@ class Run(NamedTuple):
     """One that is recorded.
 
     Attributes:
-        changes: To the recipe of its task, by dotted fields.
-        images: Whether it is of `Images`; else of digits/mlp.
+        changes: To the recipe that all have in common, by dotted fields.
+        normed: Whether it is of a model with batch norm.
+        shipped: Whether it is of the task digits/mlp; else of `Images`.
         options: Of `fit`.
         workers: How many processes.
         servers: Of a parameter server's run, besides.
@@ -154,7 +166,8 @@ class Run(NamedTuple):
     """
 
     changes: dict[str, Any] = {}  # noqa: RUF012
-    images: bool = False
+    normed: bool = False
+    shipped: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012
     workers: int = 1
     servers: int = 0
@@ -165,7 +178,9 @@ class Run(NamedTuple):
 
     @property
     def recipe(self):
-        return bigbatch.Recipe.from_dict(OF_IMAGES if self.images else OF_DIGITS).replace(self.changes)
+        return bigbatch.Recipe.from_dict(BASE).replace(
+            {**(SHIPPED if self.shipped else {}), **(NORMED if self.normed else {}), **self.changes}
+        )
 
     @property
     def group(self):
@@ -177,24 +192,17 @@ class Run(NamedTuple):
         return "alone" if self.workers == 1 else f"{self.workers} workers"
 
 
-OF_DIGITS = {
-    "task": "digits/mlp",
+BASE = {
+    "task": "recorded/images",
     "num_train_samples": 1297,
     "seed": 7,
     "precision": "float64",
-    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
     "batch": {"global_batch": 64, "micro_batch": 32},
-    "model": {"hidden": 32},
     "budget": {"updates": 30},
 }
-OF_IMAGES = {
-    **OF_DIGITS,
-    "task": "recorded/images",
-    "num_train_samples": 640,
-    "batch": {"global_batch": 64, "micro_batch": 32, "ghost_batch": 16},
-    "model": {},
-    "budget": {"updates": 20},
-}
+SHIPPED = {"task": "digits/mlp", "model.hidden": 32, "precision": "float32"}
+NORMED = {"model.kind": "normed", "batch.ghost_batch": 16, "budget.updates": 20, "optimizer.lr": 0.05}
 
 
 def optimizer(name, **settings):
@@ -216,14 +224,12 @@ def gossip(method, topology):
 GRADUAL = {"kind": "gradual", "epochs": 0.5}
 AUTOWU = {"kind": "autowu", "grow_from": 1e-3, "tests": 20, "patience": 2}
 HALVED = {"kind": "step", "milestones": [0.4, 0.8], "factor": 0.5}
-PLAIN = {"model": {"kind": "plain", "dropout": 0.2}, "batch.ghost_batch": None}
-FLOAT32 = {"precision": "float32"}
 ADVERSARIAL = {"adversarial": {"eps": 0.05, "tau": 1, "full_until": 0.3, "off_at": 0.8}}
 MIXED = {"batch.micro_batch": 16, "model.dropout": 0.2, "augmentation": {"padding": 1}, "budget.updates": 30}
 SHIFTED = {"augmentation": {"padding": 1, "flip": True}, "model.dropout": 0.2}
 MEASURED_OFTEN = {"every_updates": 5, "largest": 256}
 ABSA = {"every_epochs": 0.2, "patience_epochs": 0.4, "drop": 1.5, "samples": 128, "tolerance": 1e-3, "share": 0.25, "eps": 0.05}
-LOCAL = {"comm": {"kind": "local_sgd", "period": 3, "start_updates": 4}, **PLAIN}
+LOCAL = {"comm": {"kind": "local_sgd", "period": 3, "start_updates": 4}, "model.dropout": 0.2}
 
 RUNS: dict[str, Run] = {
     # every optimizer, every schedule
@@ -232,7 +238,7 @@ RUNS: dict[str, Run] = {
     ),
     "adam": Run({**optimizer("adam", lr=0.01), **schedule({"kind": "constant", "epochs": 0.3, "factor": 0.25}, HALVED)}),
     "adamw": Run({**optimizer("adamw", lr=0.01, weight_decay=0.1, decay_norms_and_biases=False), **schedule(GRADUAL, {"kind": "wsd"})}),
-    "lars": Run({**optimizer("lars", lr=8.0), **schedule(GRADUAL, {"kind": "polynomial"}, combine="product"), **FLOAT32}),
+    "lars": Run({**optimizer("lars", lr=8.0), **schedule(GRADUAL, {"kind": "polynomial"}, combine="product")}, shipped=True),
     "lamb": Run({**optimizer("lamb", lr=0.01, weight_decay=0.01), **schedule(decay={"kind": "linear"})}),
     "adamp": Run({**optimizer("adamp", lr=0.01, weight_decay=0.01)}),
     "sgdp": Run({**optimizer("sgdp", lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)}),
@@ -254,32 +260,32 @@ RUNS: dict[str, Run] = {
     "absa": Run({**ruled("absa", largest=256, **ABSA)}),
     "adascale": Run({**ruled("adascale", base_batch=16), "budget": {"epochs": 1}}),
     # what else is trained on, and measured
-    "adversarial": Run({**ADVERSARIAL, **schedule(GRADUAL)}, images=True),
-    "ghost batch norm": Run({**SHIFTED, "optimizer.clip_norm": 1.0}, images=True, options={"keep_checkpoints": True}),
+    "adversarial": Run({**ADVERSARIAL, **schedule(GRADUAL)}, normed=True),
+    "ghost batch norm": Run({**SHIFTED, "optimizer.clip_norm": 1.0}, normed=True, options={"keep_checkpoints": True}),
     "multiplicative noise": Run({"batch.noise_batch": 16, **optimizer("adam", lr=0.01)}),
     "measured": Run(
         {"curvature": {"every_updates": 10, "eigenvalues": 2, "samples": 128, "trace": 0.2}, "batch.micro_batch": 16},
         options={"measure_noise": "layers", "measure_distance": True, "evaluate_every": 0.5},
     ),
-    "data loader": Run(images=True, options={"evaluate_every": 0.25}, loaded=True),
-    "lstm": Run({"model.kind": "lstm", "batch.ghost_batch": None, "precision": "bfloat16", "optimizer.lr": 0.5}, images=True),
+    "data loader": Run(normed=True, options={"evaluate_every": 0.25}, loaded=True),
+    "lstm": Run({"model.kind": "lstm", "precision": "bfloat16", "optimizer.lr": 0.5}),
     # stopped and resumed: the same bits as those without a stop
-    "norm_test of images": Run({**ruled("norm_test", theta=0.3, **MEASURED_OFTEN), **MIXED}, images=True),
-    "norm_test of images, resumed": Run({**ruled("norm_test", theta=0.3, **MEASURED_OFTEN), **MIXED}, images=True, stopped_after=60),
-    "adversarial, resumed": Run({**ADVERSARIAL, **schedule(GRADUAL)}, images=True, stopped_after=20),
+    "norm_test of images": Run({**ruled("norm_test", theta=0.3, **MEASURED_OFTEN), **MIXED}, normed=True),
+    "norm_test of images, resumed": Run({**ruled("norm_test", theta=0.3, **MEASURED_OFTEN), **MIXED}, normed=True, stopped_after=60),
+    "adversarial, resumed": Run({**ADVERSARIAL, **schedule(GRADUAL)}, normed=True, stopped_after=20),
     # several workers
-    "all_reduce": Run({**FLOAT32, "batch.global_batch": 56, "batch.ghost_batch": 8, "batch.micro_batch": 16}, images=True, workers=2),
+    "all_reduce": Run({"batch.global_batch": 56, "batch.ghost_batch": 8, "batch.micro_batch": 16}, normed=True, workers=2),
     "all_reduce, norm_test": Run({**ruled("norm_test", theta=0.4, **MEASURED_OFTEN)}, workers=2),
-    "all_reduce, absa": Run({**ruled("absa", largest=256, **ABSA), "batch.micro_batch": 16}, images=True, workers=2),
+    "all_reduce, absa": Run({**ruled("absa", largest=256, **ABSA), "batch.micro_batch": 16}, normed=True, workers=2),
     "all_reduce, autowu": Run(
         {**schedule({**AUTOWU, "return_to_minimum": True}), **optimizer("sgd", lr=1.0), "budget.updates": 60}, workers=2
     ),
     "all_reduce, muon": Run({**optimizer("muon", lr=0.02, adam_lr=2e-3)}, workers=2),
-    "fp16": Run({"comm.compression": {"kind": "fp16"}, **FLOAT32}, workers=2),
+    "fp16": Run({"comm.compression": {"kind": "fp16"}}, workers=2, shipped=True),
     "powersgd": Run({"comm.compression": {"kind": "powersgd", "rank": 2, "start_updates": 5}}, workers=2),
     "top_k": Run({"comm.compression": {"kind": "top_k", "share": 0.1}}, workers=2),
-    "local_sgd": Run(LOCAL, images=True, workers=2),
-    "local_sgd, resumed": Run(LOCAL, images=True, workers=2, stopped_after=10),
+    "local_sgd": Run(LOCAL, workers=2),
+    "local_sgd, resumed": Run(LOCAL, workers=2, stopped_after=10),
     "local_sgd, norm_test": Run(
         {**ruled("norm_test", theta=0.5, **MEASURED_OFTEN), "comm": {"kind": "local_sgd", "period": 3, "momentum": "reset"}}, workers=2
     ),
@@ -293,16 +299,16 @@ RUNS: dict[str, Run] = {
         workers=2,
     ),
     "fully_shard": Run({"comm": {"kind": "fully_shard"}, **optimizer("adamw", lr=0.01), "optimizer.clip_norm": 0.5}, workers=2),
-    "adversarial, made by ranks": Run({**ADVERSARIAL, "adversarial.makers": "ranks"}, images=True, workers=2),
+    "adversarial, made by ranks": Run({**ADVERSARIAL, "adversarial.makers": "ranks"}, normed=True, workers=2),
     "local_sgd in groups": Run(
-        {"comm": {"kind": "local_sgd", "period": 4, "momentum": "keep", "group_size": 2, "group_period": 2}}, images=True, workers=4
+        {"comm": {"kind": "local_sgd", "period": 4, "momentum": "keep", "group_size": 2, "group_period": 2}}, normed=True, workers=4
     ),
-    "d_psgd": Run({**gossip("d_psgd", "ring"), "comm.label_skew": 0.5}, images=True, workers=4),
+    "d_psgd": Run({**gossip("d_psgd", "ring"), "comm.label_skew": 0.5}, normed=True, workers=4),
     "dmsgd": Run({**gossip("dmsgd", "one_peer_exponential")}, workers=4),
     "decentlam": Run({**gossip("decentlam", "symmetric_exponential")}, workers=4),
     "parameter_server": Run(
         {"comm": {"kind": "parameter_server", "servers": 2, "gradients_per_update": 4}, "optimizer.weight_decay": 1e-3},
-        images=True,
+        normed=True,
         workers=2,
         servers=2,
     ),
@@ -311,7 +317,7 @@ RUNS: dict[str, Run] = {
         servers=1,
         repeats=False,
     ),
-    "bigbatch train --workers": Run({**FLOAT32, **schedule(GRADUAL, {"kind": "linear"})}, workers=2, program=True),
+    "bigbatch train --workers": Run({**schedule(GRADUAL, {"kind": "linear"})}, workers=2, shipped=True, program=True),
 }
 ALONE = [name for name, run in RUNS.items() if run.group == "alone"]
 GROUPS = list(dict.fromkeys(run.group for run in RUNS.values() if run.group != "alone"))
@@ -330,7 +336,8 @@ def run_alone(name, folder):
 
 def train(run, folder):
     """A worker's part in a run."""
-    task, options = Images(run.loaded) if run.images else "digits/mlp", {"quiet": True, "tensorboard": False, **run.options}
+    task = "digits/mlp" if run.shipped else Images(run.loaded)
+    options = {"quiet": True, "tensorboard": False, "evaluate_every": 0.5, **run.options}
     seldom = {"save_every_s": 1e6}  # with several workers, running statistics are added up to be saved, which rounds
     if run.stopped_after is not None:
         first = os.environ.get("RANK", "0") == "0"
@@ -631,7 +638,7 @@ def largest(values):
 
 
 def tolerance(entry):
-    return MULTIPLE * max(entry["apart"], LEAST[entry["precision"]])
+    return MULTIPLE[entry["precision"]] * max(entry["apart"], LEAST[entry["precision"]])
 
 
 def difference(name, found, recorded, here):
@@ -706,13 +713,13 @@ def record(anew):
         recorded = json.loads(JSON.read_text())
         if wrong := [text for name in RUNS if (text := difference(name, again["runs"][name], {**recorded, "platforms": []}, None))]:
             raise SystemExit("nothing written: the numbers have changed\n" + "\n".join(wrong))
+        here = [one for one in here if one["platform"] not in recorded["platforms"]]  # a test looks after the others
     for one in here:
-        if one["platform"] not in recorded["platforms"]:
-            recorded["platforms"].append(one["platform"])
+        recorded["platforms"].append(one["platform"])
         number = str(recorded["platforms"].index(one["platform"]))
         for name, entry in recorded["runs"].items():
             entry["digests"][number] = one["runs"][name]["digests"]
-    for one in (*here, again, *map(in_environment, ELSEWHERE)):
+    for one in itertools.chain(here, [again], map(in_environment, ELSEWHERE)):
         for name, entry in recorded["runs"].items():
             entry["apart"] = max(entry["apart"], apart(one["runs"][name]["values"], entry["values"]))
         write(recorded)

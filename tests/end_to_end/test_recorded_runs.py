@@ -1,7 +1,7 @@
 """The trainer gives the weights that it gave when they were recorded, bit for bit: recorded_runs.py has the runs, and says how.
 
-On a platform that is in recorded_runs.json every bit counts. On others values may be apart by rounding: a thousand times as far as they
-were between the instruction sets and libraries' kernels of the recording.
+On a platform that is in recorded_runs.json every bit counts. On others values may be apart by rounding: some times as far as they were
+between the instruction sets, libraries' kernels and threads of the recording (1e-11 of their size in float64, on the whole).
 """
 
 import copy

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from bigbatch import Recipe, fit
 from bigbatch.tasks import Splits
 from bigbatch.tasks.classification import Classification
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 DRY = os.environ.get("GPU_TESTS_ON") == "cpu"
@@ -126,7 +126,7 @@ class Squares(Dataset):
 
 def test_feeds_what_is_not_in_memory(device):
     batches = [torch.tensor([5, 3]), torch.tensor([1, 2])]
-    fed = [(x.clone(), y.clone()) for x, y in feed(Squares(), batches, device=device, dtype=torch.float32)]
+    fed = [(x.clone(), y.clone()) for x, y in load_micro_batches(Squares(), batches, device=device, dtype=torch.float32)]
     assert [y.tolist() for _, y in fed] == [[5, 3], [1, 2]]
     assert all(x.device.type == device.type and x[:, 0].tolist() == y.tolist() for x, y in fed)
 

@@ -10,7 +10,7 @@ from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.noise.multiplicative_noise import noise_factors, noise_variance
 from bigbatch.tasks import load_task
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.data.shares import Share, Work, work_of
 from bigbatch.train.update.batches import UpdateBatches
@@ -67,7 +67,7 @@ def test_the_same_update_however_it_is_cut(workers, micro_batch):
     for rank in range(workers):
         work = work_of(256, rank, workers, micro_batch=micro_batch, ghost_batch=None)
         mine = index[work.share.start :][: work.share.num_samples]
-        stream = feed(train, mine.split(work.sizes), device=torch.device("cpu"), dtype=torch.float64)
+        stream = load_micro_batches(train, mine.split(work.sizes), device=torch.device("cpu"), dtype=torch.float64)
         passes = UpdateBatches(RECIPE).of_update(stream, clock, 256, work)
         accumulate_gradients(model, task, passes, divisor=256, precision="float64", device=torch.device("cpu"))
     for p, q in zip(model.parameters(), expected, strict=True):

@@ -16,7 +16,7 @@ Limits:  for SGD with a constant momentum, without warm-up. lr(.) is the schedul
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Seen, Wish
+from bigbatch.batching.decision import Proposal, Seen
 from bigbatch.core.checks import check_positive
 from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
@@ -124,7 +124,7 @@ class AdaScale:
         self.progress += gained
         return gained
 
-    def wish(self, global_batch: int) -> Wish | None:  # noqa: ARG002  it takes any batch
+    def propose(self, global_batch: int) -> Proposal | None:  # noqa: ARG002  it takes any batch
         """None: AdaScale takes any batch."""
         return None
 

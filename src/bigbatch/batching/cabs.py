@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Seen, Wish
+from bigbatch.batching.decision import Proposal, Seen
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import BATCH_RULES
@@ -73,12 +73,12 @@ class CABS(SmoothedRule):
         if math.isfinite(seen.lr):
             self._lr = seen.lr
 
-    def wish(self, global_batch: int) -> Wish | None:  # noqa: ARG002  the present batch does not matter here
+    def propose(self, global_batch: int) -> Proposal | None:  # noqa: ARG002  the present batch does not matter here
         """The batch at the last rate seen; None before 20 updates, or while no rate was seen."""
         if not self.smoothed.ready or self._lr is None:
             return None
         noise, loss = self.smoothed.noise, self.smoothed.mean("loss")
-        return Wish(cabs(self._lr, noise, loss), f"rate {self._lr:.3g} times noise {noise:.3g} over loss {loss:.3g}")
+        return Proposal(cabs(self._lr, noise, loss), f"rate {self._lr:.3g} times noise {noise:.3g} over loss {loss:.3g}")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: goes into the checkpoint."""

@@ -29,7 +29,7 @@ class Seen(NamedTuple):
         return math.isfinite(self.signal) and math.isfinite(self.noise)
 
 
-class Wish(NamedTuple):
+class Proposal(NamedTuple):
     """What a rule wants next, and why, in words that go into the record."""
 
     global_batch: float  # samples; any number from zero on, infinity for "as large as it may be"
@@ -49,7 +49,7 @@ class BatchRule(Protocol):
     def see(self, seen: Seen) -> None:
         """Take notice of an update."""
 
-    def wish(self, global_batch: int) -> Wish | None:
+    def propose(self, global_batch: int) -> Proposal | None:
         """What the rule wants now that the batch is `global_batch`; None while it can't tell."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def check_growing(global_batch: int, largest: int, multiple_of: int) -> None:
         raise UserError(f"largest = {largest}: must be at least global_batch = {global_batch}; give a larger one, or the same to keep it")
 
 
-def decide(wish: Wish, now: int, bounds: Bounds) -> tuple[int, str]:
+def decide(wish: Proposal, now: int, bounds: Bounds) -> tuple[int, str]:
     """The next batch: the wish, at most twice or half the present batch, within the bounds, and only if it is worth the change.
 
     A present batch that the bounds exclude is left in any case, for the possible batch nearest to what is wished and limited.
@@ -130,11 +130,11 @@ def decide(wish: Wish, now: int, bounds: Bounds) -> tuple[int, str]:
         The next batch and the whole reason: the rule's, and what held it back.
 
     >>> bounds = Bounds(64, 512, 64)
-    >>> decide(Wish(1000.0, "noise"), 128, bounds)
+    >>> decide(Proposal(1000.0, "noise"), 128, bounds)
     (256, 'noise; at most 2 times the batch at once')
-    >>> decide(Wish(135.0, "noise"), 128, bounds)
+    >>> decide(Proposal(135.0, "noise"), 128, bounds)
     (128, 'noise; too near to change')
-    >>> decide(Wish(1000.0, "noise"), 512, bounds)
+    >>> decide(Proposal(1000.0, "noise"), 512, bounds)
     (512, 'noise; the largest allowed')
     """
     wanted, held = wish.global_batch, []

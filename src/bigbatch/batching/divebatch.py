@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Seen, Wish
+from bigbatch.batching.decision import Proposal, Seen
 from bigbatch.batching.smoothed import MIN_UPDATES, noise_scale
 from bigbatch.core.checks import check_positive
 from bigbatch.core.methods import BATCH_RULES
@@ -96,14 +96,14 @@ class DiveBatch:
             return
         self._signal, self._noise, self.num_seen = self._signal + seen.signal, self._noise + seen.noise, self.num_seen + 1
 
-    def wish(self, global_batch: int) -> Wish | None:
+    def propose(self, global_batch: int) -> Proposal | None:
         """The batch after an epoch; starts the next one. None, and the epoch goes on, before 20 updates."""
         if self.num_seen < MIN_UPDATES:
             return None
         diverse = num_diverse(self._signal / self.num_seen, max(self._noise, 0.0) / self.num_seen)
         reason = f"{diverse:,.1f} diverse gradients over {self.num_seen:,} updates"
         self._signal, self._noise, self.num_seen = 0.0, 0.0, 0
-        return Wish(divebatch(global_batch, diverse, delta=self.delta), reason)
+        return Proposal(divebatch(global_batch, diverse, delta=self.delta), reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: goes into the checkpoint."""

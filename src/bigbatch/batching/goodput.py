@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from bigbatch.batching.decision import Bounds, Seen, Wish
+from bigbatch.batching.decision import Bounds, Proposal, Seen
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.methods import BATCH_RULES
@@ -159,16 +159,16 @@ class Goodput(SmoothedRule):
             return self.given
         return fit_update_time((batch, number, seconds) for batch, (number, seconds) in self._timed.items())
 
-    def wish(self, global_batch: int) -> Wish | None:
+    def propose(self, global_batch: int) -> Proposal | None:
         """The batch of the largest goodput; None before 20 updates."""
         if not self.smoothed.ready:
             return None
         if self.time is None:
             other = 2 * global_batch if 2 * global_batch <= self.largest else max(global_batch / 2, self.base_batch)
-            return Wish(other, "another size, to learn what an update costs")
+            return Proposal(other, "another size, to learn what an update costs")
         wanted = best_batch(self.smoothed.noise_scale, self.base_batch, self.largest, self.time)
         cost = f"{self.time.alpha_s:.3g} s an update and {self.time.beta_s_per_sample:.3g} s a sample"
-        return Wish(wanted, f"most goodput at {cost}, {self.smoothed.words}")
+        return Proposal(wanted, f"most goodput at {cost}, {self.smoothed.words}")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: goes into the checkpoint."""

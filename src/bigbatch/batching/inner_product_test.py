@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bigbatch.batching.decision import Wish
+from bigbatch.batching.decision import Proposal
 from bigbatch.batching.norm_test import check_theta, required_batch
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import check_positive
@@ -81,7 +81,7 @@ class InnerProductTest(SmoothedRule):
         self.theta, self.nu = theta, nu
         super().__init__(decay, also=("noise_along",))
 
-    def wish(self, global_batch: int) -> Wish | None:
+    def propose(self, global_batch: int) -> Proposal | None:
         """The present batch, or the larger one that the tests ask for; None before 20 updates. The means are clipped to 0..tr(S)."""
         if not self.smoothed.ready:
             return None
@@ -89,7 +89,7 @@ class InnerProductTest(SmoothedRule):
         along = min(max(self.smoothed.mean("noise_along"), 0.0), noise)
         wanted = inner_product_test(global_batch, signal=self.smoothed.signal, noise=noise, noise_along=along, theta=self.theta, nu=self.nu)
         passed = "passed" if wanted == global_batch else "failed"
-        return Wish(wanted, f"inner product test {passed}, {self.smoothed.words}")
+        return Proposal(wanted, f"inner product test {passed}, {self.smoothed.words}")
 
 
 class InnerProductTestSection(Measured):

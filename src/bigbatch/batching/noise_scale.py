@@ -13,7 +13,7 @@ Limits:  the paper predicts small gains from this (about 4 % on SVHN). B_noise m
 import math
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Wish
+from bigbatch.batching.decision import Proposal
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import check_positive
 from bigbatch.core.methods import BATCH_RULES
@@ -59,7 +59,7 @@ class NoiseScaleRule(SmoothedRule):
     >>> rule = NoiseScaleRule(exchange_rate=100.0)
     >>> for _ in range(20):
     ...     rule.see(Seen(global_batch=64, signal=1.0, noise=400.0))
-    >>> round(rule.wish(64).global_batch)
+    >>> round(rule.propose(64).global_batch)
     200
     """
 
@@ -68,11 +68,11 @@ class NoiseScaleRule(SmoothedRule):
         self.exchange_rate = exchange_rate
         super().__init__(decay)
 
-    def wish(self, global_batch: int) -> Wish | None:  # noqa: ARG002  the present batch does not matter here
+    def propose(self, global_batch: int) -> Proposal | None:  # noqa: ARG002  the present batch does not matter here
         """The square root of the noise scale times the exchange rate; None before 20 updates."""
         if not self.smoothed.ready:
             return None
-        return Wish(batch_of_noise_scale(self.smoothed.noise_scale, self.exchange_rate), self.smoothed.words)
+        return Proposal(batch_of_noise_scale(self.smoothed.noise_scale, self.exchange_rate), self.smoothed.words)
 
 
 class NoiseScaleRuleSection(Measured):

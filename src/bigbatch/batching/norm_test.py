@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bigbatch.batching.decision import Wish
+from bigbatch.batching.decision import Proposal
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import BATCH_RULES
@@ -92,13 +92,13 @@ class NormTest(SmoothedRule):
         self.theta = theta
         super().__init__(decay)
 
-    def wish(self, global_batch: int) -> Wish | None:
+    def propose(self, global_batch: int) -> Proposal | None:
         """The present batch, or the larger one that the test asks for; None before 20 updates."""
         if not self.smoothed.ready:
             return None
         wanted = norm_test(global_batch, signal=self.smoothed.signal, noise=self.smoothed.noise, theta=self.theta)
         passed = "passed" if wanted == global_batch else "failed"
-        return Wish(wanted, f"norm test {passed}, {self.smoothed.words}")
+        return Proposal(wanted, f"norm test {passed}, {self.smoothed.words}")
 
 
 def check_theta(theta: float) -> None:

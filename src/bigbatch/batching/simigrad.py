@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bigbatch.batching.decision import Wish
+from bigbatch.batching.decision import Proposal
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import BATCH_RULES
@@ -94,15 +94,15 @@ class SimiGrad(SmoothedRule):
         self.target = target
         super().__init__(decay)
 
-    def wish(self, global_batch: int) -> Wish | None:
+    def propose(self, global_batch: int) -> Proposal | None:
         """The batch at the target cosine; None before 20 updates."""
         if not self.smoothed.ready:
             return None
         signal, noise = self.smoothed.signal, self.smoothed.noise
         if signal <= 0:
-            return Wish(math.inf, self.smoothed.words)
+            return Proposal(math.inf, self.smoothed.words)
         cosine = similarity(global_batch, signal=signal, noise=noise)
-        return Wish(batch_at_similarity(noise / signal, self.target), f"halves at cosine {cosine:.3f}, {self.smoothed.words}")
+        return Proposal(batch_at_similarity(noise / signal, self.target), f"halves at cosine {cosine:.3f}, {self.smoothed.words}")
 
 
 class SimiGradSection(Measured):

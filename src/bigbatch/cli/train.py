@@ -73,6 +73,6 @@ def train(
     size = f"{chosen.batch.global_batch:,}" if chosen.batch.rule is None else f"{mean:,.0f} on the mean"
     console().print(
         f"{task}: test {loaded.metric} {100 * result.test_score:.2f} %, validation {100 * result.validation_score:.2f} %, "
-        f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_looking()}",
+        f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_curvature()}",
         highlight=False,
     )

@@ -33,7 +33,7 @@ from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
 from bigbatch.study.curvature_table import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import MicroBatch, feed
+from bigbatch.train.data.loader import MicroBatch, load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.display.progress import Stages
@@ -210,7 +210,7 @@ def _batches(dataset: Dataset[Any], num_samples: int, seed: int, precision: str,
     chosen = sample_indices(seed, len(dataset), 0, num_samples)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return list(feed(dataset, torch.split(chosen, PASS), device=device, dtype=DTYPES[precision]))
+        return list(load_micro_batches(dataset, torch.split(chosen, PASS), device=device, dtype=DTYPES[precision]))
 
 
 def _candidates(run: RunFolder, batches: Sequence[MicroBatch]) -> list[Candidate]:

@@ -17,11 +17,11 @@ from bigbatch.train.data.stream import idle_batch, open_stream
 from bigbatch.train.measure.diagnose import explain_divergence
 from bigbatch.train.measure.evaluate import Evaluation
 from bigbatch.train.run import Run
-from bigbatch.train.setup.build import told_groups
-from bigbatch.train.state.checkpoint import kept_name
-from bigbatch.train.state.folder import keep_recipe
+from bigbatch.train.setup.build import describe_parameter_groups
+from bigbatch.train.state.checkpoint import numbered_name
+from bigbatch.train.state.folder import write_recipe
 from bigbatch.train.state.interrupt import how_to_resume, interruptible
-from bigbatch.train.state.result import Result, conclude
+from bigbatch.train.state.result import Result, write_result
 from bigbatch.train.state.sharded_checkpoint import all_saved
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
@@ -55,7 +55,7 @@ def train(run: Run) -> Result:
                         if flags.interrupted:
                             raise Interrupted(how_to_resume(run.clock, run.options.out))
             result, test = finish(run)
-        return conclude(result, run.record, run.clock, run.folder, test=test, validation=run.validation or test, **run.end_facts())
+        return write_result(result, run.record, run.clock, run.folder, test=test, validation=run.validation or test, **run.end_facts())
     except Diverged as error:
         raise Diverged(explain_divergence(error, run.recipe, run.data.train, run.folder), update=error.update) from None
     finally:
@@ -82,7 +82,7 @@ def update(run: Run) -> None:
     lr = optimizer.param_groups[0]["lr"]
     run.record.update(run.clock, sum_loss, lr=lr, num_samples=num_samples)
     control.after_update(run.clock, num_samples, lr, sum_loss)
-    run.display.say(control.message)
+    run.display.print_line(control.message)
     if run.distance is not None and is_due(run.clock.updates):
         run.record.weight_distance(run.clock, run.distance.now())
 
@@ -108,12 +108,12 @@ def finish(run: Run) -> tuple[Result, Evaluation]:
 
 def open_record(run: Run) -> None:
     """Write what a run's folder holds before its first update: the recipe, the first line of the record, a checkpoint."""
-    run.ranks.together(lambda: keep_recipe(run.folder, run.recipe))
+    run.ranks.together(lambda: write_recipe(run.folder, run.recipe))
     run.ranks.together(run.record.open)
     if not run.record.begun:
         if run.notice:
-            run.display.say(run.notice)
-        groups = told_groups(run.model, run.recipe, title=run.title, quiet=run.quiet)
+            run.display.print_line(run.notice)
+        groups = describe_parameter_groups(run.model, run.recipe, title=run.title, quiet=run.quiet)
         run.record.start(run.recipe, task=run.task.name, micro_batch=run.micro_batch, groups=groups, **run.start_facts)
     if run.clock.updates == 0:
         run.save("last.pt")
@@ -134,7 +134,7 @@ def follow(run: Run, decision: BatchDecision) -> None:
     """Record a decision about the batch, and read micro-batches for the new one."""
     run.record.batch(run.clock, decision.before, decision.after, decision.reason)
     if decision.after != decision.before:
-        run.display.decided(decision.before, decision.after, decision.reason)
+        run.display.batch_changed(decision.before, decision.after, decision.reason)
         if not decision.scheduled:
             upcoming = run.control.upcoming(run.clock)
             run.stream = open_stream(run.recipe, run.data.train, run.clock, upcoming, ranks=run.ranks, work=run.work)
@@ -144,13 +144,13 @@ def gradient(run: Run, num_samples: int) -> Tensor:
     """Accumulate the mean gradient of an update into `p.grad`; returns this worker's sum of losses, on the device."""
     own = run.work(num_samples)
     batches = run.batches.of_update(run.stream, run.clock, num_samples, own)
-    with run.statistics.of_update(own.share, adversarial=run.batches.share(run.clock) > 0):
+    with run.statistics.during_update(own.share, adversarial=run.batches.share(run.clock) > 0):
         return accumulate(run, batches, divisor=run.comm.divisor(num_samples, own.share.num_samples), idle=own.idle)
 
 
 def accumulate(run: Run, batches: Any, *, divisor: float, idle: int) -> Tensor:
     """`accumulate_gradients` of a run."""
-    hooks: dict[str, Any] = {"passing": run.comm.passing, "passed": run.control.after_backward}
+    hooks: dict[str, Any] = {"sync_context": run.comm.passing, "after_backward": run.control.after_backward}
     where: dict[str, Any] = {"device": run.ranks.device, "precision": run.recipe.precision}
     return accumulate_gradients(run.forward, run.task, batches, divisor=divisor, idle=idle, **hooks, **where)
 
@@ -160,12 +160,12 @@ def validate(run: Run) -> None:
     with run.stopwatch.paused():
         run.validation = run.evaluate("validation")
         score = run.validation.score
-        run.display.evaluated(f"{run.task.metric} {100 * score:.2f} %")
+        run.display.show_score(f"{run.task.metric} {100 * score:.2f} %")
         if score > run.best_score:
             run.best_score = score
             run.save("best.pt")
         if run.options.keep_checkpoints:
-            run.save(kept_name(run.clock))
+            run.save(numbered_name(run.clock))
         run.reached = run.options.target is not None and score >= run.options.target
         run.control.restart_timer()
 

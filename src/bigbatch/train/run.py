@@ -163,13 +163,13 @@ class Run:
         self.control.read()
         state = Progress(self.clock, self.micro_batch, self.best_score, self.stopwatch.seconds, self.control.state_dict(), self.reached)
         parts: dict[str, Any] = {"recipe": self.recipe, "comm": self.comm, "optimizer": self.optimizer, "held": self.batches}
-        with self.comm.averaged(self.optimizer), self.statistics.whole():
+        with self.comm.averaged(self.optimizer), self.statistics.combined():
             check_weights(self.model, self.clock)
             save_checkpoint(self.folder and self.folder / name, progress=state, **parts)
 
     def evaluate(self, split: Literal["validation", "test"]) -> Evaluation:
         """Loss and score on a split, of the weights and statistics of all workers; recorded. Called by every worker."""
-        with self.comm.averaged(self.optimizer), self.statistics.whole():
+        with self.comm.averaged(self.optimizer), self.statistics.combined():
             how: dict[str, Any] = {"recipe": self.recipe, "ranks": self.ranks, "lockstep": self.comm.lockstep}
             result = evaluate(self.model, self.task, getattr(self.data, split), **how)
         self.record.evaluation(self.clock, split, result, self.comm.facts())

@@ -23,7 +23,7 @@ from bigbatch.train.parameter_server.dispatch import refuse_pieces, take_part
 from bigbatch.train.run import Options, Run
 from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
-from bigbatch.train.state.folder import load_data, open_together, owned_by_first
+from bigbatch.train.state.folder import load_data, lock_on_rank_0, open_folder_on_rank_0
 from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result
 from bigbatch.train.update.recomputed_statistics import build_statistics
@@ -110,12 +110,12 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
     refuse_pieces(recipe, out if options.resume else None)
     with (
         joined(device=options.device) as everyone,
-        owned_by_first(out, everyone, resume=options.resume),
+        lock_on_rank_0(out, everyone, resume=options.resume),
         paired(recipe, everyone) as (ranks, pair),
     ):
         if pair is not None and pair.remote is None:
             return make_examples(task, recipe, ranks, pair)
-        folder, resumes, finished = open_together(out, recipe, resume=options.resume, ranks=ranks)
+        folder, resumes, finished = open_folder_on_rank_0(out, recipe, resume=options.resume, ranks=ranks)
         if finished is not None:
             return finished
         run = set_up(task, recipe, options, ranks, folder=folder, resumes=resumes, pair=pair)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from bigbatch.core.checks import UserError
 from bigbatch.train.data import loader as module
-from bigbatch.train.data.loader import feed, num_loaders
+from bigbatch.train.data.loader import load_micro_batches, num_loaders
 
 CPU = torch.device("cpu")
 CHANCE = torch.Generator().manual_seed(0)
@@ -73,7 +73,7 @@ def assert_equal(fed, expected):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", INPUTS)
 def test_on_a_cpu(name, dtype):
-    fed = list(feed(TensorDataset(INPUTS[name], TARGETS), ORDER.split(16), device=CPU, dtype=dtype))
+    fed = list(load_micro_batches(TensorDataset(INPUTS[name], TARGETS), ORDER.split(16), device=CPU, dtype=dtype))
     assert_equal(fed, plain(INPUTS[name], dtype))
     assert all(x.data_ptr() % 64 == 0 for x, _ in fed)
 
@@ -89,7 +89,7 @@ def test_on_a_gpu(moved_bytes, name, dtype, fits):
     dataset = TensorDataset(inputs, TARGETS)
     waits.clear()
     with mode():
-        fed = [pair for _ in range(2) for pair in feed(dataset, ORDER.split(16), device=GPU, dtype=dtype)]
+        fed = [pair for _ in range(2) for pair in load_micro_batches(dataset, ORDER.split(16), device=GPU, dtype=dtype)]
     assert waits == [], "nothing waits for the GPU"
     assert all(isinstance(t, OnGPU) for pair in fed for t in pair)
     assert_equal([(x.inner, y.inner) for x, y in fed], 2 * plain(inputs, dtype))
@@ -108,7 +108,7 @@ def test_workers_that_share_a_gpu_share_its_memory(moved_bytes, monkeypatch):
     for workers, resident in ((3, False), (2, True)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(workers))
         with mode():
-            list(feed(dataset, [ORDER], device=GPU, dtype=torch.float32))
+            list(load_micro_batches(dataset, [ORDER], device=GPU, dtype=torch.float32))
         assert (dataset in module._held and bool(module._held[dataset])) == resident
 
 
@@ -119,7 +119,7 @@ def test_what_is_changed_in_place_is_moved_anew_and_what_is_gone_is_let_go(moved
     with mode():
         for change in (0.0, 1.0):
             inputs += change
-            ((x, _),) = feed(dataset, [ORDER], device=GPU, dtype=torch.float32)
+            ((x, _),) = load_micro_batches(dataset, [ORDER], device=GPU, dtype=torch.float32)
             assert torch.equal(x.inner, inputs[ORDER])
     assert sent.count(inputs.nbytes) == 2
     before = len(module._held)
@@ -134,7 +134,7 @@ def test_batches_that_go_to_a_gpu_are_read_one_ahead(moved_bytes):
     read = []
     batches = (read.append(len(read)) or index for index in ORDER.split(16))
     with mode():
-        fed = feed(TensorDataset(INPUTS["float32"], TARGETS), batches, device=GPU, dtype=torch.float32)
+        fed = load_micro_batches(TensorDataset(INPUTS["float32"], TARGETS), batches, device=GPU, dtype=torch.float32)
         seen = [len(read) for _ in fed]
     assert seen == [2, 3, 4, 4]
 
@@ -156,7 +156,7 @@ def test_a_data_set_that_is_read_by_other_processes(monkeypatch, place):
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
     dataset = Items(INPUTS["float64"])
     with Moves():
-        fed = list(feed(dataset, ORDER.split(16), device=CPU if place == "cpu" else GPU, dtype=torch.float32))
+        fed = list(load_micro_batches(dataset, ORDER.split(16), device=CPU if place == "cpu" else GPU, dtype=torch.float32))
     assert_equal([(inner_of(x), inner_of(y)) for x, y in fed], plain(INPUTS["float64"], torch.float32))
 
 
@@ -164,14 +164,14 @@ def test_a_data_set_that_does_not_pickle_is_named_with_the_reason_and_a_remedy(m
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
     dataset = Items(INPUTS["float32"], more=lambda: None)
     with pytest.raises(UserError, match=r"^data set Items: can't be handed to the processes that load it \(.*lambda.*\); define its class"):
-        next(feed(dataset, [ORDER], device=GPU, dtype=torch.float32))
+        next(load_micro_batches(dataset, [ORDER], device=GPU, dtype=torch.float32))
 
 
 SCRIPT = """
 import torch
 from torch.utils.data import Dataset
 from bigbatch.train import fit
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 
 class Own(Dataset):
     def __len__(self):
@@ -181,7 +181,7 @@ class Own(Dataset):
 
 if feed.current_process().name != "MainProcess":
     fit("digits/mlp")
-next(feed.feed(Own(), [torch.arange(4)], device=torch.device("meta"), dtype=torch.float32))
+next(feed.load_micro_batches(Own(), [torch.arange(4)], device=torch.device("meta"), dtype=torch.float32))
 """
 
 

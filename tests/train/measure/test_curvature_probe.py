@@ -93,7 +93,7 @@ def test_looking_changes_no_bit_of_the_run_and_says_what_it_costs(tmp_path):
         assert look["trace"]["low"] <= look["trace"]["value"] <= look["trace"]["high"]
     seconds = [line["seconds"] for line in read_record(tmp_path / "with" / "record.jsonl") if line["kind"] == "curvature"]
     assert result.curvature_s == pytest.approx(sum(seconds), abs=1e-3)
-    assert result.cost_of_looking().startswith(f", curvature another {result.curvature_s:.1f} s (")
+    assert result.cost_of_curvature().startswith(f", curvature another {result.curvature_s:.1f} s (")
     assert read_record(tmp_path / "with" / "record.jsonl")[-1]["curvature_s"] == result.curvature_s
 
 

@@ -21,7 +21,7 @@ from bigbatch.train.update.gradient_accumulation import Pass
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 
-class Replaced(UpdateBatches):
+class ReplacedSamples(UpdateBatches):
     """An update's micro-batches, its first samples replaced by adversarial examples of the weights as they are.
 
     They are made in evaluation mode, which leaves running statistics alone, and trained on among the others, through the same batch norms.
@@ -56,7 +56,7 @@ class Replaced(UpdateBatches):
         if not replaced:
             return pieces
         passes, left = [Pass(*piece) for piece in itertools.islice(pieces, work.idle)], replaced - work.share.start
-        with self._statistics.whole():
+        with self._statistics.combined():
             while left > 0 and (piece := next(pieces, None)) is not None:
                 clean = Pass(*piece)
                 passes.append(clean._replace(inputs=self._with_first(clean.inputs, clean.targets, left, clock.updates)))

@@ -28,7 +28,7 @@ from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import Adversarial
 from bigbatch.tasks.task import Task
-from bigbatch.train.adversarial.replaced_samples import Replaced
+from bigbatch.train.adversarial.replaced_samples import ReplacedSamples
 from bigbatch.train.data.input_range import Range, data_range
 from bigbatch.train.data.loader import MicroBatch
 from bigbatch.train.data.precision import DTYPES, autocast
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
     remote: RemoteMaker | None  # None on the maker itself
 
 
-class Adversary(UpdateBatches):
+class AdversarialPairs(UpdateBatches):
     """An update's micro-batches, each followed by its adversarial examples.
 
     Args:
@@ -213,7 +213,7 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
     section, device = recipe.adversarial, comm.ranks.device
     if isinstance(rule := recipe.batch.rule, ABSASection) and rule.share:
         try:
-            return Replaced(task, recipe, comm, eps=rule.eps, within=_range(rule, train, "batch.rule"))
+            return ReplacedSamples(task, recipe, comm, eps=rule.eps, within=_range(rule, train, "batch.rule"))
         except UserError as error:
             raise RecipeError(f"batch.rule: {error}") from None
     if section is None:
@@ -238,7 +238,7 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
             'workers and makers = "ranks" it does',
             file=sys.stderr,
         )
-    return Adversary(section, recipe, conadv, idle_batch(recipe, train, device))
+    return AdversarialPairs(section, recipe, conadv, idle_batch(recipe, train, device))
 
 
 def _range(section: Adversarial | ABSASection, train: Any, name: str) -> Range:

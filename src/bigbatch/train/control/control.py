@@ -84,7 +84,7 @@ class Control:
             self.noise.monitor.update()
 
     def forget_gradients(self) -> None:
-        """Passes so far were none of an update's."""
+        """UpdateBatches so far were none of an update's."""
         if self.noise is not None:
             self.noise.monitor.forget()
 

@@ -53,7 +53,7 @@ class CurvatureBatch(BatchSource):
         if not since or not self._rule.watching:
             return None
         self._record.flush()
-        seen, before = self._probe.look_if_finite(), self.global_batch
+        seen, before = self._probe.measure_if_finite(), self.global_batch
         standing, reason = json.loads(self._ranks.by_first(lambda: self._judged(seen, since)))
         self._rule.load_state_dict(standing)
         self.global_batch = self._rule.global_batch

@@ -34,7 +34,7 @@ class CurvatureMeasurement:
         if not last and clock.updates % self._every:
             return False
         self._record.flush()
-        seen = self._probe.look_if_finite()
+        seen = self._probe.measure_if_finite()
         if seen is not None:  # else the next loss, or the check of the weights before they are saved, says so for the run
             self._record.curvature(clock, seen.facts())
         return True

@@ -66,7 +66,7 @@ class MeasuredBatch(BatchSource):
             self.noise.load_state_dict(state["smoothed"])
 
     def _ask(self) -> str:
-        wish = self._rule.wish(self.global_batch)
+        wish = self._rule.propose(self.global_batch)
         return json.dumps(decide(wish, self.global_batch, self._bounds) if wish is not None else (self.global_batch, ""))
 
     def _interval(self) -> int:

@@ -26,7 +26,9 @@ SHARE = 0.25
 """Of a GPU's free memory, that a data set may take; where workers share the GPU, of all of them together."""
 
 
-def feed(dataset: Dataset[Any], batches: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Iterator[MicroBatch]:
+def load_micro_batches(
+    dataset: Dataset[Any], batches: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype
+) -> Iterator[MicroBatch]:
     """Micro-batches of a data set.
 
     Args:

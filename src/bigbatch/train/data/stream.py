@@ -13,7 +13,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
 from bigbatch.train.data.augmentation import Views
 from bigbatch.train.data.label_skew import classes_of, label_shard
-from bigbatch.train.data.loader import MicroBatch, feed
+from bigbatch.train.data.loader import MicroBatch, load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches, sample_indices
 from bigbatch.train.data.shares import IDLE_SAMPLES, Work
@@ -52,11 +52,11 @@ def open_stream(
                 yield from (own[index] for index in index_batches(recipe.seed, len(own), seen, iter(sizes[idle:])))
             start += num_samples
 
-    for inputs, targets in feed(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision]):
+    for inputs, targets in load_micro_batches(train, batches(), device=ranks.device, dtype=DTYPES[recipe.precision]):
         start = starts.popleft()
         yield (inputs if views is None else views.of(inputs, start)), targets
 
 
 def idle_batch(recipe: Recipe, train: Any, device: torch.device) -> MicroBatch:
     """A micro-batch for a pass that weighs nothing."""
-    return next(feed(train, [torch.arange(IDLE_SAMPLES)], device=device, dtype=DTYPES[recipe.precision]))
+    return next(load_micro_batches(train, [torch.arange(IDLE_SAMPLES)], device=device, dtype=DTYPES[recipe.precision]))

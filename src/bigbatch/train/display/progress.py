@@ -57,15 +57,15 @@ class Display(AbstractContextManager["Display"]):
         if self._bar is not None:
             self._bar.stop()
 
-    def evaluated(self, score: str) -> None:
+    def show_score(self, score: str) -> None:
         """Keep the newest score for display."""
         self._score = score
 
-    def decided(self, before: int, after: int, reason: str) -> None:
+    def batch_changed(self, before: int, after: int, reason: str) -> None:
         """Say that the batch changes, and why."""
-        self.say(f"batch {before:,} to {after:,}: {reason}")
+        self.print_line(f"batch {before:,} to {after:,}: {reason}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """A line of its own; nothing for an empty one."""
         if text and not self._quiet:
             if self._bar is not None:

@@ -23,7 +23,7 @@ from bigbatch.core.checks import Elsewhere, NotFinite, UserError
 from bigbatch.curvature import Eigenpairs, Hessian, TraceEstimate, top_eigenvalues, trace
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import MicroBatch, feed
+from bigbatch.train.data.loader import MicroBatch, load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.shares import share_of
@@ -115,7 +115,7 @@ class CurvatureProbe:
         self.seconds += seconds
         return Look(top, traced, seconds)
 
-    def look_if_finite(self) -> Look | None:
+    def measure_if_finite(self) -> Look | None:
         """The same, or None on every worker where the loss or a derivative is not finite.
 
         Raises:
@@ -149,7 +149,7 @@ class CurvatureProbe:
         indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter([self._micro_batch] * whole + [rest] * (rest > 0)))
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
             torch.manual_seed(recipe.seed)
-            return list(feed(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision]))
+            return list(load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision]))
 
     @contextmanager
     def _as_evaluated(self) -> Iterator[nn.Module]:
@@ -157,7 +157,7 @@ class CurvatureProbe:
         model = self._comm.model
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            with self._comm.averaged(self._optimizer), self._statistics.whole():
+            with self._comm.averaged(self._optimizer), self._statistics.combined():
                 yield model
         finally:
             for buffer, before in buffers:

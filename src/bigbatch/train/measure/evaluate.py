@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from bigbatch.comm.ranks import ALONE, Ranks
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import autocast
 
 EVALUATION_BATCH = 500
@@ -58,7 +58,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     chosen = [batches[own[turn] if turn < len(own) else 0] for turn in range(turns)]
-    for turn, (inputs, targets) in enumerate(feed(dataset, chosen, device=device, dtype=dtype)):
+    for turn, (inputs, targets) in enumerate(load_micro_batches(dataset, chosen, device=device, dtype=dtype)):
         with autocast(recipe.precision, device):
             outputs = model(inputs)
         if turn < len(own):

@@ -37,7 +37,7 @@ from bigbatch.train.parameter_server.work import job_of, norm_buffers
 from bigbatch.train.run import POLL_S, Options, Run
 from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
-from bigbatch.train.state.folder import load_data, open_together, owned_by_first
+from bigbatch.train.state.folder import load_data, lock_on_rank_0, open_folder_on_rank_0
 from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result
 from bigbatch.train.update.batches import UpdateBatches
@@ -55,8 +55,8 @@ def serve_run(task: Task, recipe: Recipe, role: Role, options: Options) -> Resul
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
-    with joined(device=options.device) as ranks, owned_by_first(options.out, ranks, resume=options.resume):
-        folder, resumes, finished = open_together(options.out, recipe, resume=options.resume, ranks=ranks)
+    with joined(device=options.device) as ranks, lock_on_rank_0(options.out, ranks, resume=options.resume):
+        folder, resumes, finished = open_folder_on_rank_0(options.out, recipe, resume=options.resume, ranks=ranks)
         if finished is not None:
             return finished
         result: Result | None = None

@@ -20,7 +20,7 @@ from bigbatch.core.version import __version__
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import MicroBatch, feed, move
+from bigbatch.train.data.loader import MicroBatch, load_micro_batches, move
 from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
@@ -104,7 +104,7 @@ def _read(recipe: Recipe, train: object, work: Work, micro_batch: int, device: t
     sizes = micro_batches(work.num_samples, micro_batch, recipe.batch.ghost_batch)
     batches = index_batches(recipe.seed, recipe.num_train_samples, work.start, iter(sizes))
     if isinstance(train, TensorDataset):
-        yield from feed(train, batches, device=device, dtype=DTYPES[recipe.precision])
+        yield from load_micro_batches(train, batches, device=device, dtype=DTYPES[recipe.precision])
         return
     for index in batches:
         inputs, targets = default_collate([train[i] for i in index.tolist()])  # type: ignore[index]

@@ -22,7 +22,7 @@ from bigbatch.layers.split_batch_norm import convert_split_batch_norm
 from bigbatch.optim.group_table import GroupTable, describe_groups
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.micro_batch import fastest_micro_batch
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
@@ -90,7 +90,7 @@ def group_table(model: nn.Module, recipe: Recipe) -> GroupTable:
     return describe_groups(model, kind=o.groups_by, overrides=o.groups)
 
 
-def told_groups(model: nn.Module, recipe: Recipe, *, title: str, quiet: bool) -> list[dict[str, Any]]:
+def describe_parameter_groups(model: nn.Module, recipe: Recipe, *, title: str, quiet: bool) -> list[dict[str, Any]]:
     """The groups for the record, one entry for each group and reason; Muon's are also said on standard error, unless quiet."""
     parts = list(group_table(model, recipe).summary())
     if recipe.optimizer.groups_by == "muon" and not quiet:
@@ -113,7 +113,7 @@ def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any
 
     def forward_backward(copied: nn.Module, size: int) -> None:
         index = sample_indices(recipe.seed, recipe.num_train_samples, 0, size)
-        pieces = feed(train, [index], device=ranks.device, dtype=DTYPES[recipe.precision])
+        pieces = load_micro_batches(train, [index], device=ranks.device, dtype=DTYPES[recipe.precision])
         copied.zero_grad()
         accumulate_gradients(copied, task, pieces, divisor=size, precision=recipe.precision, device=ranks.device)
 

@@ -50,7 +50,7 @@ class Progress(NamedTuple):
     reached: bool = False  # whether the run's target was reached, which ends it
 
 
-class Holds(Protocol):
+class HasState(Protocol):
     """What holds something for updates to come: adversarial examples."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Holds(Protocol):
 
 
 def save_checkpoint(
-    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, held: Holds | None = None
+    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, held: HasState | None = None
 ) -> None:
     """Write everything that a run needs to go on as if it had never stopped. Called by every worker, written by the first.
 
@@ -114,7 +114,7 @@ def _write(path: Path | None, state: dict[str, Any]) -> None:
     remove_shards(path, but=state.get("shards", {}).get("folder"))
 
 
-def kept_name(clock: Clock) -> str:
+def numbered_name(clock: Clock) -> str:
     """Name of a checkpoint that stays where it is while the run goes on."""
     return KEPT.format(clock.updates)
 
@@ -125,7 +125,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return [*kept, *(path for name in ("best.pt", "last.pt") if (path := folder / name).exists())]
 
 
-def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, held: Holds | None = None) -> Progress:
+def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, held: HasState | None = None) -> Progress:
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself

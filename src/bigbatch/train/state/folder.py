@@ -24,7 +24,7 @@ from bigbatch.train.state.result import Result
 
 
 @contextmanager
-def owned_by_first(out: str | Path | None, ranks: Ranks, *, resume: bool) -> Iterator[None]:
+def lock_on_rank_0(out: str | Path | None, ranks: Ranks, *, resume: bool) -> Iterator[None]:
     """Hold the run's folder for the first worker, from `with` to its end. Called by every worker.
 
     Raises:
@@ -66,7 +66,7 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
     return folder
 
 
-def open_together(out: str | Path | None, recipe: Recipe, *, resume: bool, ranks: Ranks) -> tuple[Path | None, bool, Result | None]:
+def open_folder_on_rank_0(out: str | Path | None, recipe: Recipe, *, resume: bool, ranks: Ranks) -> tuple[Path | None, bool, Result | None]:
     """Open the run's folder on the first worker and tell the others.
 
     A worker that was started anew by its launcher resumes what its own job has begun.
@@ -100,11 +100,11 @@ def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:
     differing = recipe.differences(_recipe_of(folder))
     if differing:
         raise CheckpointError(f"{folder}: holds a finished run of another recipe ({'; '.join(differing)}); choose another --out")
-    keep_recipe(folder, recipe)
+    write_recipe(folder, recipe)
     return result
 
 
-def keep_recipe(folder: Path | None, recipe: Recipe) -> None:
+def write_recipe(folder: Path | None, recipe: Recipe) -> None:
     """Write `recipe.toml`, unless it is there; one that is damaged, or another's, is kept under another name, with a warning.
 
     Raises:

@@ -34,10 +34,10 @@ class Result:
     reached: bool = False  # True where the run ended at its target
     diverged: bool = False  # True only in studies, which go on after a diverged run
 
-    def cost_of_looking(self) -> str:
+    def cost_of_curvature(self) -> str:
         """What curvature cost on the way, in words with a comma before; empty for nothing.
 
-        >>> Result("t", updates=1, samples=1, train_s=20.0, curvature_s=1.0).cost_of_looking()
+        >>> Result("t", updates=1, samples=1, train_s=20.0, curvature_s=1.0).cost_of_curvature()
         ', curvature another 1.0 s (5.0 %)'
         """
         share = 100 * self.curvature_s / self.train_s if self.train_s else math.nan
@@ -77,7 +77,7 @@ class Result:
 _RESULT = TypeAdapter(Result)
 
 
-def conclude(
+def write_result(
     result: Result, record: Record, clock: Clock, folder: Path | None, *, test: Evaluation, validation: Evaluation, **also: Any
 ) -> Result:
     """Fill in what a run measured, and leave it as the last line of its record and in `result.json`.

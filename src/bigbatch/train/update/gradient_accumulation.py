@@ -11,7 +11,7 @@ from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import MicroBatch
 from bigbatch.train.data.precision import autocast
-from bigbatch.train.update.running_statistics import frozen_norms
+from bigbatch.train.update.running_statistics import frozen_batch_norms
 
 
 class Pass(NamedTuple):
@@ -36,8 +36,8 @@ def accumulate_gradients(
     divisor: float,
     precision: str,
     device: torch.device,
-    passing: Callable[[bool], AbstractContextManager[object]] = alone,
-    passed: Callable[[int, float], None] | None = None,
+    sync_context: Callable[[bool], AbstractContextManager[object]] = alone,
+    after_backward: Callable[[int, float], None] | None = None,
     idle: int = 0,
 ) -> Tensor:
     """Add the gradient of the sum of all losses over `divisor` to `p.grad`: of the mean, if it is the number of samples.
@@ -51,8 +51,8 @@ def accumulate_gradients(
         divisor: Samples in the whole update.
         precision: As in the recipe.
         device: Where the model lives.
-        passing: Context of each pass, told whether it is the last (see `bigbatch.comm`).
-        passed: Called after each pass with its samples (0 if idle) and the divisor.
+        sync_context: Context of each pass, told whether it is the last (see `bigbatch.comm`).
+        after_backward: Called after each pass with its samples (0 if idle) and the divisor.
         idle: So many passes, the first, weigh nothing and leave no trace in batch norms.
 
     Returns:
@@ -65,7 +65,11 @@ def accumulate_gradients(
     for number, last, batch in _and_whether_last(batches):
         inputs, targets, weight, adversarial = batch if isinstance(batch, Pass) else Pass(*batch)
         counts = number >= idle
-        with passing(last), nullcontext() if counts else frozen_norms(model), adversarial_stream(model) if adversarial else nullcontext():
+        with (
+            sync_context(last),
+            nullcontext() if counts else frozen_batch_norms(model),
+            adversarial_stream(model) if adversarial else nullcontext(),
+        ):
             with autocast(precision, device):
                 outputs = model(inputs)
             losses = task.losses(outputs, targets)
@@ -73,8 +77,8 @@ def accumulate_gradients(
                 raise ValueError(f"task {task.name}: losses have shape {tuple(losses.shape)}, expected ({len(targets)},), one per sample")
             of_loss = torch.full_like(losses, 1 / divisor if counts else 0.0)
             losses.backward(of_loss * (weight.to(losses, non_blocking=True) if isinstance(weight, Tensor) else weight))  # type: ignore[no-untyped-call]
-        if passed is not None:
-            passed(len(targets) if counts else 0, divisor)
+        if after_backward is not None:
+            after_backward(len(targets) if counts else 0, divisor)
         if counts and not adversarial:
             sum_loss += losses.detach().sum()
     return sum_loss

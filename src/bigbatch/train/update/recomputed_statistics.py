@@ -15,7 +15,7 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.recipe import Recipe
-from bigbatch.train.data.loader import feed
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES, autocast
 from bigbatch.train.data.sampler import index_batches
@@ -42,12 +42,12 @@ class RecomputedStatistics(RunningStatistics):
         self._model, self._recipe, self._train, self._micro_batch = model, recipe, train, micro_batch
 
     @contextmanager
-    def of_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:  # noqa: ARG002
+    def during_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:  # noqa: ARG002
         """What the passes of an update leave is not used."""
         yield
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def combined(self) -> Iterator[None]:
         """Statistics of the model as it now is."""
         if batch_norms(self._model):
             self._pass()
@@ -62,7 +62,7 @@ class RecomputedStatistics(RunningStatistics):
         sizes = micro_batches(share.num_samples, self._micro_batch, group) if share.num_samples else []
         indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
         with autocast(recipe.precision, ranks.device):
-            batches = feed(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
+            batches = load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
             recompute_statistics(self._model, batches, add_up=ranks.sum_)
 
 

@@ -39,7 +39,7 @@ class RunningStatistics:
         self._split()
 
     @contextmanager
-    def of_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:
+    def during_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:
         """Around the passes of this worker's share of one update; `adversarial`: whether its samples pass as adversarial ones too."""
         norms = self._norms if adversarial else self._clean
         self._decay(norms, share.groups_before)
@@ -47,7 +47,7 @@ class RunningStatistics:
         self._decay(norms, share.groups_after)
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def combined(self) -> Iterator[None]:
         """The statistics over all workers, for evaluation and saving."""
         if self._ranks.world_size > 1:
             for buffer in self._buffers():
@@ -79,7 +79,7 @@ class RunningStatistics:
 
 
 @contextmanager
-def frozen_norms(model: nn.Module) -> Iterator[None]:
+def frozen_batch_norms(model: nn.Module) -> Iterator[None]:
     """Batch norms take no notice of what passes, and random numbers are as before: for a pass that weighs nothing.
 
     They still normalise by what passes: by split running statistics a deep model's values would overflow, and nothing times infinity
