@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.distributed.jobs import Job
+from tests.distributed.jobs import ForkedJob
 from tests.distributed.ranks import run_ranks
 from tests.train.adversarial.test_training import RESNET, assert_same, weights
 
@@ -82,7 +82,7 @@ def test_two_trainers_and_two_makers(tmp_path):
 def test_a_run_that_diverges_lets_its_makers_go(tmp_path):
     settings = ["adversarial.eps=0.1", "adversarial.makers=ranks", "optimizer.lr=1e30"]
     sets = [part for setting in settings for part in ("--set", setting)]
-    code, said = Job(tmp_path / "run", "digits/mlp", "--workers", "2", "--quiet", *sets, cwd=tmp_path).end()
+    code, said = ForkedJob(tmp_path / "run", "digits/mlp", "--workers", "2", "--quiet", *sets, cwd=tmp_path).end()
     assert code == 3
     assert said.count("diverged:") == 1
     assert "lost" not in said
@@ -92,13 +92,13 @@ def test_a_run_that_is_stopped_from_outside_goes_on(tmp_path):
     settings = {"adversarial.eps": 0.1, "adversarial.makers": "ranks", "budget.epochs": 15, "batch.micro_batch": 32}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     command = ["digits/mlp", "--workers", "2", "--quiet", *sets]
-    running = Job(tmp_path / "run", *command, cwd=tmp_path)
+    running = ForkedJob(tmp_path / "run", *command, cwd=tmp_path)
     running.wait_for_updates(20)
     running.process.send_signal(signal.SIGTERM)
     code, said = running.end()
     assert (code, "lost" in said) == (130, False), said
     assert weights(tmp_path / "run")
-    code, said = Job(tmp_path / "run", *command, "--resume", cwd=tmp_path).end()
+    code, said = ForkedJob(tmp_path / "run", *command, "--resume", cwd=tmp_path).end()
     assert code == 0, said
     held = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["workers"][0]["held"]
     assert held["ahead"] == []
