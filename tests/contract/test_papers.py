@@ -3,9 +3,12 @@
 import importlib
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tests.limits import LIMIT_S
 
 from bigbatch.core.paper import FAMILIES, find_papers
 
@@ -45,3 +48,12 @@ def test_the_families_are_those_of_the_house():
     package = ROOT / "src" / "bigbatch"
     with_paper = {p.relative_to(package).parts[0] for p in package.rglob("*.py") if "\nPAPER = Paper(" in p.read_text()}
     assert with_paper <= set(FAMILIES), "a folder with methods that PAPERS.md would miss"
+
+
+def test_papers_are_listed_where_triton_is_not_installed():
+    """Modules without a record are not imported: kernels need triton, transports need packages of extras."""
+    code = (
+        "import sys; sys.modules |= {'triton': None, 'zmq': None}; from bigbatch.core.paper import find_papers; print(len(find_papers()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.stdout == f"{len(PAPERS)}\n", done.stderr

@@ -126,15 +126,21 @@ class Control:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, the parts' states side by side; `read` was called before."""
-        return {**self.batch.state_dict(), **self.rate.state_dict(), **{name: part.state_dict() for name, part in self._measurements()}}
+        rate = {self._key_of_rate(name): value for name, value in self.rate.state_dict().items()}
+        return {**self.batch.state_dict(), **rate, **{name: part.state_dict() for name, part in self._measurements()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a run's beginning."""
         self.batch.load_state_dict(state)
-        self.rate.load_state_dict(state)
+        keys = {name: self._key_of_rate(name) for name in self.rate.state_dict()}
+        self.rate.load_state_dict({name: state[key] for name, key in keys.items() if key in state})
         for name, part in self._measurements():
             if name in state or name != "monitor":
                 part.load_state_dict(state.get(name, {}))
+
+    def _key_of_rate(self, name: str) -> str:
+        """Of a part of the rate's state, where the batch's may have one of the same name."""
+        return f"rate_{name}" if name in self.batch.state_dict() else name
 
     def _measurements(self) -> Iterator[tuple[str, Any]]:
         for name, part in (("monitor", self.noise), ("warmup", self.warmup), ("curvature", self.curvature)):
