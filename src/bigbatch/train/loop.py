@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bigbatch.comm.ranks import joined
+from bigbatch.comm.ranks import process_group
 from bigbatch.core.checks import Diverged, Interrupted
 from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance, is_due
@@ -29,7 +29,7 @@ from bigbatch.train.display.progress import Display
 from bigbatch.train.measure.curvature_probe import CurvatureProbe
 from bigbatch.train.measure.diagnose import check_weights, explain_divergence
 from bigbatch.train.measure.evaluate import Evaluation, evaluate
-from bigbatch.train.parameter_server.dispatch import by_server
+from bigbatch.train.parameter_server.dispatch import with_parameter_server
 from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
 from bigbatch.train.state.agreed_flags import Pulse
 from bigbatch.train.state.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
@@ -46,7 +46,7 @@ PULSE_S = 0.25
 """Seconds, about, between two looks at what only one worker knows, and between two readings of losses from the device."""
 
 
-@by_server
+@with_parameter_server
 def fit(
     task: Task | str,
     recipe: Recipe | None = None,
@@ -102,23 +102,23 @@ def fit(
     """
     task = load_task(task) if isinstance(task, str) else task
     recipe = recipe or Recipe.named(task.name)
-    with joined(device=device) as everyone, owned_by_first(out, everyone, resume=resume), paired(recipe, everyone) as (ranks, pair):
+    with process_group(device=device) as everyone, owned_by_first(out, everyone, resume=resume), paired(recipe, everyone) as (ranks, pair):
         if pair is not None and pair.remote is None:
             return make_examples(task, recipe, ranks, pair)
         asked = resume
         folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
         if finished is not None:
             return finished
-        ranks.check_alike({"recipe": recipe.to_toml(), "version of torch": torch.__version__, "version of bigbatch": __version__})
-        ranks.together(lambda: check_batch_control(recipe, measure=measure_noise, world_size=ranks.world_size))
-        data = ranks.together(lambda: load_data(task, recipe, ranks))
+        ranks.check_identical({"recipe": recipe.to_toml(), "version of torch": torch.__version__, "version of bigbatch": __version__})
+        ranks.run_on_all_ranks(lambda: check_batch_control(recipe, measure=measure_noise, world_size=ranks.world_size))
+        data = ranks.run_on_all_ranks(lambda: load_data(task, recipe, ranks))
         seed_everything(recipe.seed)
-        model = ranks.together(lambda: build_model(task, recipe, ranks.device)).train()
-        comm = ranks.together(lambda: build_comm(model, recipe, ranks))
-        passes = ranks.together(lambda: build_passes(task, recipe, comm, data.train, pair=pair, quiet=quiet))
-        optimizer = ranks.together(lambda: build_optimizer(model, recipe, comm))
+        model = ranks.run_on_all_ranks(lambda: build_model(task, recipe, ranks.device)).train()
+        comm = ranks.run_on_all_ranks(lambda: build_comm(model, recipe, ranks))
+        passes = ranks.run_on_all_ranks(lambda: build_passes(task, recipe, comm, data.train, pair=pair, quiet=quiet))
+        optimizer = ranks.run_on_all_ranks(lambda: build_optimizer(model, recipe, comm))
         walked = WeightDistance(model) if measure_distance else None  # before a checkpoint is read
-        if not ranks.first:
+        if not ranks.is_rank_0:
             seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
         if out is not None and resume:
             progress = load_checkpoint(Path(out) / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer, held=passes)
@@ -133,45 +133,45 @@ def fit(
             if out is not None:
                 control.take()
                 state = Progress(clock, micro_batch, best_score, watch.seconds, control.state_dict(), reached)
-                with comm.averaged(optimizer), statistics.whole():
+                with comm.averaged_weights(optimizer), statistics.whole():
                     check_weights(model, clock)
                     save_checkpoint(folder and folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state, held=passes)
 
         def measure(split: str) -> Evaluation:
-            with comm.averaged(optimizer), statistics.whole():
-                result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks, lockstep=comm.lockstep)
-            record.evaluation(clock, split, result, comm.facts())
+            with comm.averaged_weights(optimizer), statistics.whole():
+                result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks, equal_num_passes=comm.equal_num_passes)
+            record.evaluation(clock, split, result, comm.metrics())
             return result
 
         forward: nn.Module = torch.compile(comm.forward) if compile else comm.forward  # type: ignore[assignment]
 
         def add_gradients(pieces: Iterable[MicroBatch | Pass], *, divisor: float, idle: int) -> Tensor:
-            hooks: dict[str, Any] = {"device": ranks.device, "passing": comm.passing, "passed": control.passed}
+            hooks: dict[str, Any] = {"device": ranks.device, "sync_context": comm.sync_context, "passed": control.passed}
             return accumulate_gradients(forward, task, pieces, divisor=divisor, idle=idle, precision=recipe.precision, **hooks)
 
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=micro_batch)
         control = build_batch_control(recipe, comm, optimizer, record, measure=measure_noise, probe=probe)
-        ranks.together(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch, clock))
+        ranks.run_on_all_ranks(lambda: load_batch_state(f"{out}/last.pt", control, progress.batch, clock))
         passes.follow(control.adversarial_share, statistics)
-        if resume and not asked and ranks.first:
+        if resume and not asked and ranks.is_rank_0:
             print(f"{title or task.name}: goes on after update {clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
-        start, quiet = control.position(clock), quiet or not ranks.first
+        start, quiet = control.position(clock), quiet or not ranks.is_rank_0
         show = Display(title or task.name, total=total, start=start, epoch=recipe.num_train_samples, quiet=quiet)
         try:
             with interruptible(out) as interrupt, all_saved(comm), show:
-                ranks.together(lambda: keep_recipe(folder, recipe))
-                ranks.together(record.open)
+                ranks.run_on_all_ranks(lambda: keep_recipe(folder, recipe))
+                ranks.run_on_all_ranks(record.open)
                 if not record.begun:
                     groups = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     record.start(recipe, task=task.name, micro_batch=micro_batch, workers=everyone.world_size, groups=groups)
                 if clock.updates == 0:
                     save("last.pt")
-                work = control.work(micro_batch, lockstep=comm.lockstep)
+                work = control.work(micro_batch, equal_num_passes=comm.equal_num_passes)
                 read = partial(open_stream, recipe, data.train, ranks=ranks, work=work)
                 stream = read(begin := passes.begin(clock, work), control.ahead(begin))
                 if ranks.world_size > 1:
-                    with comm.rehearsal():
+                    with comm.warmup_pass():
                         add_gradients([idle_batch(recipe, data.train, ranks.device)], divisor=1.0, idle=1)
                     optimizer.zero_grad()
                     control.forget()
@@ -236,7 +236,7 @@ def fit(
 
                 control.take()
                 train_s = watch.seconds - control.curvature_s
-                comm.settle(optimizer)
+                comm.average_weights(optimizer)
                 save("last.pt")
                 if validation is None:  # resumed after the last update
                     validation = measure("validation")

@@ -106,12 +106,12 @@ class BatchControl:
         """Samples on the clock of the schedule and the budget."""
         return clock.samples
 
-    def work(self, micro_batch: int, *, lockstep: bool) -> Callable[[int], Work]:
+    def work(self, micro_batch: int, *, equal_num_passes: bool) -> Callable[[int], Work]:
         """How this worker's share of an update of so many samples is cut.
 
         Args:
             micro_batch: Most samples of a pass; fewer while noise is measured, which takes several passes.
-            lockstep: As in `work_of`.
+            equal_num_passes: As in `work_of`.
         """
 
         @lru_cache
@@ -119,7 +119,12 @@ class BatchControl:
             most = micro_batch if self._monitor is None else min(micro_batch, -(-num_samples // self._groups))
             ghost_batch = self._recipe.batch.ghost_batch
             return work_of(
-                num_samples, self._ranks.rank, self._ranks.world_size, micro_batch=most, ghost_batch=ghost_batch, lockstep=lockstep
+                num_samples,
+                self._ranks.rank,
+                self._ranks.world_size,
+                micro_batch=most,
+                ghost_batch=ghost_batch,
+                equal_num_passes=equal_num_passes,
             )
 
         return work
@@ -254,7 +259,7 @@ class DecidedBatch(BatchControl):
             return None
         self.take()
         self.resumed()
-        before, told = self.global_batch, self._ranks.by_first(self._decide)
+        before, told = self.global_batch, self._ranks.run_on_rank_0(self._decide)
         chosen, reason = json.loads(told)
         if chosen != before:
             self.global_batch = chosen

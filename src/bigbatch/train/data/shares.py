@@ -74,7 +74,13 @@ class Work(NamedTuple):
 
 
 def work_of(
-    num_samples: int, rank: int, world_size: int, *, micro_batch: int, ghost_batch: int | Literal["global"] | None, lockstep: bool = False
+    num_samples: int,
+    rank: int,
+    world_size: int,
+    *,
+    micro_batch: int,
+    ghost_batch: int | Literal["global"] | None,
+    equal_num_passes: bool = False,
 ) -> Work:
     """A worker's share and how it is cut.
 
@@ -86,7 +92,7 @@ def work_of(
         world_size: Number of workers.
         micro_batch: Most samples in one pass.
         ghost_batch: As in `share_of`.
-        lockstep: Whether all workers must make as many passes, idle ones included.
+        equal_num_passes: Whether all workers must make as many passes, idle ones included.
 
     >>> work_of(5, 0, 1, micro_batch=2, ghost_batch=None).sizes
     [2, 2, 1]
@@ -97,8 +103,8 @@ def work_of(
     def sizes_of(share: Share) -> list[int]:
         return micro_batches(share.num_samples, micro_batch, ghost_batch) if share.num_samples else []
 
-    shares = [share_of(num_samples, r, world_size, ghost_batch) for r in (range(world_size) if lockstep else [rank])]
+    shares = [share_of(num_samples, r, world_size, ghost_batch) for r in (range(world_size) if equal_num_passes else [rank])]
     most = max(1, *(len(sizes_of(share)) for share in shares))
-    share = shares[rank] if lockstep else shares[0]
+    share = shares[rank] if equal_num_passes else shares[0]
     sizes = sizes_of(share)
     return Work(share, [IDLE_SAMPLES] * (most - len(sizes)) + sizes, most - len(sizes))

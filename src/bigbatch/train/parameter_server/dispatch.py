@@ -1,6 +1,6 @@
 """Runs with a parameter server: which process does what, and what such a run can't have.
 
-A run is started by the same call of `fit` in every process; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.role`) makes one of them
+A run is started by the same call of `fit` in every process; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.process_role`) makes one of them
 the server (`serve`), others its workers (`work`). With asynchronous updates, a run is not reproducible bit for bit: which gradient
 comes first is decided by the speed of processes. Synchronous ones without backup workers are, with any number of workers that come and go.
 """
@@ -13,7 +13,7 @@ from typing import ParamSpec
 
 import torch
 
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.core.checks import CheckpointError, RecipeError, UserError
 from bigbatch.recipe import Recipe, sections
 from bigbatch.tasks.task import load_task
@@ -24,7 +24,7 @@ from bigbatch.train.state.result import Result
 P = ParamSpec("P")
 
 
-def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
+def with_parameter_server(fit: Callable[P, Result]) -> Callable[P, Result]:
     """The trainer's `fit`, which takes its part in a run with a parameter server where this process has one."""
 
     @functools.wraps(fit)
@@ -35,29 +35,33 @@ def by_server(fit: Callable[P, Result]) -> Callable[P, Result]:
         named = dict(bound.arguments)
         task = load_task(named["task"]) if isinstance(named["task"], str) else named["task"]
         recipe = named["recipe"] or Recipe.named(task.name)
-        role = Role.of_environment()
+        role = ProcessRole.from_environment()
         if role is None:
-            _refuse_pieces(recipe, named["out"] if named["resume"] else None)
+            _refuse_gaps(recipe, named["out"] if named["resume"] else None)
             return fit(*args, **options)
-        check_served(recipe, role.num_workers, measure_noise=named["measure_noise"], measure_distance=named["measure_distance"])
-        if not role.serves:
-            from bigbatch.train.parameter_server.work import work_for
+        check_parameter_server_recipe(
+            recipe, role.num_workers, measure_noise=named["measure_noise"], measure_distance=named["measure_distance"]
+        )
+        if not role.is_server:
+            from bigbatch.train.parameter_server.worker import run_worker
 
-            return work_for(task, recipe, role, device=named["device"], compile=named["compile"])
-        if role.number > 0:
-            from bigbatch.train.parameter_server.servers import serve_part
+            return run_worker(task, recipe, role, device=named["device"], compile=named["compile"])
+        if role.rank > 0:
+            from bigbatch.train.parameter_server.shard_servers import run_shard_server
 
-            return serve_part(task, recipe, role, device=named["device"])
-        from bigbatch.train.parameter_server.serve import serve_run
+            return run_shard_server(task, recipe, role, device=named["device"])
+        from bigbatch.train.parameter_server.server import run_server
 
         others = ("task", "recipe", "measure_noise", "measure_distance", "compile")
         rest = {name: value for name, value in named.items() if name not in others}
-        return serve_run(task, recipe, role, **rest)
+        return run_server(task, recipe, role, **rest)
 
     return fit_or_serve
 
 
-def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False) -> None:
+def check_parameter_server_recipe(
+    recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False
+) -> None:
     """Refuse what does not go with a parameter server, before anything is begun.
 
     Raises:
@@ -88,7 +92,7 @@ def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str 
         )
 
 
-def _refuse_pieces(recipe: Recipe, out: str | Path | None) -> None:
+def _refuse_gaps(recipe: Recipe, out: str | Path | None) -> None:
     """A run that was stopped with pieces missing in the middle can only be continued by a server."""
     path = Path(out) / "last.pt" if out is not None else None
     if recipe.comm.kind != "parameter_server" or path is None or not path.exists():

@@ -40,7 +40,7 @@ def accumulate_gradients(
     divisor: float,
     precision: str,
     device: torch.device,
-    passing: Callable[[bool], AbstractContextManager[object]] = alone,
+    sync_context: Callable[[bool], AbstractContextManager[object]] = alone,
     passed: Callable[[int, float], None] | None = None,
     idle: int = 0,
 ) -> Tensor:
@@ -55,7 +55,7 @@ def accumulate_gradients(
         divisor: Samples in the whole update.
         precision: As in the recipe.
         device: Where the model lives.
-        passing: Context of each pass, told whether it is the last (see `bigbatch.comm`).
+        sync_context: Context of each pass, told whether it is the last (see `bigbatch.comm`).
         passed: Called after each pass with its samples (0 if idle) and the divisor.
         idle: So many passes, the first, weigh nothing and leave no trace in batch norms.
 
@@ -69,7 +69,11 @@ def accumulate_gradients(
     for number, last, batch in _and_whether_last(batches):
         inputs, targets, weight, adversarial = batch if isinstance(batch, Pass) else Pass(*batch)
         counts = number >= idle
-        with passing(last), nullcontext() if counts else frozen_norms(model), adversarial_stream(model) if adversarial else nullcontext():
+        with (
+            sync_context(last),
+            nullcontext() if counts else frozen_norms(model),
+            adversarial_stream(model) if adversarial else nullcontext(),
+        ):
             with autocast(precision, device):
                 outputs = model(inputs)
             losses = task.losses(outputs, targets)

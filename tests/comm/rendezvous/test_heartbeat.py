@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.ranks import ROOT, run_ranks
 from tests.limits import LIMIT_S
 
-SCRIPT = Path(__file__).with_name("watch_ranks.py")
+SCRIPT = Path(__file__).with_name("heartbeat_ranks.py")
 
 
 @pytest.mark.parametrize("what", ["done", "all refuse"])

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from bigbatch.comm.parameter_server.backup_workers import num_gradients
-from bigbatch.comm.parameter_server.ledger import Ledger
-from bigbatch.comm.parameter_server.part_server import Parts
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.comm.parameter_server.shard_server import Parts
+from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import joined
+from bigbatch.comm.ranks import process_group
 from bigbatch.core.checks import Diverged, Interrupted
 from bigbatch.core.environment import timeout_s
 from bigbatch.recipe import Recipe, sections
@@ -29,9 +29,9 @@ from bigbatch.train.data.shares import check_shares, share_of
 from bigbatch.train.display.progress import Display
 from bigbatch.train.measure.diagnose import check_weights, explain_divergence
 from bigbatch.train.measure.evaluate import Evaluation, evaluate
-from bigbatch.train.parameter_server.servers import Spread
-from bigbatch.train.parameter_server.step import add_statistics, step_of
-from bigbatch.train.parameter_server.work import job_of, norm_buffers
+from bigbatch.train.parameter_server.shard_servers import ShardedParameters
+from bigbatch.train.parameter_server.step import add_running_statistics, build_step
+from bigbatch.train.parameter_server.worker import batch_norm_buffers, describe_job
 from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything, told_groups
 from bigbatch.train.state.checkpoint import Progress, kept_name, load_batch_state, load_checkpoint, save_checkpoint
 from bigbatch.train.state.folder import keep_recipe, load_data, open_together, owned_by_first
@@ -43,10 +43,10 @@ LOOK_S = 0.25
 """Seconds between two looks at whether someone pressed Ctrl-C, and whether it is time to save."""
 
 
-def serve_run(
+def run_server(
     task: Task,
     recipe: Recipe,
-    role: Role,
+    role: ProcessRole,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -70,7 +70,7 @@ def serve_run(
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
-    with joined(device=device) as ranks, owned_by_first(out, ranks, resume=resume):
+    with process_group(device=device) as ranks, owned_by_first(out, ranks, resume=resume):
         asked = resume
         folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
         if finished is not None:
@@ -78,15 +78,15 @@ def serve_run(
         data = load_data(task, recipe, ranks)
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device).train()
-        optimizer, ledger = build_optimizer(model, recipe), build_ledger(recipe, role.num_workers)
-        apply = step_of(recipe, model, optimizer)
-        parts = _parts(role, recipe, model) if len(role.servers) > 1 else None
-        comm = Comm(model, ranks) if parts is None else Spread(model, ranks, parts)
+        optimizer, queue = build_optimizer(model, recipe), build_work_queue(recipe, role.num_workers)
+        apply = build_step(recipe, model, optimizer)
+        shards = _shard_client(role, recipe, model) if len(role.server_addresses) > 1 else None
+        comm = Comm(model, ranks) if shards is None else ShardedParameters(model, ranks, shards)
         if folder is not None and resume:
             progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
             clock = progress.clock
             unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-            load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken), clock)
+            load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", EMPTY | unbroken), clock)
         else:
             progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
         clock, best_score, reached = progress.clock, progress.best_score, progress.reached
@@ -94,54 +94,54 @@ def serve_run(
 
         def save(name: str) -> None:
             if folder is not None:
-                batch = {"global_batch": recipe.batch.global_batch, "ledger": ledger.state_dict(), "traffic": dict(server.traffic)}
+                batch = {"global_batch": recipe.batch.global_batch, "ledger": queue.state_dict(), "traffic": dict(server.traffic)}
                 state = Progress(clock, progress.micro_batch, best_score, watch.seconds, batch, reached)
-                with comm.averaged(optimizer):
+                with comm.averaged_weights(optimizer):
                     check_weights(model, clock)
                 save_checkpoint(folder / name, recipe=recipe, comm=comm, optimizer=optimizer, progress=state)
 
         def measure(split: str) -> Evaluation:
-            with comm.averaged(optimizer):
+            with comm.averaged_weights(optimizer):
                 result = evaluate(model, task, getattr(data, split), recipe=recipe, ranks=ranks)
             record.evaluation(clock, split, result)
-            record.staleness(clock, ledger.histogram)
+            record.staleness(clock, queue.histogram)
             return result
 
-        server = _open(role, recipe, model, ledger, parts, micro_batch=progress.micro_batch)
+        server = _open(role, recipe, model, queue, shards, micro_batch=progress.micro_batch)
         server.traffic.update(progress.batch.get("traffic", {}))
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
         if resume and not asked:
-            _say(quiet, f"{title or task.name}: the server goes on after update {clock.updates:,}")
+            _print(quiet, f"{title or task.name}: the server goes on after update {clock.updates:,}")
         result: Result | None = None
         show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
         try:
             with interruptible(out) as interrupt, show:
-                if isinstance(comm, Spread):
-                    comm.begin(optimizer, ledger)
+                if isinstance(comm, ShardedParameters):
+                    comm.begin(optimizer, queue)
                 keep_recipe(folder, recipe)
                 record.open()
                 if not record.begun:
                     facts: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
                     facts["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     if not _reproducible(recipe):
-                        _say(quiet, f"{title or task.name}: {_warning(recipe)}")
+                        _print(quiet, f"{title or task.name}: {_warning(recipe)}")
                     record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **facts)
                 if clock.updates == 0:
                     save("last.pt")
                 validation: Evaluation | None = None
                 last_look = last_saved = time.monotonic()
                 watch = Stopwatch(progress.train_s)
-                while not ledger.done and not reached:
+                while not queue.done and not reached:
                     update = server.collect(timeout_s=LOOK_S)
                     before = clock
                     if update is not None:
-                        lr = apply(clock, update.damping, len(update.works))
-                        add_statistics(model, update.extras)
+                        lr = apply(clock, update.damping, len(update.work_items))
+                        add_running_statistics(model, update.extras)
                         server.publish()
                         clock = clock.after(update.num_samples)
                         sum_loss = torch.tensor(update.sum_loss, dtype=torch.float64)
                         record.update(clock, sum_loss, lr=lr, num_samples=update.num_samples)
-                    if ledger.done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
+                    if queue.done or clock.crossed(before, evaluate_every * recipe.num_train_samples):
                         with watch.paused():
                             validation = measure("validation")
                             show.evaluated(f"{task.metric} {100 * validation.score:.2f} %")
@@ -157,7 +157,7 @@ def serve_run(
                     if now - last_look >= min(LOOK_S, save_every_s) or interrupt.is_set():
                         last_look = now
                         record.flush()
-                        if not (ledger.done or reached) and (interrupt.is_set() or now - last_saved >= save_every_s):
+                        if not (queue.done or reached) and (interrupt.is_set() or now - last_saved >= save_every_s):
                             with watch.paused():
                                 save("last.pt")
                             last_saved = time.monotonic()
@@ -185,14 +185,14 @@ def serve_run(
         finally:
             record.close()
             server.finish({"result": result and result.to_json()})
-            if parts is not None:
-                parts.end()
+            if shards is not None:
+                shards.end()
 
 
 EMPTY: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
 
 
-def build_ledger(recipe: Recipe, num_workers: int) -> Ledger:
+def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     """Who computes what, as the recipe has it.
 
     Raises:
@@ -204,16 +204,16 @@ def build_ledger(recipe: Recipe, num_workers: int) -> Ledger:
     gradients = c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if synchronous else 1)
     check_shares(recipe.batch.global_batch, gradients, ghost_batch)
 
-    def cut(num_samples: int, pieces: int) -> list[int]:
+    def split(num_samples: int, pieces: int) -> list[int]:
         return [share_of(num_samples, i, pieces, ghost_batch).num_samples for i in range(pieces)]
 
-    return Ledger(
+    return WorkQueue(
         total_samples=recipe.total_samples,
         global_batch=recipe.batch.global_batch,
         gradients_per_update=gradients,
         staleness_bound=0 if synchronous else c.staleness_bound or BOUND,
         backup_workers=c.backup_workers,
-        cut=cut,
+        split=split,
         nonce=secrets.randbits(32),
         timeout_s=timeout_s(),
     )
@@ -223,25 +223,32 @@ BOUND = 16
 """Staleness bound of a recipe that gives none."""
 
 
-def _open(role: Role, recipe: Recipe, model: nn.Module, ledger: Ledger, parts: Parts | None, *, micro_batch: int) -> ParameterServer:
+def _open(
+    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: Parts | None, *, micro_batch: int
+) -> ParameterServer:
     assert isinstance(recipe.comm, sections.ParameterServer)
     return ParameterServer(
         list(model.parameters()),
-        ledger,
+        queue,
         token=role.token,
-        address=role.servers[0],
-        extras=norm_buffers(model),
-        job=job_of(recipe),
-        facts={"micro_batch": micro_batch},
+        address=role.server_addresses[0],
+        extras=batch_norm_buffers(model),
+        job=describe_job(recipe),
+        metadata={"micro_batch": micro_batch},
         reduction=recipe.comm.reduction,
         damping=recipe.comm.damping,
-        parts=parts,
+        shards=shards,
     )
 
 
-def _parts(role: Role, recipe: Recipe, model: nn.Module) -> Parts:
-    facts: dict[str, Any] = {"token": role.token, "extras": norm_buffers(model), "job": job_of(recipe), "timeout_s": timeout_s()}
-    return Parts(list(model.parameters()), role.servers, **facts)
+def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> Parts:
+    facts: dict[str, Any] = {
+        "token": role.token,
+        "extras": batch_norm_buffers(model),
+        "job": describe_job(recipe),
+        "timeout_s": timeout_s(),
+    }
+    return Parts(list(model.parameters()), role.server_addresses, **facts)
 
 
 def _reproducible(recipe: Recipe) -> bool:
@@ -261,16 +268,16 @@ def _warning(recipe: Recipe) -> str:
 
 def _what_happened(server: ParameterServer, comm: Comm) -> dict[str, Any]:
     """For the last line of the record."""
-    ledger = server.ledger
+    queue = server.queue
     return {
-        "staleness": {str(tau): count for tau, count in sorted(ledger.histogram.items())},
-        "staleness_bound": ledger.bound,
-        "refused": dict(ledger.refused),
-        "applied": ledger.intervals,
-        **(server.traffic + comm.traffic if isinstance(comm, Spread) else server.traffic),
+        "staleness": {str(tau): count for tau, count in sorted(queue.histogram.items())},
+        "staleness_bound": queue.staleness_bound,
+        "refused": dict(queue.refused),
+        "applied": queue.applied_ranges,
+        **(server.traffic + comm.traffic if isinstance(comm, ShardedParameters) else server.traffic),
     }
 
 
-def _say(quiet: bool, text: str) -> None:
+def _print(quiet: bool, text: str) -> None:
     if not quiet:
         print(text, file=sys.stderr, flush=True)
