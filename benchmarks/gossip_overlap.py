@@ -54,7 +54,7 @@ class Steps:
         comm, optimizer = self.comms[arm], self.optimizers[arm]
         dist.barrier()
         began = time.perf_counter()
-        with comm.passing(last=True):
+        with comm.sync_context(last=True):
             if arm != "exchange":
                 time.sleep(compute_s)
                 comm.forward(torch.ones(1)).backward()

@@ -29,12 +29,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from bigbatch import Recipe, fit
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.supervisor import reserved_ports
 from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.tasks.task import Splits
-from bigbatch.train.parameter_server.serve import serve_run
-from bigbatch.train.parameter_server.work import work_for
+from bigbatch.train.parameter_server.server import run_server
+from bigbatch.train.parameter_server.worker import run_worker
 from bigbatch.train.state.record import environment, read_record
 
 PATH = Path(__file__).with_suffix(".json")
@@ -107,9 +107,9 @@ def attempt(kind, kills, out):
 
         def serve():
             options = {"save_every_s": 0.2, "quiet": True, "tensorboard": False}
-            serve_run(task, recipe, Role(True, 0, *facts), out=out, resume=(out / "last.pt").exists(), **options)
+            run_server(task, recipe, ProcessRole(True, 0, *facts), out=out, resume=(out / "last.pt").exists(), **options)
 
-        workers = [forked(lambda number=number: work_for(task, recipe, Role(False, number, *facts))) for number in range(WORKERS)]
+        workers = [forked(lambda number=number: run_worker(task, recipe, ProcessRole(False, number, *facts))) for number in range(WORKERS)]
         server = forked(serve)
         for at in sorted(chance.randrange(recipe.num_updates * 9 // 10) for _ in range(kills)):
             while updates_in(out) < at:

@@ -49,7 +49,7 @@ class Loop:
         inputs, targets = self.task.splits().train.tensors
         passes = 4 // ranks.world_size
         self.pieces = [(inputs[i * PIECE : (i + 1) * PIECE], targets[i * PIECE : (i + 1) * PIECE]) for i in range(passes)]
-        self.settings = {"precision": recipe.precision, "device": torch.device("cpu"), "passing": self.comm.passing}
+        self.settings = {"precision": recipe.precision, "device": torch.device("cpu"), "sync_context": self.comm.sync_context}
         self.divisor = self.comm.divisor(4 * PIECE, passes * PIECE)
 
     def after_backward(self, num_samples, divisor):

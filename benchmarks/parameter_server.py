@@ -19,8 +19,8 @@ import torch
 
 from bigbatch.comm.parameter_server.backup_workers import update_seconds
 from bigbatch.comm.parameter_server.client import ParameterClient
-from bigbatch.comm.parameter_server.ledger import Ledger
 from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.train.state.record import environment
 
 PATH = Path(__file__).with_suffix(".json")
@@ -44,26 +44,26 @@ def worker_main(address, token, number):
 def measure(settings, seconds):
     """Samples per second, and what happened."""
     batch = SAMPLES * settings.get("gradients_per_update", 1)
-    ledger = Ledger(total_samples=1 << 40, global_batch=batch, nonce=1, **settings)
-    server = ParameterServer([torch.zeros(NUMBERS)], ledger)
+    queue = WorkQueue(total_samples=1 << 40, global_batch=batch, nonce=1, **settings)
+    server = ParameterServer([torch.zeros(NUMBERS)], queue)
     command = [sys.executable, __file__, "worker", server.address, server.token]
     workers = [subprocess.Popen([*command, str(number)]) for number in range(WORKERS)]
     try:
         seen = set()
         while len(seen) < WORKERS:  # until all have had a gradient in
-            seen |= {work.worker for work in server.collect().works}
+            seen |= {work.worker for work in server.collect().work_items}
             server.publish()
-        began, samples, updates, sent = time.perf_counter(), ledger.samples, ledger.version, server.traffic["sent_bytes"]
+        began, samples, updates, sent = time.perf_counter(), queue.samples, queue.version, server.traffic["sent_bytes"]
         while time.perf_counter() - began < seconds:
             server.collect()
             server.publish()
         took = time.perf_counter() - began
         return {
-            "samples_per_s": round((ledger.samples - samples) / took, 1),
-            "updates_per_s": round((ledger.version - updates) / took, 2),
+            "samples_per_s": round((queue.samples - samples) / took, 1),
+            "updates_per_s": round((queue.version - updates) / took, 2),
             "weights_sent_mb_per_s": round((server.traffic["sent_bytes"] - sent) / took / 1e6, 1),
-            "staleness": {str(tau): count for tau, count in sorted(ledger.histogram.items())},
-            "late_and_dropped": ledger.refused["late"],
+            "staleness": {str(tau): count for tau, count in sorted(queue.histogram.items())},
+            "late_and_dropped": queue.refused["late"],
         }
     finally:
         server.finish()

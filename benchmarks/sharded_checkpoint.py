@@ -65,7 +65,7 @@ class Run:
         self.comm.writer = None if arm == "gathered" else self.writer
         dist.barrier()
         began = time.perf_counter()
-        path = self.folder / "last.pt" if self.ranks.first else None
+        path = self.folder / "last.pt" if self.ranks.is_rank_0 else None
         progress = Progress(Clock(8, 1), micro_batch=8)
         save_checkpoint(path, recipe=Recipe.named("digits/mlp"), comm=self.comm, optimizer=self.optimizer, progress=progress)
         if arm == "waiting":

@@ -48,8 +48,8 @@ from bigbatch.comm.gossip.d_psgd import DPSGD
 from bigbatch.comm.gossip.topology import topology
 from bigbatch.comm.local_sgd import LocalSGD
 from bigbatch.comm.parameter_server.client import ParameterClient
-from bigbatch.comm.parameter_server.ledger import Ledger
 from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.train.state.record import environment
@@ -100,7 +100,7 @@ class Loop:
 
     def update(self):
         """One."""
-        with self.comm.passing(last=True):
+        with self.comm.sync_context(last=True):
             self.comm.forward(torch.ones(1)).backward()
         self.comm.before_step(self.optimizer)
         self.optimizer.step()
@@ -123,7 +123,7 @@ class CompressAlone(Comm):
 class MixAlone(DPSGD):
     """What an exchange with one neighbour leaves to do when it is over."""
 
-    def passing(self, last):  # noqa: ARG002
+    def sync_context(self, last):  # noqa: ARG002
         """Flatten."""
         self.own, self.received = self._flat(), self._flat()
         return contextlib.nullcontext()
@@ -138,9 +138,9 @@ class Served:
 
     def __init__(self, num_bytes, ranks):
         self.model, address = Weights(num_bytes), f"tcp://{os.environ['MASTER_ADDR']}:29400"
-        if ranks.first:
+        if ranks.is_rank_0:
             hosts = ranks.world_size
-            ledger = Ledger(total_samples=1 << 40, global_batch=hosts, gradients_per_update=hosts, timeout_s=600.0, nonce=1)
+            ledger = WorkQueue(total_samples=1 << 40, global_batch=hosts, gradients_per_update=hosts, timeout_s=600.0, nonce=1)
             held = Weights(num_bytes)
             server = ParameterServer(held.parameters(), ledger, token="slow links", address=address)
             threading.Thread(target=self.serve, args=(server, held), daemon=True).start()

@@ -23,14 +23,14 @@ from pathlib import Path
 import torch
 
 from bigbatch import Recipe
-from bigbatch.comm.parameter_server.ledger import Ledger
 from bigbatch.comm.parameter_server.staleness import damping_factor
+from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.core.clock import Clock
 from bigbatch.tasks import load_task
 from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.measure.evaluate import evaluate
-from bigbatch.train.parameter_server.step import step_of
+from bigbatch.train.parameter_server.step import build_step
 from bigbatch.train.setup.build import build_model, build_optimizer, seed_everything
 from bigbatch.train.state.record import environment
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
@@ -53,12 +53,12 @@ def run(task, data, recipe, momentum, workers, damping, seed):
     seed_everything(seed)
     model, chance = build_model(task, recipe, CPU).train(), random.Random(seed)
     optimizer = build_optimizer(model, recipe)
-    apply, parameters = step_of(recipe, model, optimizer), list(model.parameters())
-    ledger = Ledger(total_samples=recipe.total_samples, global_batch=recipe.batch.global_batch, staleness_bound=2 * workers)
+    apply, parameters = build_step(recipe, model, optimizer), list(model.parameters())
+    queue = WorkQueue(total_samples=recipe.total_samples, global_batch=recipe.batch.global_batch, staleness_bound=2 * workers)
     computing, gradients, began = {}, {}, time.perf_counter()
-    while not ledger.done:
+    while not queue.done:
         for worker in range(workers):
-            if worker not in computing and (work := ledger.hand_out(worker)) is not None:
+            if worker not in computing and (work := queue.assign(worker)) is not None:
                 computing[worker] = work, [p.detach().clone() for p in parameters]
         work, pulled = computing.pop(chance.choice(sorted(computing)))
         now = [p.detach().clone() for p in parameters]
@@ -72,18 +72,18 @@ def run(task, data, recipe, momentum, workers, damping, seed):
         for p in parameters:
             p.grad = None
         load(parameters, now)
-        ledger.give(work.id)
-        while ready := ledger.ready():
+        queue.accept(work.id)
+        while ready := queue.ready():
             ((done, tau),) = ready
             for p, gradient in zip(parameters, gradients.pop(done.id), strict=True):
                 p.grad = gradient
-            apply(Clock(ledger.samples, ledger.version), damping_factor(tau, damping), 1)
+            apply(Clock(queue.samples, queue.version), damping_factor(tau, damping), 1)
             optimizer.zero_grad()
-            ledger.applied()
+            queue.mark_applied()
     score = evaluate(model, task, data.test, recipe=recipe).score
-    total = sum(ledger.histogram.values())
-    mean = sum(tau * count for tau, count in ledger.histogram.items()) / total
-    facts = {"staleness_mean": round(mean, 3), "staleness_most": max(ledger.histogram), "updates": ledger.version}
+    total = sum(queue.histogram.values())
+    mean = sum(tau * count for tau, count in queue.histogram.items()) / total
+    facts = {"staleness_mean": round(mean, 3), "staleness_most": max(queue.histogram), "updates": queue.version}
     return {"diverged": False, "test_score": score, **facts, "seconds": round(time.perf_counter() - began, 1)}
 
 

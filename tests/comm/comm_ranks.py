@@ -38,7 +38,7 @@ def train(model, comm, optimizer, start, stop, *, first=0, last=UPDATES):
     for update in range(first, last):
         x, y = (t[start:stop] for t in data(update))
         for piece in (slice(0, 1), slice(1, None)):
-            with comm.passing(last=piece.start == 1):
+            with comm.sync_context(last=piece.start == 1):
                 loss = (comm.forward(x[piece]) - y[piece]).square().sum() / comm.divisor(SAMPLES, stop - start)
                 loss.backward()
         optimizer.step()
@@ -122,11 +122,11 @@ def main():
     model, comm, optimizer = trained(lambda m: FullyShard(m, ranks))
     assert sum(local(p).numel() for p in model.parameters()) < sum(p.numel() for p in model.parameters())
     close(model, expected)
-    states = comm.whole_states(optimizer)
+    states = comm.full_state_dicts(optimizer)
     again = net()
     comm = FullyShard(again, ranks)
     optimizer = sgd(again)
-    comm.load_whole_states(optimizer, *states)
+    comm.load_full_state_dicts(optimizer, *states)
     close(again, expected)
     for p, buffer in zip(again.parameters(), (optimizer.state[p]["momentum_buffer"] for p in again.parameters()), strict=True):
         assert buffer.placements == p.placements
@@ -137,19 +137,19 @@ def main():
 
 def check_agreement(ranks):
     """What one knows all know; a mistake on one is a mistake on all."""
-    assert ranks.gather(bytes([ranks.rank] * ranks.rank)) == [bytes([r] * r) for r in range(ranks.world_size)]
-    assert ranks.from_first(b"told" if ranks.first else None) == b"told"
-    assert ranks.by_first(lambda: "by the first") == "by the first"
-    ranks.check_alike({"version of torch": "2.13.0"})
+    assert ranks.all_gather(bytes([ranks.rank] * ranks.rank)) == [bytes([r] * r) for r in range(ranks.world_size)]
+    assert ranks.broadcast_from_rank_0(b"told" if ranks.is_rank_0 else None) == b"told"
+    assert ranks.run_on_rank_0(lambda: "by the first") == "by the first"
+    ranks.check_identical({"version of torch": "2.13.0"})
     with pytest.raises(UserError, match=r"workers 0 and 1 differ in version of torch \('2.13.0' and '2.12.0'\)"):
-        ranks.check_alike({"version of torch": "2.13.0" if ranks.first else "2.12.0"})
+        ranks.check_identical({"version of torch": "2.13.0" if ranks.is_rank_0 else "2.12.0"})
 
     def fails_on_one():
         if ranks.rank == 1:
             raise UserError("no data here")
 
     with pytest.raises(UserError, match="^no data here$" if ranks.rank == 1 else f"^worker 1 of {ranks.world_size}: no data here$"):
-        ranks.together(fails_on_one)
+        ranks.run_on_all_ranks(fails_on_one)
 
 
 def check_evaluation(ranks):
@@ -159,8 +159,8 @@ def check_evaluation(ranks):
     model, data = task.model(), task.splits().train
     whole = evaluate(model, task, data, recipe=recipe)
     assert whole.num_samples == len(data)
-    for lockstep in (False, True):
-        assert evaluate(model, task, data, recipe=recipe, ranks=ranks, lockstep=lockstep) == whole
+    for equal_num_passes in (False, True):
+        assert evaluate(model, task, data, recipe=recipe, ranks=ranks, equal_num_passes=equal_num_passes) == whole
 
 
 def check_top_k(rank, world):
@@ -192,7 +192,7 @@ def check_memory(ranks, start, stop):
         for interrupted in (False, True):
             model = net()
             comm = AllReduce(model, ranks, compressor=make())
-            with comm.rehearsal():
+            with comm.warmup_pass():
                 comm.forward(data(0)[0][:1]).sum().mul(0).backward()
             optimizer = sgd(model)
             optimizer.zero_grad()
@@ -202,7 +202,7 @@ def check_memory(ranks, start, stop):
                 model = net()
                 model.load_state_dict(weights)
                 comm = AllReduce(model, ranks, compressor=make())
-                with comm.rehearsal():
+                with comm.warmup_pass():
                     comm.forward(data(0)[0][:1]).sum().mul(0).backward()
                 comm.load_state_dicts([memory] * ranks.world_size)
                 optimizer = sgd(model)
@@ -269,7 +269,7 @@ def local_sgd(ranks, start, stop):
     close(model, mean)
     train(model, comm, optimizer, start, stop, first=2, last=3)
     before = [p.detach().clone() for p in model.parameters()]
-    with comm.averaged(optimizer):
+    with comm.averaged_weights(optimizer):
         everyone = [torch.empty_like(before[0]) for _ in range(ranks.world_size)]
         dist.all_gather(everyone, next(model.parameters()).detach())
         assert all(torch.equal(everyone[0], other) for other in everyone)

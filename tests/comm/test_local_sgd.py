@@ -13,7 +13,7 @@ def test_hand_worked():  # period 3, the first 4 updates by all-reduce
 
 def test_alone_every_step_is_everyones():
     comm = LocalSGD(nn.Linear(1, 1), period=4)
-    assert not comm.apart
+    assert not comm.weights_differ
     assert comm.divisor(12, 12) == 12
 
 

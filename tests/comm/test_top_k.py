@@ -3,21 +3,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigbatch.comm.compression import shared_out
-from bigbatch.comm.top_k import TopK, largest, num_sent
+from bigbatch.comm.compression import redistribute_errors
+from bigbatch.comm.top_k import TopK, num_sent, top_k_indices
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():
-    assert largest(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist() == [1, 2]
-    assert largest(torch.tensor([0.0, 0.0]), 0.01).numel() == 1  # never nothing
+    assert top_k_indices(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist() == [1, 2]
+    assert top_k_indices(torch.tensor([0.0, 0.0]), 0.01).numel() == 1  # never nothing
     assert num_sent(1000, 0.01) == 10
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40, unique_by=abs), st.floats(0.01, 1))
 def test_nothing_that_is_kept_is_larger_than_what_is_sent(values, share):
     vector = torch.tensor(values)
-    sent = largest(vector, share)
+    sent = top_k_indices(vector, share)
     kept = torch.ones(len(values), dtype=torch.bool)
     kept[sent] = False
     assert len(sent) == max(1, round(share * len(values)))
@@ -29,7 +29,7 @@ def test_nothing_that_is_kept_is_larger_than_what_is_sent(values, share):
 def test_what_is_owed_to_the_weights_survives_another_number_of_workers(before, now):
     memories = [{0: torch.tensor([float(i + 1)], dtype=torch.float64)} for i in range(before)]
     owed = sum(i + 1 for i in range(before)) / before
-    parts = [shared_out(memories, rank, now) for rank in range(now)]
+    parts = [redistribute_errors(memories, rank, now) for rank in range(now)]
     assert sum(part[0].item() for part in parts if part) / now == pytest.approx(owed)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from bigbatch import Recipe
 from bigbatch.comm import shard_files
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.train.setup.build import build_comm, build_optimizer
@@ -68,14 +68,14 @@ def save_all(folder, ranks):
     for name in OPTIMIZERS:
         recipe, comm, optimizer = built(name, ranks)
         train(comm, optimizer)
-        path = folder / f"{name}.pt" if ranks.first else None
+        path = folder / f"{name}.pt" if ranks.is_rank_0 else None
         save_checkpoint(path, recipe=recipe, comm=comm, optimizer=optimizer, progress=Progress(CLOCK, micro_batch=8))
-        whole = copy.deepcopy(comm.whole_states(optimizer))
+        whole = copy.deepcopy(comm.full_state_dicts(optimizer))
         train(comm, optimizer, updates=2)  # while it is written: it holds the states of before
         if ranks.world_size > 1:
             comm.writer.wait()
             comm.writer.close()
-        if ranks.first:
+        if ranks.is_rank_0:
             torch.save(whole, folder / f"{name}-whole.pt")
 
 
@@ -85,13 +85,13 @@ def load_all(folder, ranks):
         assert load_checkpoint(folder / f"{name}.pt", recipe=recipe, comm=comm, optimizer=optimizer).clock == CLOCK
         model_state, optimizer_state = torch.load(folder / f"{name}-whole.pt", weights_only=True)
         assert optimizer_state["state"], "no state of the optimizer"
-        found = comm.whole_states(optimizer)
+        found = comm.full_state_dicts(optimizer)
         assert same(found[0], model_state), name
         assert same(found[1]["state"], optimizer_state["state"]), name
         for mine, theirs in zip(found[1]["param_groups"], optimizer_state["param_groups"], strict=True):
             assert same({key: mine[key] for key in theirs}, theirs), name  # torch adds what a group lacks
         train(comm, optimizer, updates=1)
-        if ranks.first:
+        if ranks.is_rank_0:
             print(name, "equal", flush=True)
 
 
@@ -102,7 +102,7 @@ def main():
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=world)
-    {"save": save_all, "load": load_all}[what](folder, Ranks(rank, world) if world > 1 else ALONE)
+    {"save": save_all, "load": load_all}[what](folder, Ranks(rank, world) if world > 1 else SINGLE_PROCESS)
     leave()
 
 

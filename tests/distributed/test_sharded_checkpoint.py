@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
 from bigbatch import Recipe, fit
-from bigbatch.comm.shard_files import SafetensorsWriter, facts_of
+from bigbatch.comm.shard_files import SafetensorsWriter, size_and_checksum
 from bigbatch.core.checks import CheckpointError, OutputError
 from bigbatch.report import write_report
 from bigbatch.study.curvature import curvature
@@ -224,7 +224,7 @@ def test_code_in_shards_is_not_run(runs, tmp_path):
     assert state(out)["progress"][0][1] == 12
     shard.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     header = torch.load(out / "last.pt", weights_only=True)
-    header["shards"]["files"][shard.name] = facts_of(shard)
+    header["shards"]["files"][shard.name] = size_and_checksum(shard)
     torch.save(header, out / "last.pt")
     with pytest.raises(CheckpointError, match="does not hold what it should"):
         state(out)

@@ -41,7 +41,7 @@ def measured(make, ranks, *, along=False):
         own = sum(len(x) for x in groups)
         divisor = comm.divisor(sum(SIZES), own)
         for number, x in enumerate(groups):
-            with comm.passing(last=number == len(groups) - 1):
+            with comm.sync_context(last=number == len(groups) - 1):
                 ((comm.forward(x[:, :6]) - x[:, 6:]).square().sum() / divisor).backward()
             monitor.micro_batch(len(x), divisor=divisor)
         monitor.update()
@@ -63,7 +63,7 @@ def check_own(ranks):
         groups = torch.randn(sum(SIZES), 10, generator=torch.Generator().manual_seed(0)).double().split(SIZES)[first:last]
         divisor = comm.divisor(sum(SIZES), sum(len(x) for x in groups))
         for number, x in enumerate(groups):
-            with comm.passing(last=number == len(groups) - 1):
+            with comm.sync_context(last=number == len(groups) - 1):
                 ((comm.forward(x[:, :6]) - x[:, 6:]).square().sum() / divisor).backward()
             monitor.micro_batch(len(x), divisor=divisor)
         monitor.update()

@@ -36,7 +36,7 @@ def test_what_fails_is_a_problem_and_the_rest_is_still_told(tmp_path, monkeypatc
     def fail(workers, *, threads, backend, timeout_s):
         raise UserError(f"worker of rank 1 of {workers} failed")
 
-    monkeypatch.setattr(doctor, "measure_exchange", fail)
+    monkeypatch.setattr(doctor, "measure_workers", fail)
     (tmp_path / "file").write_text("")
     report = examine(2, data=tmp_path / "nowhere", out=tmp_path / "file")
     assert not report.ready

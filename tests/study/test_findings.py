@@ -2,13 +2,13 @@ import dataclasses
 
 import pytest
 
-from bigbatch.comm.launch.preflight import Exchange
+from bigbatch.comm.launch.preflight import WorkerTimings
 from bigbatch.core.machine import GPU, Disk, Machine
 from bigbatch.simulate.alpha_beta import AlphaBeta
 from bigbatch.study.doctor import Data, Report
 
 MACHINE = Machine({"torch": "2"}, cores=4, memory_bytes=8 * 10**9, available_bytes=6 * 10**9, gpus=(), backends=("gloo",))
-EXCHANGE = Exchange(2, "gloo", 2, alone_gflops=10.0, together_gflops=(9.0, 10.0), latency_s=1e-4, all_reduce=())
+EXCHANGE = WorkerTimings(2, "gloo", 2, alone_gflops=10.0, together_gflops=(9.0, 10.0), latency_s=1e-4, all_reduce=())
 GOOD = Report(
     workers=2,
     threads_per_worker=2,

@@ -6,8 +6,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from bigbatch.comm.launch.launcher import TWICE_S
-from bigbatch.comm.parameter_server.role import ROLE
+from bigbatch.comm.launch.launcher import SIGNAL_DEBOUNCE_S
+from bigbatch.comm.parameter_server.process_role import ROLE
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
 from bigbatch.core.environment import LAUNCHER, own_rank
 from bigbatch.core.signals import seconds_since_the_last
@@ -20,7 +20,7 @@ def interrupt(number: int) -> None:
         KeyboardInterrupt: Of which typer makes exit code 130.
     """
     if (since_s := seconds_since_the_last()) < math.inf:  # it is on its way out, and says so
-        if since_s > TWICE_S:
+        if since_s > SIGNAL_DEBOUNCE_S:
             os._exit(130)
         return
     if own_rank() == 0:

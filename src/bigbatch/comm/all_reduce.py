@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.compression import Compressor
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 
 _renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # in torch 2.13
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _renamed else "broadcast_buffers": False}
@@ -46,7 +46,7 @@ class AllReduce(Comm):
     def __init__(
         self,
         model: nn.Module,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
         *,
         compressor: Compressor | None = None,
         bucket_mb: float | None = None,
@@ -77,7 +77,7 @@ class AllReduce(Comm):
         """The update's samples, less what DistributedDataParallel divides by on its own: the number of workers."""
         return super().divisor(num_samples, own_samples) / self.ranks.world_size
 
-    def passing(self, last: bool) -> AbstractContextManager[object]:
+    def sync_context(self, last: bool) -> AbstractContextManager[object]:
         """Exchange gradients in the last pass only."""
         return nullcontext() if last or not isinstance(self.forward, DistributedDataParallel) else self.forward.no_sync()
 
@@ -92,7 +92,7 @@ class AllReduce(Comm):
 
 
 def _exchange(comm: AllReduce, bucket: GradBucket) -> Future[Tensor]:
-    if comm.rehearsing:
+    if comm.in_warmup_pass:
         return Compressor().exchange(bucket)
     own = bucket.buffer().clone() if comm._observers else None
     future = (comm.compressor or Compressor()).exchange(bucket)

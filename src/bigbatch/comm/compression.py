@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 
-from bigbatch.comm.rendezvous.meet import backend_of
+from bigbatch.comm.rendezvous.backends import backend_of
 from bigbatch.core.checks import UserError
 from bigbatch.core.devices import CPU
 from bigbatch.core.methods import COMPRESSIONS
@@ -102,14 +102,14 @@ class PowerSGD(Compressor):
         if not first:
             return
         s.iter, s.p_memory_dict, s.q_memory_dict = first["iter"], dict(first["p"]), dict(first["q"])
-        s.error_dict = shared_out([state["errors"] for state in states], rank, world_size)
+        s.error_dict = redistribute_errors([state["errors"] for state in states], rank, world_size)
 
 
-def shared_out(memories: list[dict[int, Tensor]], rank: int, world_size: int) -> dict[int, Tensor]:
+def redistribute_errors(memories: list[dict[int, Tensor]], rank: int, world_size: int) -> dict[int, Tensor]:
     """One worker's part of the error memories of the workers that saved, by bucket.
 
     >>> three = [{0: torch.tensor([1.0])}, {0: torch.tensor([2.0])}, {0: torch.tensor([3.0])}]
-    >>> shared_out(three, 0, 2), shared_out(three, 1, 2)  # mean owed: 2 = (8/3 + 4/3) / 2
+    >>> redistribute_errors(three, 0, 2), redistribute_errors(three, 1, 2)  # mean owed: 2 = (8/3 + 4/3) / 2
     ({0: tensor([2.6667])}, {0: tensor([1.3333])})
     """
     mine = memories[rank::world_size]

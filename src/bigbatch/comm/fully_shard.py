@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import ALONE, Ranks
-from bigbatch.comm.rendezvous.meet import backend_of
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
+from bigbatch.comm.rendezvous.backends import backend_of
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import COMMS
 from bigbatch.core.optimizer_state import load_optimizer_state
@@ -41,11 +41,11 @@ class FullyShard(Comm):
         UserError: If workers share a GPU.
     """
 
-    lockstep = True
+    equal_num_passes = True
     mesh: DeviceMesh | None = None
     writer: "ShardWriter | None" = None
 
-    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS) -> None:
         super().__init__(model, ranks)
         if ranks.world_size > 1:
             if ranks.device.type != "cpu" and backend_of(ranks.device, ranks.group) == "gloo":
@@ -66,17 +66,17 @@ class FullyShard(Comm):
         """The update's samples, less what torch divides by on its own: the number of workers."""
         return super().divisor(num_samples, own_samples) / self.ranks.world_size
 
-    def passing(self, last: bool) -> AbstractContextManager[object]:
+    def sync_context(self, last: bool) -> AbstractContextManager[object]:
         """Add up gradients over workers in the last pass only."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def whole_states(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    def full_state_dicts(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
         """Gathered from all workers."""
         return _map(self.model.state_dict(), _whole), _map(optimizer.state_dict(), _whole)
 
-    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+    def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
         """Each worker takes its part, or is given it as DTensors."""
         now = self.model.state_dict()
         self.model.load_state_dict({name: _as(value, now[name]) if name in now else value for name, value in model_state.items()})

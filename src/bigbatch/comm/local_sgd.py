@@ -21,8 +21,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.own_weights import OwnWeights, average_, state_tensors
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.model_averaging import ModelAveraging, average_, state_tensors
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.methods import COMMS
 from bigbatch.core.paper import Paper
@@ -49,7 +49,7 @@ def next_average(updates: int, *, period: int, start_updates: int = 0) -> int:
     return start_updates + (max(updates - start_updates, 0) // period + 1) * period
 
 
-class LocalSGD(OwnWeights, AllReduce):
+class LocalSGD(ModelAveraging, AllReduce):
     """Local and post-local SGD; see the module's docstring for the rule.
 
     Args:
@@ -68,7 +68,7 @@ class LocalSGD(OwnWeights, AllReduce):
     def __init__(
         self,
         model: nn.Module,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
         *,
         period: int = 8,
         start_updates: int = 0,
@@ -88,21 +88,21 @@ class LocalSGD(OwnWeights, AllReduce):
         self._group = groups[ranks.rank // group_size] if groups else None
 
     @property
-    def apart(self) -> bool:
+    def weights_differ(self) -> bool:
         """Whether the next step is each worker's own."""
-        return super().apart and self.updates >= self.start_updates
+        return super().weights_differ and self.updates >= self.start_updates
 
     def divisor(self, num_samples: int, own_samples: int) -> float:
         """A worker's own samples, once steps are its own."""
-        return max(own_samples, 1) if self.apart else super().divisor(num_samples, own_samples)
+        return max(own_samples, 1) if self.weights_differ else super().divisor(num_samples, own_samples)
 
-    def passing(self, last: bool) -> AbstractContextManager[object]:
+    def sync_context(self, last: bool) -> AbstractContextManager[object]:
         """No exchange of gradients, once steps are each worker's own."""
-        return super().passing(last and not self.apart)
+        return super().sync_context(last and not self.weights_differ)
 
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
         """Average when it is time."""
-        was_apart, self.updates = self.apart, updates
+        was_apart, self.updates = self.weights_differ, updates
         if not was_apart:
             return
         if updates == next_average(updates - 1, period=self.period, start_updates=self.start_updates):

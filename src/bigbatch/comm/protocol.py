@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.optimizer_state import load_optimizer_state
 
 
@@ -20,16 +20,16 @@ class Comm:
 
     Attributes:
         forward: What to call instead of the model while training.
-        rehearsing: Whether passes weigh nothing now: what they would exchange is not to be compressed, observed or mixed in.
-        lockstep: Whether every worker must make as many forward passes as the others, in evaluation too.
+        in_warmup_pass: Whether passes weigh nothing now: what they would exchange is not to be compressed, observed or mixed in.
+        equal_num_passes: Whether every worker must make as many forward passes as the others, in evaluation too.
     """
 
-    lockstep = False
+    equal_num_passes = False
 
-    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.model, self.ranks = model, ranks
         self.forward: nn.Module = model
-        self.rehearsing = False
+        self.in_warmup_pass = False
 
     def divisor(self, num_samples: int, own_samples: int) -> float:  # noqa: ARG002
         """What a worker divides each of its losses by.
@@ -40,7 +40,7 @@ class Comm:
         """
         return num_samples
 
-    def passing(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
+    def sync_context(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
         """Around the forward and backward pass of each micro-batch; `last`: of this worker's share of the update."""
         return nullcontext()
 
@@ -51,31 +51,31 @@ class Comm:
         """After the optimizer's step; `updates` is the number of updates made so far."""
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
+    def warmup_pass(self) -> Iterator[None]:
         """Around a first pass that weighs nothing, which settles in which order gradients are sent."""
-        self.rehearsing = True
+        self.in_warmup_pass = True
         try:
             yield
         finally:
-            self.rehearsing = False
+            self.in_warmup_pass = False
 
-    def averaged(self, optimizer: Optimizer) -> AbstractContextManager[object]:  # noqa: ARG002
+    def averaged_weights(self, optimizer: Optimizer) -> AbstractContextManager[object]:  # noqa: ARG002
         """While weights are evaluated or saved: the same everywhere, and afterwards as they were."""
         return nullcontext()
 
-    def settle(self, optimizer: Optimizer) -> None:
+    def average_weights(self, optimizer: Optimizer) -> None:
         """After the last step: make weights the same everywhere, for good."""
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is worth recording with each evaluation, such as how far apart workers are; empty if nothing."""
         return {}
 
-    def whole_states(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    def full_state_dicts(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
         """State of model and optimizer as one worker alone would have it; called by all, used by the first."""
         return self.model.state_dict(), optimizer.state_dict()
 
-    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """The inverse of `whole_states`; every worker has the states."""
+    def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """The inverse of `full_state_dicts`; every worker has the states."""
         self.model.load_state_dict(model_state)
         load_optimizer_state(optimizer, optimizer_state)
 

@@ -16,15 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigbatch.comm.launch.launcher import watch_launcher
-from bigbatch.comm.rendezvous.meet import backend_of, meet, store_of_environment
-from bigbatch.comm.rendezvous.watch import watched
+from bigbatch.comm.rendezvous.backends import backend_of, init_process_group, store_from_environment
+from bigbatch.comm.rendezvous.heartbeat import heartbeats
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
 from bigbatch.core.devices import CPU, choose_device, current
 from bigbatch.core.environment import TIMEOUT, WAIT_S, join_launcher, read_variable
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
-LET_GO_S = 10.0
+DESTROY_TIMEOUT_S = 10.0
 """Seconds that a process group between GPUs may take to be destroyed."""
 
 
@@ -73,7 +73,7 @@ class Ranks(NamedTuple):
         dist.all_gather(received, own, group=self.group)
         return [bytes(t[:size].cpu().numpy()) for t, size in zip(received, sizes.tolist(), strict=True)]
 
-    def from_first(self, data: bytes | None) -> bytes:
+    def broadcast_from_rank_0(self, data: bytes | None) -> bytes:
         """What the first worker has, on all of them."""
         if self.world_size == 1:
             assert data is not None
@@ -111,12 +111,12 @@ class Ranks(NamedTuple):
             raise error
         return result
 
-    def by_first(self, action: Callable[[], str]) -> str:
+    def run_on_rank_0(self, action: Callable[[], str]) -> str:
         """Do something on the first worker alone and tell the others; if it fails by a UserError, it fails on all."""
         told = self.together(lambda: action() if self.first else "")
-        return self.from_first(told.encode() if self.first else None).decode()
+        return self.broadcast_from_rank_0(told.encode() if self.first else None).decode()
 
-    def check_alike(self, facts: Mapping[str, str]) -> None:
+    def check_identical(self, facts: Mapping[str, str]) -> None:
         """Refuse workers that would train different things.
 
         Args:
@@ -131,16 +131,16 @@ class Ranks(NamedTuple):
             if differing:
                 name = differing[0]
                 raise (UserError if self.first else Elsewhere)(
-                    f"workers 0 and {rank} differ in {', '.join(differing)} ({_where_they_part(everyone[0].get(name), theirs.get(name))}): "
+                    f"workers 0 and {rank} differ in {', '.join(differing)} ({_first_difference(everyone[0].get(name), theirs.get(name))}): "
                     "must be the same on all; start all of them by the same command and with the same versions"
                 )
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_S, store: Any = None) -> Iterator[Ranks]:
+def process_group(*, device: str | torch.device | None = None, timeout_s: float = WAIT_S, store: Any = None) -> Iterator[Ranks]:
     """Take part in the run that torchrun started this process for; alone where it was started by hand.
 
     A process group that exists already is used and left as it is.
@@ -157,7 +157,7 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
         LostWorkers: From whatever is done inside, once others died or fell silent.
     """
     join_launcher()
-    place = _place(device)
+    place = _choose_device(device)
     with current(place):
         if dist.is_initialized():
             yield Ranks(dist.get_rank(), dist.get_world_size(), place)
@@ -172,13 +172,13 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
                 f"WORLD_SIZE={world_size} and RANK {told}: must be from 0 to {world_size - 1}; start by torchrun, or unset both"
             )
         watch_launcher()
-        store = store or store_of_environment(rank, world_size)
-        meet(rank, world_size, place, timeout_s, store)
+        store = store or store_from_environment(rank, world_size)
+        init_process_group(rank, world_size, place, timeout_s, store)
         try:
-            with watched(rank, world_size, timeout_s) if place.type != "cpu" else nullcontext():
+            with heartbeats(rank, world_size, timeout_s) if place.type != "cpu" else nullcontext():
                 yield Ranks(rank, world_size, place)
         except RuntimeError as error:
-            if is_of_lost_workers(error):
+            if is_lost_worker_error(error):
                 why = " ".join(str(error).split())[:200]
                 raise LostWorkers(
                     f"worker {rank} of {world_size} lost the others ({why}); go on from the last checkpoint with --resume"
@@ -186,22 +186,22 @@ def joined(*, device: str | torch.device | None = None, timeout_s: float = WAIT_
             raise
         finally:
             time.sleep(0.1)  # gloo's destructor holds Python's lock while it waits for its threads: let them finish letting go of tensors
-            _let_go(place)
+            _destroy_process_group(place)
             if hasattr(store, "close"):
                 store.close()
 
 
-def _let_go(device: torch.device) -> None:
+def _destroy_process_group(device: torch.device) -> None:
     """Destroy the process group; NCCL may wait for a worker that is gone, and is not waited for."""
     if device.type == "cpu":
         dist.destroy_process_group()
         return
     thread = threading.Thread(target=dist.destroy_process_group, daemon=True, name="let go of the others")
     thread.start()
-    thread.join(LET_GO_S)
+    thread.join(DESTROY_TIMEOUT_S)
 
 
-def _place(device: str | torch.device | None) -> torch.device:
+def _choose_device(device: str | torch.device | None) -> torch.device:
     """The device of this worker; where there is no such device, the first worker of a machine says so."""
     try:
         return choose_device(device)
@@ -211,7 +211,7 @@ def _place(device: str | torch.device | None) -> torch.device:
         raise
 
 
-def is_of_lost_workers(error: Exception) -> bool:
+def is_lost_worker_error(error: Exception) -> bool:
     """Whether an exchange failed because others died or fell silent: gloo says so by a RuntimeError like any other."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
@@ -220,7 +220,7 @@ def _as_tensor(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
-def _where_they_part(a: str | None, b: str | None) -> str:
+def _first_difference(a: str | None, b: str | None) -> str:
     for x, y in zip((a or "").splitlines(), (b or "").splitlines(), strict=False):
         if x != y:
             return f"{x.strip()!r} and {y.strip()!r}"

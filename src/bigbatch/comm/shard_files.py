@@ -90,7 +90,7 @@ class ShardWriter:
         try:
             future.result()
         except CheckpointException as error:
-            if self.ranks.first:
+            if self.ranks.is_rank_0:
                 shutil.rmtree(folder, ignore_errors=True)
             rank, (reason, _) = min(error.failures.items())
             if isinstance(reason, OSError):
@@ -98,7 +98,7 @@ class ShardWriter:
                 reason = OutputError(
                     f"can't write {path} (shards of worker {rank}): {reason.strerror}; {kept}; free some space, then continue with --resume"
                 )
-            if isinstance(reason, UserError) and not self.ranks.first:
+            if isinstance(reason, UserError) and not self.ranks.is_rank_0:
                 raise Elsewhere(str(reason)) from None
             raise reason from None
 
@@ -121,13 +121,13 @@ class SafetensorsWriter(HuggingFaceStorageWriter):
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, DTensor], world_size: int, commit: Callable[[Files], None]) -> None:
-        super().__init__(str(folder), fqn_to_index_mapping=_into_files(tensors, world_size), save_distributed=True)
+        super().__init__(str(folder), fqn_to_index_mapping=_assign_files(tensors, world_size), save_distributed=True)
         self.folder, self.commit = folder, commit
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         """Write this worker's shards; the results tell size and checksum of each file."""
         results = super().write_data(plan, planner).value()
-        files = {name: facts_of(self.folder / name) for name in {result.storage_data.relative_path for result in results}}
+        files = {name: size_and_checksum(self.folder / name) for name in {result.storage_data.relative_path for result in results}}
         sync_folder(self.folder)
         done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         names = [result.storage_data.relative_path for result in results]
@@ -156,7 +156,7 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, int]], ranks: Ranks
     def check() -> None:
         for name, (size, checksum) in sorted(files.items())[ranks.rank :: ranks.world_size]:
             try:
-                found = facts_of(folder / name)
+                found = size_and_checksum(folder / name)
             except OSError as error:
                 raise CheckpointError(f"checkpoint {folder / name}: {error.strerror}; resume from a copy or start anew") from None
             if found != (size, checksum):
@@ -167,7 +167,7 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, int]], ranks: Ranks
         if others:
             raise CheckpointError(f"checkpoint {folder / min(others)}: does not belong to it; move that file elsewhere")
 
-    ranks.together(check)
+    ranks.run_on_all_ranks(check)
 
 
 def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -188,7 +188,7 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"checkpoint {folder}: does not hold what it should ({reason}); resume from a copy or start anew") from None
 
 
-def facts_of(path: Path) -> tuple[int, int]:
+def size_and_checksum(path: Path) -> tuple[int, int]:
     """Bytes and CRC-32 of a file."""
     size = checksum = 0
     with path.open("rb") as file:
@@ -197,7 +197,7 @@ def facts_of(path: Path) -> tuple[int, int]:
     return size, checksum
 
 
-def _into_files(tensors: Mapping[str, DTensor], world_size: int) -> dict[str, int]:
+def _assign_files(tensors: Mapping[str, DTensor], world_size: int) -> dict[str, int]:
     """Number of the file for each tensor, from 1, of each worker's; filled in their order."""
     numbers: dict[str, int] = {}
     number, filled = 1, 0.0

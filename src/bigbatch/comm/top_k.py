@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
-from bigbatch.comm.compression import Compressor, shared_out
+from bigbatch.comm.compression import Compressor, redistribute_errors
 from bigbatch.core.checks import check_fraction, check_positive
 from bigbatch.core.methods import COMPRESSIONS
 from bigbatch.core.paper import Paper
@@ -46,10 +46,10 @@ def num_sent(num_elements: int, share: float) -> int:
     return max(1, round(share * num_elements))
 
 
-def largest(vector: Tensor, share: float) -> Tensor:
+def top_k_indices(vector: Tensor, share: float) -> Tensor:
     """Indices of the elements that are sent, shape (k,), int64.
 
-    >>> largest(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist()
+    >>> top_k_indices(torch.tensor([0.1, -3.0, 2.0, 0.5]), 0.5).tolist()
     [1, 2]
     """
     return torch.topk(vector.abs(), num_sent(vector.numel(), share), sorted=True).indices
@@ -77,7 +77,7 @@ class TopK(Compressor):
         world = dist.get_world_size()
         owed = self._errors.get(bucket.index())
         vector = gradient + owed if owed is not None and owed.shape == gradient.shape else gradient.clone()
-        index = largest(vector, self.share)
+        index = top_k_indices(vector, self.share)
         values = vector[index]
         vector[index] = 0
         self._errors[bucket.index()] = vector
@@ -102,7 +102,7 @@ class TopK(Compressor):
     def load_state_dicts(self, states: list[dict[str, dict[int, Tensor]]], rank: int, world_size: int) -> None:
         """Errors are each worker's own."""
         if states[0]:
-            self._errors = shared_out([state["errors"] for state in states], rank, world_size)
+            self._errors = redistribute_errors([state["errors"] for state in states], rank, world_size)
 
 
 class TopKSection(CompressionSection):

@@ -23,7 +23,7 @@ LAUNCHER = "BIGBATCH_LAUNCHER"
 
 WAIT_S = 120.0
 """How long a worker waits for the others before it gives up: the time in which a link that fell silent is noticed. A worker that dies is
-noticed at once, also by those that wait for a GPU (see `bigbatch.comm.rendezvous.watch`)."""
+noticed at once, also by those that wait for a GPU (see `bigbatch.comm.rendezvous.heartbeat`)."""
 
 
 class Variable(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigbatch import __version__
-from bigbatch.comm.launch.preflight import Exchange, measure_exchange
+from bigbatch.comm.launch.preflight import WorkerTimings, measure_workers
 from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.devices import choose_device
@@ -71,7 +71,7 @@ class Report:
     gflops: dict[str, float]
     disk: Disk | None
     data: Data | None
-    exchange: Exchange | None
+    exchange: WorkerTimings | None
     all_reduce: AlphaBeta | None
     link: AlphaBeta | None
     failures: tuple[str, ...]
@@ -125,7 +125,7 @@ def examine(workers: int = 1, *, data: Path | None = None, out: Path | None = No
     found = _attempt(lambda: _load_fashion_mnist(data), failures)
     exchange = model = None
     if workers > 1:
-        exchange = _attempt(lambda: measure_exchange(workers, threads=threads, backend=backend, timeout_s=timeout_s), failures)
+        exchange = _attempt(lambda: measure_workers(workers, threads=threads, backend=backend, timeout_s=timeout_s), failures)
     if exchange is not None:
         model = fit_alpha_beta(exchange.seconds)
     return Report(

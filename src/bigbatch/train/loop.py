@@ -96,7 +96,7 @@ def finish(run: Run) -> tuple[Result, Evaluation]:
     run.control.read()
     run.record.flush()
     train_s = run.stopwatch.seconds - run.control.curvature_s
-    run.comm.settle(run.optimizer)
+    run.comm.average_weights(run.optimizer)
     run.save("last.pt")
     if run.validation is None:  # resumed after the last update
         run.validation = run.evaluate("validation")
@@ -108,8 +108,8 @@ def finish(run: Run) -> tuple[Result, Evaluation]:
 
 def open_record(run: Run) -> None:
     """Write what a run's folder holds before its first update: the recipe, the first line of the record, a checkpoint."""
-    run.ranks.together(lambda: write_recipe(run.folder, run.recipe))
-    run.ranks.together(run.record.open)
+    run.ranks.run_on_all_ranks(lambda: write_recipe(run.folder, run.recipe))
+    run.ranks.run_on_all_ranks(run.record.open)
     if not run.record.begun:
         if run.notice:
             run.display.print_line(run.notice)
@@ -124,7 +124,7 @@ def begin(run: Run) -> None:
     clock = run.batches.begin(run.clock, run.work)
     run.stream = open_stream(run.recipe, run.data.train, clock, run.control.upcoming(clock), ranks=run.ranks, work=run.work)
     if run.ranks.world_size > 1:
-        with run.comm.rehearsal():
+        with run.comm.warmup_pass():
             accumulate(run, [idle_batch(run.recipe, run.data.train, run.ranks.device)], divisor=1.0, idle=1)
         run.optimizer.zero_grad()
         run.control.forget_gradients()
@@ -150,7 +150,7 @@ def gradient(run: Run, num_samples: int) -> Tensor:
 
 def accumulate(run: Run, batches: Any, *, divisor: float, idle: int) -> Tensor:
     """`accumulate_gradients` of a run."""
-    hooks: dict[str, Any] = {"sync_context": run.comm.passing, "after_backward": run.control.after_backward}
+    hooks: dict[str, Any] = {"sync_context": run.comm.sync_context, "after_backward": run.control.after_backward}
     where: dict[str, Any] = {"device": run.ranks.device, "precision": run.recipe.precision}
     return accumulate_gradients(run.forward, run.task, batches, divisor=divisor, idle=idle, **hooks, **where)
 

@@ -127,7 +127,7 @@ class Run:
     @property
     def quiet(self) -> bool:
         """Whether this worker prints nothing."""
-        return self.options.quiet or not self.ranks.first
+        return self.options.quiet or not self.ranks.is_rank_0
 
     @property
     def micro_batch(self) -> int:
@@ -163,15 +163,15 @@ class Run:
         self.control.read()
         state = Progress(self.clock, self.micro_batch, self.best_score, self.stopwatch.seconds, self.control.state_dict(), self.reached)
         parts: dict[str, Any] = {"recipe": self.recipe, "comm": self.comm, "optimizer": self.optimizer, "held": self.batches}
-        with self.comm.averaged(self.optimizer), self.statistics.combined():
+        with self.comm.averaged_weights(self.optimizer), self.statistics.combined():
             check_weights(self.model, self.clock)
             save_checkpoint(self.folder and self.folder / name, progress=state, **parts)
 
     def evaluate(self, split: Literal["validation", "test"]) -> Evaluation:
         """Loss and score on a split, of the weights and statistics of all workers; recorded. Called by every worker."""
-        with self.comm.averaged(self.optimizer), self.statistics.combined():
-            how: dict[str, Any] = {"recipe": self.recipe, "ranks": self.ranks, "lockstep": self.comm.lockstep}
+        with self.comm.averaged_weights(self.optimizer), self.statistics.combined():
+            how: dict[str, Any] = {"recipe": self.recipe, "ranks": self.ranks, "equal_num_passes": self.comm.equal_num_passes}
             result = evaluate(self.model, self.task, getattr(self.data, split), **how)
-        self.record.evaluation(self.clock, split, result, self.comm.facts())
+        self.record.evaluation(self.clock, split, result, self.comm.metrics())
         self.after_evaluation()
         return result

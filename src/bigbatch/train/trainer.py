@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from bigbatch.comm.parameter_server.role import Role
-from bigbatch.comm.ranks import Ranks, joined
+from bigbatch.comm.parameter_server.process_role import ProcessRole
+from bigbatch.comm.ranks import Ranks, process_group
 from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance
 from bigbatch.recipe import Recipe
@@ -105,11 +105,11 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
     """`fit`, its keywords as one value."""
     refuse_in_a_loader()
     recipe, out = recipe or Recipe.named(task.name), options.out
-    if (role := Role.of_environment()) is not None:
+    if (role := ProcessRole.from_environment()) is not None:
         return take_part(task, recipe, role, options)
     refuse_pieces(recipe, out if options.resume else None)
     with (
-        joined(device=options.device) as everyone,
+        process_group(device=options.device) as everyone,
         lock_on_rank_0(out, everyone, resume=options.resume),
         paired(recipe, everyone) as (ranks, pair),
     ):
@@ -120,7 +120,7 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
             return finished
         run = set_up(task, recipe, options, ranks, folder=folder, resumes=resumes, pair=pair)
         run.start_facts["workers"] = everyone.world_size
-        if resumes and not options.resume and ranks.first:
+        if resumes and not options.resume and ranks.is_rank_0:
             print(f"{run.title}: continues after update {run.clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
         return train(run)
 
@@ -140,8 +140,8 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
     Raises:
         UserError: If the task, recipe, data or checkpoint can't be used.
     """
-    on_all = ranks.together
-    ranks.check_alike({"recipe": recipe.to_toml(), "version of torch": torch.__version__, "version of bigbatch": __version__})
+    on_all = ranks.run_on_all_ranks
+    ranks.check_identical({"recipe": recipe.to_toml(), "version of torch": torch.__version__, "version of bigbatch": __version__})
     on_all(lambda: check_control(recipe, measure=options.measure_noise, world_size=ranks.world_size))
     data = on_all(lambda: load_data(task, recipe, ranks))
     seed_everything(recipe.seed)
@@ -150,7 +150,7 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
     batches = on_all(lambda: build_update_batches(task, recipe, comm, data.train, pair=pair, quiet=options.quiet))
     optimizer = on_all(lambda: build_optimizer(model, recipe, comm))
     distance = WeightDistance(model) if options.measure_distance else None  # from the weights before a checkpoint is read
-    if not ranks.first:
+    if not ranks.is_rank_0:
         seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
     last = Path(options.out or "") / "last.pt"
     if resumes:
@@ -179,6 +179,10 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
         distance=distance,
         **parts,
     )
-    cut: dict[str, Any] = {"micro_batch": progress.micro_batch, "ghost_batch": recipe.batch.ghost_batch, "lockstep": comm.lockstep}
+    cut: dict[str, Any] = {
+        "micro_batch": progress.micro_batch,
+        "ghost_batch": recipe.batch.ghost_batch,
+        "equal_num_passes": comm.equal_num_passes,
+    }
     run.work = partition(ranks.rank, ranks.world_size, num_groups=control.noise.num_groups if control.noise is not None else None, **cut)
     return run

@@ -87,7 +87,7 @@ def all_come_together(rank, world, *, updates, within):
     assert comm.averages > updates // 6
     optimizer = torch.optim.SGD(comm.model.parameters(), lr=0.02)
     own = comm._flat().to("cpu")
-    with comm.averaged(optimizer):
+    with comm.averaged_weights(optimizer):
         torch.testing.assert_close(comm._flat().to("cpu"), everyone.mean(0), rtol=0, atol=1e-12)
     assert torch.equal(comm._flat().to("cpu"), own)
 
@@ -107,7 +107,7 @@ def play():
     comm, everyone = run(rank, world, lr=0.02, updates=400, pause_s=0.001, target=float(rank), at_update=keep_pace)
     torch.testing.assert_close(everyone.mean(0), torch.full((4,), (world - 1) / 2).double(), rtol=0, atol=0.3)
     optimizer = torch.optim.SGD(comm.model.parameters(), lr=0.02)
-    comm.settle(optimizer)
+    comm.average_weights(optimizer)
     torch.testing.assert_close(comm._flat(), everyone.mean(0), rtol=0, atol=1e-12)
 
     # A slow worker holds nobody up: it goes on only when the others have told it that all their updates are made.

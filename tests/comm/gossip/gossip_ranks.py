@@ -21,7 +21,7 @@ from torch import nn
 from bigbatch.comm.gossip.d_psgd import DPSGD
 from bigbatch.comm.gossip.decentlam import DecentLaM
 from bigbatch.comm.gossip.dmsgd import DmSGD
-from bigbatch.comm.gossip.topology import of_weights, topology
+from bigbatch.comm.gossip.topology import from_weights, topology
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import UserError
 
@@ -52,7 +52,7 @@ def run(rank, method, graph, *, world, updates, momentum=0.0, weight_decay=0.0, 
     """This rank's trajectory by real processes, compared with the reference after every update; returns its last x."""
     ranks = Ranks(rank, world, PLACE["device"])
     model = PLACE["moved"](Point(torch.from_numpy(start if rank == 0 else start + 1.0)))  # all become the first's
-    made = of_weights(graph) if isinstance(graph, np.ndarray) else topology(graph, world)
+    made = from_weights(graph) if isinstance(graph, np.ndarray) else topology(graph, world)
     comm = METHODS[method][0](model, ranks, topology=made)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     own_A, own_c = (PLACE["put"](torch.from_numpy(values)) for values in (A[rank], C[:, rank]))
@@ -63,7 +63,7 @@ def run(rank, method, graph, *, world, updates, momentum=0.0, weight_decay=0.0, 
     arguments = (lr, updates) if method == "d_psgd" else (lr, momentum, updates)
     expected = METHODS[method][1](np.tile(start[:, None], world), gradients, made.weights, *arguments) if reference else None
     for update in range(updates):
-        with comm.passing(last=True):
+        with comm.sync_context(last=True):
             d = model.value() - own_c
             ((own_A * d).sum(1).mul(d).sum() / 2 / comm.divisor(world, 1)).backward()
         comm.before_step(optimizer)
@@ -116,29 +116,29 @@ def averages(rank, world):
     everyone = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(everyone, own)
     mean = torch.stack(everyone).mean(0)
-    with comm.averaged(optimizer):
+    with comm.averaged_weights(optimizer):
         torch.testing.assert_close(model.value().detach(), mean, rtol=0, atol=1e-12)
-        saved, states = comm.state_dict(), comm.whole_states(optimizer)
+        saved, states = comm.state_dict(), comm.full_state_dicts(optimizer)
         saved = {**saved, "own": [t.clone() for t in saved["own"]]}
         states = ({k: v.clone() for k, v in states[0].items()}, states[1])
     assert torch.equal(model.value(), own)
     distance = float((torch.stack(everyone) - mean).square().sum(1).mean().sqrt())
-    assert comm.facts()["distance"] == pytest.approx(distance, rel=1e-9)
-    assert comm.facts()["relative_distance"] == pytest.approx(distance / float(mean.norm()), rel=1e-9)
-    assert comm.facts()["sent_bytes"] == 20 * 2 * DIMENSION * 8
+    assert comm.metrics()["distance"] == pytest.approx(distance, rel=1e-9)
+    assert comm.metrics()["relative_distance"] == pytest.approx(distance / float(mean.norm()), rel=1e-9)
+    assert comm.metrics()["sent_bytes"] == 20 * 2 * DIMENSION * 8
     again = Point(torch.zeros(DIMENSION, dtype=torch.float64))
     other = DecentLaM(again, Ranks(rank, world), topology=topology("ring", world))
     resumed = torch.optim.SGD(again.parameters(), lr=LR, momentum=0.9)
     others = [None] * world
     dist.all_gather_object(others, saved)
     other.load_state_dicts(others)
-    other.load_whole_states(resumed, *states)
+    other.load_full_state_dicts(resumed, *states)
     assert torch.equal(again.value(), own)
     assert other.updates == 20
     other.load_state_dicts(others[:-1])  # a worker more than there were: all start from the mean
-    other.load_whole_states(resumed, *states)
+    other.load_full_state_dicts(resumed, *states)
     torch.testing.assert_close(again.value().detach(), mean, rtol=0, atol=1e-12)
-    comm.settle(optimizer)
+    comm.average_weights(optimizer)
     torch.testing.assert_close(model.value().detach(), mean, rtol=0, atol=1e-12)
 
 

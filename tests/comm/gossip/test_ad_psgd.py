@@ -4,13 +4,13 @@ import torch
 from tests.distributed.ranks import run_ranks
 from torch import nn
 
-from bigbatch.comm.gossip.ad_psgd import ADPSGD, meet_halfway
+from bigbatch.comm.gossip.ad_psgd import ADPSGD, average_with_neighbour
 
 
 def test_hand_worked():  # 1 and 3 meet at 2; the one that moved by 0.5 meanwhile ends at 2.5
     a, b = torch.tensor(1.0), torch.tensor(3.0)
-    assert meet_halfway(a + 0.5, a, b).item() == 2.5
-    assert meet_halfway(b, b, a).item() == 2.0
+    assert average_with_neighbour(a + 0.5, a, b).item() == 2.5
+    assert average_with_neighbour(b, b, a).item() == 2.0
 
 
 def test_four_workers(tmp_path):

@@ -50,7 +50,7 @@ def test_a_lost_neighbour(tmp_path, arguments):
 def test_alone_there_is_nobody_to_ask(method):
     model = nn.Linear(2, 1)
     comm, optimizer = method(model), torch.optim.SGD(model.parameters(), lr=0.1)
-    with comm.passing(last=True):
+    with comm.sync_context(last=True):
         model(torch.ones(4, 2)).sum().backward()
     expected = [p - 0.1 * p.grad for p in model.parameters()]
     comm.before_step(optimizer)
@@ -58,7 +58,7 @@ def test_alone_there_is_nobody_to_ask(method):
     comm.after_step(optimizer, 1)
     for p, value in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.detach(), value.detach())
-    assert comm.facts() == {}
+    assert comm.metrics() == {}
 
 
 def heavy_ball_d_psgd(X, gradients, weights, lr, momentum, updates):
@@ -116,7 +116,7 @@ def test_between_gpus_all_messages_of_an_update_go_in_one_call(monkeypatch, coal
     nccl = SimpleNamespace(P2POp=lambda act, tensor, peer: (act, tensor, peer), irecv=True, isend=False, batch_isend_irecv=batch)
     monkeypatch.setattr(gossip, "dist", nccl)
     monkeypatch.setattr(gossip, "backend_of", lambda device: "nccl")
-    exchange = gossip.Exchange(topology("ring", 4), Ranks(0, 4))
+    exchange = gossip.NeighbourExchange(topology("ring", 4), Ranks(0, 4))
     for update in range(2):
         exchange.begin(torch.full((3,), 1.0), update)
         expected = (10.0 - 1.0) / 3 + (30.0 - 1.0) / 3  # a ring of four weighs each neighbour by a third
@@ -129,6 +129,6 @@ def test_between_gpus_all_messages_of_an_update_go_in_one_call(monkeypatch, coal
 
 def test_a_lost_neighbour_is_never_left_to_nccl(monkeypatch):
     monkeypatch.setattr(gossip, "backend_of", lambda device: "nccl")
-    monkeypatch.setattr(gossip, "group_of_host", lambda: "a group of gloo")
+    monkeypatch.setattr(gossip, "cpu_group", lambda: "a group of gloo")
     ring, ranks = topology("ring", 4), Ranks(0, 4)
-    assert [gossip.Exchange(ring, ranks, tolerant=tolerant)._group for tolerant in (False, True)] == [None, "a group of gloo"]
+    assert [gossip.NeighbourExchange(ring, ranks, tolerant=tolerant)._group for tolerant in (False, True)] == [None, "a group of gloo"]

@@ -7,13 +7,13 @@ import pytest
 from bigbatch.comm.gossip.topology import (
     TOPOLOGIES,
     Topology,
+    check_connected,
     check_doubly_stochastic,
-    check_reaches_all,
     complete,
     exponential,
+    from_graph,
+    from_weights,
     metropolis,
-    of_graph,
-    of_weights,
     one_peer_exponential,
     random_match,
     ring,
@@ -93,14 +93,14 @@ def test_matches_are_pairs_the_same_everywhere_and_new_in_every_update():
 
 
 def test_any_graph():
-    path = of_graph(networkx.path_graph(3))
+    path = from_graph(networkx.path_graph(3))
     assert path.weights(0) * 3 == pytest.approx(np.array([[2, 1, 0], [1, 1, 1], [0, 1, 2]]))
     with pytest.raises(UserError, match="worker 2 can't be reached from worker 0: must be connected"):
-        of_graph(networkx.Graph([(0, 1), (2, 3)]))
+        from_graph(networkx.Graph([(0, 1), (2, 3)]))
     with pytest.raises(UserError, match="edges of one direction"):
-        of_graph(networkx.DiGraph([(0, 1), (1, 2)]))
+        from_graph(networkx.DiGraph([(0, 1), (1, 2)]))
     with pytest.raises(UserError, match="must be the workers 0 to n - 1"):
-        of_graph(networkx.Graph([(1, 2)]))
+        from_graph(networkx.Graph([(1, 2)]))
 
 
 @pytest.mark.parametrize(
@@ -119,24 +119,24 @@ def test_weights_that_would_not_keep_the_mean(W, message):
 
 def test_weights_of_your_own():
     cycle = [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]]
-    assert not of_weights(np.array(cycle)).symmetric
-    own = of_weights(np.array([[0.75, 0.25], [0.25, 0.75]]), name="mine")
+    assert not from_weights(np.array(cycle)).symmetric
+    own = from_weights(np.array([[0.75, 0.25], [0.25, 0.75]]), name="mine")
     assert (own.name, own.num_workers, own.period, own.symmetric) == ("mine", 2, 1, True)
     assert own.weights(3).tolist() == [[0.75, 0.25], [0.25, 0.75]]
     with pytest.raises(UserError, match="topology weights: worker 1 can't be reached from worker 0: must be connected"):
-        of_weights(np.eye(2))
+        from_weights(np.eye(2))
     with pytest.raises(UserError, match="workers only swap what they have: leave each some weight of its own"):
-        of_weights(np.array([[0.0, 1.0], [1.0, 0.0]]))
+        from_weights(np.array([[0.0, 1.0], [1.0, 0.0]]))
     with pytest.raises(UserError, match="row 0 sums to 1.1"):
-        of_weights(np.array([[0.6, 0.5], [0.4, 0.5]]))
+        from_weights(np.array([[0.6, 0.5], [0.4, 0.5]]))
 
 
 def test_a_graph_that_changes_must_reach_all_over_its_cycle():
     half = np.full((2, 2), 0.5)
     pairs = [np.kron(np.eye(2), half), np.kron(half, np.eye(2))]  # 0-1 and 2-3, then 0-2 and 1-3
-    check_reaches_all(Topology("in turn", 4, lambda update: pairs[update % 2], period=2))
+    check_connected(Topology("in turn", 4, lambda update: pairs[update % 2], period=2))
     with pytest.raises(UserError, match="topology stuck: worker 2 can't be reached from worker 0"):
-        check_reaches_all(Topology("stuck", 4, lambda update: pairs[0], period=2))
+        check_connected(Topology("stuck", 4, lambda update: pairs[0], period=2))
 
 
 def test_names_and_numbers():

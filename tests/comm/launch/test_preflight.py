@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from bigbatch.comm.launch import preflight
-from bigbatch.comm.launch.preflight import WORKER, Exchange, measure_exchange, run_workers
+from bigbatch.comm.launch.preflight import WORKER, WorkerTimings, measure_workers, run_workers
 from bigbatch.core.checks import UserError
 
 WAIT = "exec cat"  # ends when standard input does, as a worker does: so it must stay open
@@ -29,7 +29,7 @@ def shell(*scripts):
 
 
 def test_two_real_workers(started):
-    found = measure_exchange(2)
+    found = measure_workers(2)
     assert (found.workers, found.backend, found.threads) == (2, "gloo", 1)
     assert list(found.seconds) == [4096, 16384, 65536, 262144, 1048576, 4194304, 16777216]
     for times in found.seconds.values():
@@ -42,14 +42,14 @@ def test_two_real_workers(started):
 
 
 def test_speedup_hand_worked():
-    found = Exchange(2, "gloo", 1, alone_gflops=10.0, together_gflops=(9.0, 6.0), latency_s=1e-4, all_reduce=())
+    found = WorkerTimings(2, "gloo", 1, alone_gflops=10.0, together_gflops=(9.0, 6.0), latency_s=1e-4, all_reduce=())
     assert found.speedup == pytest.approx(1.5)
 
 
 def test_a_real_failure_says_rank_and_reason(monkeypatch, started):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     with pytest.raises(UserError, match=r"worker of rank [01] of 2 failed with exit code 1: .*nosuch0.*; mend what it says") as error:
-        measure_exchange(2)
+        measure_workers(2)
     assert "\n" not in str(error.value)
     assert all(r.returncode is not None for r in started)
 
@@ -102,6 +102,6 @@ def test_a_worker_ends_when_its_parent_is_gone(tmp_path):
 
 def test_refuses():
     with pytest.raises(UserError, match="workers = 1: an exchange needs two at least"):
-        measure_exchange(1)
+        measure_workers(1)
     with pytest.raises(UserError, match="threads = 0: must be a finite number above zero"):
-        measure_exchange(2, threads=0)
+        measure_workers(2, threads=0)

@@ -5,15 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigbatch.comm.parameter_server.async_sgd import bounds_can_be_kept, largest_lr, matched, weights_of
+from bigbatch.comm.parameter_server.async_sgd import can_meet_deadlines, equivalent_settings, gradient_weights, largest_lr
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():
-    assert weights_of([1, 3], "mean") == [0.25, 0.75]
-    assert weights_of([1, 3], "sum") == [0.5, 1.5]
-    assert matched(0.8, 0.1, 2.0, num_gradients=4, reduction="sum") == (0.2, 0.4, 8.0)
-    assert matched(0.8, 0.1, 2.0, num_gradients=4, reduction="mean") == (0.8, 0.1, 2.0)
+    assert gradient_weights([1, 3], "mean") == [0.25, 0.75]
+    assert gradient_weights([1, 3], "sum") == [0.5, 1.5]
+    assert equivalent_settings(0.8, 0.1, 2.0, num_gradients=4, reduction="sum") == (0.2, 0.4, 8.0)
+    assert equivalent_settings(0.8, 0.1, 2.0, num_gradients=4, reduction="mean") == (0.8, 0.1, 2.0)
 
 
 @pytest.mark.parametrize(("smoothness", "M", "T"), [(1.0, 1, 0), (2.0, 4, 1), (0.5, 3, 7), (10.0, 8, 100)])
@@ -36,7 +36,7 @@ def test_the_bounds_can_be_kept_exactly_if_some_order_keeps_them(deadlines, M, c
         return all(3 + (collected + place) // M <= deadline for place, deadline in enumerate(order))
 
     some = any(keeps(order) for order in itertools.permutations(deadlines))
-    assert bounds_can_be_kept(deadlines, version=3, collected=collected, gradients_per_update=M) == some
+    assert can_meet_deadlines(deadlines, version=3, collected=collected, gradients_per_update=M) == some
 
 
 @pytest.mark.parametrize(("clip_norm", "atol"), [(None, 1e-12), (0.7, 1e-5)])  # torch's clipping adds 1e-6 to the norm
@@ -46,10 +46,10 @@ def test_a_sum_with_its_settings_takes_the_steps_of_the_mean(clip_norm, atol):
     gradients = torch.randn(20, M, 5, dtype=torch.float64)
     for reduction in ("mean", "sum"):
         p = torch.ones(5, dtype=torch.float64, requires_grad=True)
-        settings = matched(0.1, 0.01, clip_norm, num_gradients=M, reduction=reduction)
+        settings = equivalent_settings(0.1, 0.01, clip_norm, num_gradients=M, reduction=reduction)
         optimizer = torch.optim.SGD([p], lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
         for each in gradients:
-            weights = torch.tensor(weights_of([4, 4, 2], reduction), dtype=torch.float64)
+            weights = torch.tensor(gradient_weights([4, 4, 2], reduction), dtype=torch.float64)
             p.grad = (weights[:, None] * each).sum(0)
             torch.nn.utils.clip_grad_norm_([p], settings.clip_norm or float("inf"))
             optimizer.step()

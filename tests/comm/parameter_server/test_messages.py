@@ -8,16 +8,16 @@ from tests.stand_in import GPU, Moves, OnGPU, waits
 
 from bigbatch.comm.parameter_server.messages import (
     HEADER,
-    Answer,
     BadMessage,
     Kind,
     Layout,
+    Reply,
     Request,
-    Say,
-    decode_answer,
+    Status,
+    decode_reply,
     decode_request,
     digest_of,
-    encode_answer,
+    encode_reply,
     encode_request,
     pack_tree,
     unpack_tree,
@@ -38,8 +38,8 @@ def push(**changes):
 
 def test_what_is_said_is_what_is_heard():
     assert decode(push()) == Request(Kind.PUSH, 2, 7, 1 << 40, 0.5, b"x" * 12)
-    answer = Answer(Say.WORK, 7, {"id": 1 << 63}, b"weights")
-    assert decode_answer(encode_answer(answer)) == answer
+    reply = Reply(Status.WORK, 7, {"id": 1 << 63}, b"weights")
+    assert decode_reply(encode_reply(reply)) == reply
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_a_header_with_a_bit_turned_is_another_request_or_none(place, bit):
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_any_bytes_are_an_answer_or_a_bad_message(frames):
     with pytest.raises(BadMessage):
-        decode_answer(frames)
+        decode_reply(frames)
 
 
 def test_answers_that_are_none():
-    head, _, payload = encode_answer(Answer(Say.END, 1, {}))
+    head, _, payload = encode_reply(Reply(Status.END, 1, {}))
     for facts in (b"[" * 60_000, b"[]", b"1", b"{", b"\xff"):
         with pytest.raises(BadMessage):
-            decode_answer([head, facts, payload])
+            decode_reply([head, facts, payload])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])

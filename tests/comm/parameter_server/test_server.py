@@ -11,9 +11,9 @@ import zmq
 from tests.comm.parameter_server.served import losses_of, problem, threads, work
 
 from bigbatch.comm.parameter_server.client import ParameterClient
-from bigbatch.comm.parameter_server.ledger import Ledger, even_pieces
 from bigbatch.comm.parameter_server.messages import HEADER, MAGIC, Kind, Request, encode_request
 from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.comm.parameter_server.work_queue import WorkQueue, even_split
 from bigbatch.core.checks import LostWorkers, UserError
 
 
@@ -35,11 +35,11 @@ def sgd(parameters):
 @pytest.mark.parametrize("make", [sgd, partial(torch.optim.AdamW, lr=0.01)], ids=["sgd", "adamw"])
 def test_synchronous_is_one_worker_on_the_joined_batch(make):
     model, *_ = problem()
-    server = ParameterServer(model.parameters(), Ledger(total_samples=1010, global_batch=30, gradients_per_update=4))
+    server = ParameterServer(model.parameters(), WorkQueue(total_samples=1010, global_batch=30, gradients_per_update=4))
     optimizer, losses = make(model.parameters()), []
     with threads(*(partial(work, server.address, server.token, i) for i in range(3))):  # fewer workers than pieces
         while (update := server.collect()) is not None:
-            assert update.staleness == [0] * len(update.works)
+            assert update.staleness == [0] * len(update.work_items)
             losses.append(update.sum_loss / update.num_samples)
             optimizer.step()
             server.publish()
@@ -48,13 +48,13 @@ def test_synchronous_is_one_worker_on_the_joined_batch(make):
     for got, want in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(got.detach(), want, rtol=0, atol=1e-10)
     assert len(losses) == 34
-    assert server.ledger.histogram == {0: 34 * 4}
+    assert server.queue.histogram == {0: 34 * 4}
 
 
 def test_asynchronous_learns_within_its_bound_and_counts_its_bytes():
     model, inputs, targets = problem()
     server = ParameterServer(
-        model.parameters(), Ledger(total_samples=4000, global_batch=10, gradients_per_update=2, staleness_bound=3), damping="inverse"
+        model.parameters(), WorkQueue(total_samples=4000, global_batch=10, gradients_per_update=2, staleness_bound=3), damping="inverse"
     )
     before = (model(inputs) - targets).square().mean().item()
 
@@ -71,7 +71,7 @@ def test_asynchronous_learns_within_its_bound_and_counts_its_bytes():
             server.publish()
         server.finish()
     assert (model(inputs) - targets).square().mean().item() < before / 2
-    assert max(server.ledger.histogram) <= 3
+    assert max(server.queue.histogram) <= 3
     weights = sum(8 * p.numel() for p in model.parameters())
     assert server.traffic["received_bytes"] == 800 * weights
     assert server.traffic["sent_bytes"] >= 800 * weights
@@ -79,7 +79,7 @@ def test_asynchronous_learns_within_its_bound_and_counts_its_bytes():
 
 def test_a_worker_that_is_gone_is_missed_and_its_work_done_by_another():
     model, *_ = problem()
-    server = ParameterServer(model.parameters(), Ledger(total_samples=60, global_batch=20, gradients_per_update=2))
+    server = ParameterServer(model.parameters(), WorkQueue(total_samples=60, global_batch=20, gradients_per_update=2))
     other, *_ = problem()
 
     def die():
@@ -95,12 +95,12 @@ def test_a_worker_that_is_gone_is_missed_and_its_work_done_by_another():
             server.publish()
         server.finish()
     assert time.monotonic() - began < 10  # not the 120 s after which a silent one is given up
-    assert server.ledger.intervals == [[0, 60]]
+    assert server.queue.applied_ranges == [[0, 60]]
 
 
 def test_a_worker_that_comes_back_takes_its_own_place_and_one_that_leaves_is_not_waited_for():
     model, *_ = problem()
-    server = ParameterServer(model.parameters(), Ledger(total_samples=40, global_batch=20, gradients_per_update=2))
+    server = ParameterServer(model.parameters(), WorkQueue(total_samples=40, global_batch=20, gradients_per_update=2))
     client_of = partial(ParameterClient, server.address, server.token)
 
     def comes_back():
@@ -124,7 +124,7 @@ def test_a_worker_that_comes_back_takes_its_own_place_and_one_that_leaves_is_not
 
 def test_wrong_tokens_models_jobs_and_addresses():
     model, *_ = problem()
-    server = ParameterServer(model.parameters(), Ledger(total_samples=10, global_batch=5), job="this")
+    server = ParameterServer(model.parameters(), WorkQueue(total_samples=10, global_batch=5), job="this")
     refused = []
 
     def try_all():
@@ -145,7 +145,7 @@ def test_wrong_tokens_models_jobs_and_addresses():
     assert "wrong token: give the one of the server (BIGBATCH_TOKEN)" in refused[0]
     assert all("another model, recipe or version than the server's" in text for text in refused[1:])
     with pytest.raises(UserError, match=r"can't listen there \(Address already in use\); choose another address"):
-        ParameterServer(model.parameters(), Ledger(total_samples=10, global_batch=5), address=server.address)
+        ParameterServer(model.parameters(), WorkQueue(total_samples=10, global_batch=5), address=server.address)
     server.close()
     with pytest.raises(UserError, match="is not an address"):
         ParameterClient("nowhere", "x", model.parameters())
@@ -155,8 +155,8 @@ def test_wrong_tokens_models_jobs_and_addresses():
 
 def messages(server, chance, number):
     """Well-framed and wrong, in every way there is."""
-    secret = {"token": server.token.encode(), "digest": server._desk._digest}
-    limit = server._desk._payload_bytes[Kind.PUSH]
+    secret = {"token": server.token.encode(), "digest": server._socket._digest}
+    limit = server._socket._payload_bytes[Kind.PUSH]
     good = encode_request(Request(Kind.PUSH, 0, 1, 1, 0.5, b"x" * limit), **secret)
     for _ in range(number):
         frames = list(good)
@@ -187,7 +187,7 @@ def test_ten_thousand_bad_messages_change_nothing(tmp_path):
     print(f"seed {seed}")
     chance = random.Random(seed)
     model, *_ = problem()
-    server = ParameterServer(model.parameters(), Ledger(total_samples=2000, global_batch=20, staleness_bound=2))
+    server = ParameterServer(model.parameters(), WorkQueue(total_samples=2000, global_batch=20, staleness_bound=2))
     optimizer = sgd(model.parameters())
     with threads(partial(work, server.address, server.token, 0)):
         for _ in range(5):
@@ -196,7 +196,7 @@ def test_ten_thousand_bad_messages_change_nothing(tmp_path):
             server.publish()
 
         def state():
-            kept = {key: value for key, value in server.ledger.state_dict().items() if key not in ("refused", "waiting", "cursor")}
+            kept = {key: value for key, value in server.queue.state_dict().items() if key not in ("refused", "waiting", "cursor")}
             buffers = [optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()]
             return kept, [p.detach().clone() for p in model.parameters()], buffers
 
@@ -212,10 +212,10 @@ def test_ten_thousand_bad_messages_change_nothing(tmp_path):
                 sent += 1
                 server.serve(0)
             end = time.monotonic() + 20
-            while server.traffic["malformed"] + server.ledger.refused["unknown"] < sent and time.monotonic() < end:
+            while server.traffic["malformed"] + server.queue.refused["unknown"] < sent and time.monotonic() < end:
                 server.serve(0.05)
             peer.close()
-        assert server.traffic["malformed"] + server.ledger.refused["unknown"] == sent == 8800
+        assert server.traffic["malformed"] + server.queue.refused["unknown"] == sent == 8800
         port = int(server.address.rpartition(":")[2])
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # how a ZeroMQ peer begins
         for i in range(1000):
@@ -243,7 +243,7 @@ def test_ten_thousand_bad_messages_change_nothing(tmp_path):
             sent += 1
         context.term()
         assert sent == 10_000
-        assert server.traffic["malformed"] + server.ledger.refused["unknown"] >= 8800
+        assert server.traffic["malformed"] + server.queue.refused["unknown"] >= 8800
         after = state()
         assert after[0] == before[0]
         assert all(torch.equal(a, b) for part in (1, 2) for a, b in zip(after[part], before[part], strict=True))
@@ -252,16 +252,16 @@ def test_ten_thousand_bad_messages_change_nothing(tmp_path):
             optimizer.step()
             server.publish()
         server.finish()
-    assert server.ledger.intervals == [[0, 2000]]
-    assert server.ledger.version == 100
+    assert server.queue.applied_ranges == [[0, 2000]]
+    assert server.queue.version == 100
 
 
 def test_a_server_that_goes_down_and_comes_back_applies_nothing_twice():
     """Linear loss, so that the weight counts the updates: each takes exactly 1 from it."""
     total, batch, chance = 300, 3, random.Random(7)
     w = torch.zeros(1, dtype=torch.float64)
-    ledger = Ledger(total_samples=total, global_batch=batch, staleness_bound=4, nonce=0)
-    server = ParameterServer([w], ledger, token="t")
+    queue = WorkQueue(total_samples=total, global_batch=batch, staleness_bound=4, nonce=0)
+    server = ParameterServer([w], queue, token="t")
     port = int(server.address.rpartition(":")[2])
 
     def count(worker):
@@ -275,35 +275,35 @@ def test_a_server_that_goes_down_and_comes_back_applies_nothing_twice():
 
     lives = 1
     with threads(*(partial(count, i) for i in range(3))):
-        saved = ledger.state_dict(), w.clone()
-        while not ledger.done:
+        saved = queue.state_dict(), w.clone()
+        while not queue.done:
             update = server.collect(timeout_s=1)
             if update is None:
                 continue
             w -= w.grad
             server.publish()
             if chance.random() < 0.1:
-                saved = ledger.state_dict(), w.clone()
+                saved = queue.state_dict(), w.clone()
             if chance.random() < 0.1 and lives < 10:  # gone, with all that came after the last snapshot
                 server.close()
-                ledger = Ledger(total_samples=total, global_batch=batch, staleness_bound=4, nonce=lives)
-                ledger.load_state_dict(saved[0])
+                queue = WorkQueue(total_samples=total, global_batch=batch, staleness_bound=4, nonce=lives)
+                queue.load_state_dict(saved[0])
                 w = saved[1].clone()
-                server = ParameterServer([w], ledger, token="t", address=f"tcp://127.0.0.1:{port}")
+                server = ParameterServer([w], queue, token="t", address=f"tcp://127.0.0.1:{port}")
                 lives += 1
         server.finish()
     assert lives == 10
     assert w.item() == -total / batch
-    assert ledger.version == total / batch
-    assert ledger.intervals == [[0, total]]
-    assert max(ledger.histogram) <= 4
+    assert queue.version == total / batch
+    assert queue.applied_ranges == [[0, total]]
+    assert max(queue.histogram) <= 4
 
 
 def test_a_server_that_ends_every_connection_is_given_up(monkeypatch):
-    monkeypatch.setattr("bigbatch.comm.parameter_server.connection.MOST_LOSSES", 3)
+    monkeypatch.setattr("bigbatch.comm.parameter_server.connection.MAX_DISCONNECTS", 3)
     monkeypatch.setattr("bigbatch.comm.parameter_server.connection.RECONNECT_MS", 10)
     model, *_ = problem()
-    server = ParameterServer(model.parameters(), Ledger(total_samples=10, global_batch=5))
+    server = ParameterServer(model.parameters(), WorkQueue(total_samples=10, global_batch=5))
     with pytest.raises(LostWorkers, match="no parameter server at"):  # a token longer than any message that this server takes
         ParameterClient(server.address, "x" * 10_000, model.parameters())
     server.close()
@@ -311,7 +311,7 @@ def test_a_server_that_ends_every_connection_is_given_up(monkeypatch):
 
 def test_the_smallest_model_goes_with_a_token_longer_than_it():
     w = torch.zeros(1, requires_grad=True)
-    server = ParameterServer([w], Ledger(total_samples=4, global_batch=2), token="x" * 256)
+    server = ParameterServer([w], WorkQueue(total_samples=4, global_batch=2), token="x" * 256)
 
     def one():
         with ParameterClient(server.address, server.token, [torch.zeros(1)]) as client:
@@ -325,6 +325,6 @@ def test_the_smallest_model_goes_with_a_token_longer_than_it():
 
 
 def test_even_pieces_of_an_update_are_the_default():
-    assert even_pieces(7, 3) == [2, 2, 3]
+    assert even_split(7, 3) == [2, 2, 3]
     model, inputs, targets = problem()
     assert losses_of(model, inputs, targets, type("W", (), {"start": 1, "num_samples": 3})).shape == (3,)

@@ -6,7 +6,7 @@ import pytest
 
 from bigbatch.batching.adascale import AdaScale
 from bigbatch.batching.decision import Bounds, Proposal, Seen
-from bigbatch.comm.ranks import ALONE
+from bigbatch.comm.ranks import SINGLE_PROCESS
 from bigbatch.core.clock import Clock
 from bigbatch.train.control.batch_source import BatchSource, ScheduledBatch
 from bigbatch.train.control.control import Control
@@ -47,7 +47,7 @@ def grown(clock):
 BATCHES = {
     "fixed": lambda: BatchSource(50),
     "scheduled": lambda: ScheduledBatch(grown, 50),
-    "measured": lambda: MeasuredBatch(Doubles(), Bounds(50, 200, 1), global_batch=50, every_updates=2, epoch=500, ranks=ALONE),
+    "measured": lambda: MeasuredBatch(Doubles(), Bounds(50, 200, 1), global_batch=50, every_updates=2, epoch=500, ranks=SINGLE_PROCESS),
 }
 RATES = {
     "schedule": lambda: RateSource(halved, TOTAL),

@@ -79,7 +79,7 @@ def test_the_same_views_whoever_reads_them_and_wherever_the_run_stands():
 
 def test_idle_workers_keep_their_place():
     def work(num_samples):
-        return work_of(num_samples, 0, 3, micro_batch=4, ghost_batch=None, lockstep=True)
+        return work_of(num_samples, 0, 3, micro_batch=4, ghost_batch=None, equal_num_passes=True)
 
     pieces = list(open_stream(RECIPE, DATA, Clock(), [2, 20], Ranks(0, 3), work))  # of 2 samples, the first worker has none
     sizes = [len(targets) for _, targets in pieces]

@@ -29,15 +29,18 @@ def test_every_sample_and_every_group_is_one_workers(num_samples, world, ghost):
 
 
 @given(st.integers(1, 300), st.integers(1, 6), st.integers(1, 50), GHOSTS, st.booleans())
-def test_passes_cover_the_share_and_keep_step(num_samples, world, micro_batch, ghost, lockstep):
-    works = [work_of(num_samples, rank, world, micro_batch=micro_batch, ghost_batch=ghost, lockstep=lockstep) for rank in range(world)]
+def test_passes_cover_the_share_and_keep_step(num_samples, world, micro_batch, ghost, equal_num_passes):
+    works = [
+        work_of(num_samples, rank, world, micro_batch=micro_batch, ghost_batch=ghost, equal_num_passes=equal_num_passes)
+        for rank in range(world)
+    ]
     for work in works:
         assert sum(work.sizes[work.idle :]) == work.share.num_samples
         assert work.sizes[: work.idle] == [IDLE_SAMPLES] * work.idle
         assert work.sizes, "a worker without samples passes all the same"
         if work.share.num_samples:
             assert work.sizes[work.idle :] == micro_batches(work.share.num_samples, micro_batch, ghost)
-    if lockstep:
+    if equal_num_passes:
         assert len({len(work.sizes) for work in works}) == 1
     else:
         assert all(work.idle == (not work.share.num_samples) for work in works)

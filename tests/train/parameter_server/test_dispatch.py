@@ -12,14 +12,14 @@ from torch import nn
 
 import bigbatch
 from bigbatch import Recipe
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.supervisor import reserved_ports
 from bigbatch.core.checks import CheckpointError, Interrupted, RecipeError, UserError
 from bigbatch.tasks.digits_mlp import DigitsMLP
-from bigbatch.train.parameter_server.dispatch import check_served
-from bigbatch.train.parameter_server.serve import build_ledger, serve_run
-from bigbatch.train.parameter_server.servers import serve_part
-from bigbatch.train.parameter_server.work import work_for
+from bigbatch.train.parameter_server.dispatch import check_parameter_server_recipe
+from bigbatch.train.parameter_server.server import build_work_queue, run_server
+from bigbatch.train.parameter_server.shard_servers import run_shard_server
+from bigbatch.train.parameter_server.worker import run_worker
 from bigbatch.train.run import Options
 from bigbatch.train.state.record import read_record
 from bigbatch.train.trainer import fit
@@ -58,10 +58,10 @@ def run(task, recipe, out, *, workers=2, **options):
     options = {**QUIET, **options}
     with reserved_ports(servers) as ports:
         facts = (tuple(f"tcp://127.0.0.1:{port}" for port in ports), "token", workers)
-        others = [partial(serve_part, task, recipe, Role(True, i, *facts)) for i in range(1, servers)]
-        others += [partial(work_for, task, recipe, Role(False, i, *facts)) for i in range(workers)]
+        others = [partial(run_shard_server, task, recipe, ProcessRole(True, i, *facts)) for i in range(1, servers)]
+        others += [partial(run_worker, task, recipe, ProcessRole(False, i, *facts)) for i in range(workers)]
         with threads(*others):
-            return serve_run(task, recipe, Role(True, 0, *facts), Options(out=out, **options))
+            return run_server(task, recipe, ProcessRole(True, 0, *facts), Options(out=out, **options))
 
 
 def saved(out):
@@ -157,8 +157,8 @@ def test_a_target_ends_the_run_and_a_finished_one_is_returned(tmp_path):
     result = run(Digits(), recipe, tmp_path, target=0.6, measure_test=False)
     assert result.reached
     assert result.updates < 2000
-    role = Role(True, 0, ("tcp://127.0.0.1:1",), "token", 2)
-    assert serve_run(Digits(), recipe, role, Options(out=tmp_path, resume=True)).updates == result.updates
+    role = ProcessRole(True, 0, ("tcp://127.0.0.1:1",), "token", 2)
+    assert run_server(Digits(), recipe, role, Options(out=tmp_path, resume=True)).updates == result.updates
 
 
 @pytest.mark.parametrize(
@@ -174,27 +174,27 @@ def test_a_target_ends_the_run_and_a_finished_one_is_returned(tmp_path):
 )
 def test_what_does_not_go_together(changes, measure, message):
     with pytest.raises(UserError, match=message):
-        check_served(NAMED.replace(changes), 4, measure_noise=measure)
+        check_parameter_server_recipe(NAMED.replace(changes), 4, measure_noise=measure)
 
 
 def test_the_weights_distance_is_not_recorded_there():
     with pytest.raises(UserError, match="measure_distance with a parameter server: is not recorded there"):
-        check_served(NAMED, 4, measure_distance=True)
+        check_parameter_server_recipe(NAMED, 4, measure_distance=True)
 
 
 def test_more_gradients_than_samples():
     with pytest.raises(RecipeError, match="40 workers for a global_batch of 32"):
-        build_ledger(NAMED, 40)
+        build_work_queue(NAMED, 40)
 
 
 def test_roles_are_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("BIGBATCH_ROLE", "worker:0")
     monkeypatch.setenv("BIGBATCH_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("BIGBATCH_TOKEN", "token")
-    monkeypatch.setattr("bigbatch.train.parameter_server.work.work_for", lambda task, recipe, role, **_: (task.name, role.number))
+    monkeypatch.setattr("bigbatch.train.parameter_server.worker.run_worker", lambda task, recipe, role, **_: (task.name, role.rank))
     assert bigbatch.fit("digits/mlp", NAMED) == ("digits/mlp", 0)
     monkeypatch.setenv("BIGBATCH_ROLE", "server:0")
-    monkeypatch.setattr("bigbatch.train.parameter_server.serve.serve_run", lambda task, recipe, role, options: options)
+    monkeypatch.setattr("bigbatch.train.parameter_server.server.run_server", lambda task, recipe, role, options: options)
     assert bigbatch.fit("digits/mlp", NAMED, evaluate_every=2.0) == Options(evaluate_every=2.0)
     with pytest.raises(UserError, match=r"comm.kind = 'all_reduce' in a run with a parameter server"):
         bigbatch.fit("digits/mlp")
@@ -214,6 +214,6 @@ def test_json_of_the_outcome_is_what_workers_return(tmp_path):
     results = []
     with reserved_ports(1) as ports:
         facts = ((f"tcp://127.0.0.1:{ports[0]}",), "token", 1)
-        with threads(lambda: results.append(work_for(Digits(), NAMED, Role(False, 0, *facts)))):
-            results.append(serve_run(Digits(), NAMED, Role(True, 0, *facts), Options(**QUIET)))
+        with threads(lambda: results.append(run_worker(Digits(), NAMED, ProcessRole(False, 0, *facts)))):
+            results.append(run_server(Digits(), NAMED, ProcessRole(True, 0, *facts), Options(**QUIET)))
     assert len({json.dumps(json.loads(result.to_json())) for result in results}) == 1

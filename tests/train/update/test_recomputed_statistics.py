@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from bigbatch import Recipe
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.layers import convert_batch_norm
 from bigbatch.layers.precise_statistics import population
 from bigbatch.train.data.sampler import sample_indices
@@ -27,7 +27,7 @@ def data():
     return TensorDataset(torch.randn(64, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(64, dtype=torch.long))
 
 
-def recomputed(net, ranks=ALONE, micro_batch=16):
+def recomputed(net, ranks=SINGLE_PROCESS, micro_batch=16):
     statistics = RecomputedStatistics(net, ranks, recipe=RECIPE, train=data(), micro_batch=micro_batch)
     with statistics.combined():
         return copy.deepcopy(net[1].state_dict())

@@ -1,4 +1,4 @@
 """Decentralised training: each worker has weights of its own and averages them with neighbours'.
 
-May import `comm.rendezvous`, `comm.ranks` and `comm.own_weights`.
+May import `comm.rendezvous`, `comm.ranks` and `comm.model_averaging`.
 """

@@ -28,9 +28,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.own_weights import OwnWeights
-from bigbatch.comm.ranks import ALONE, Ranks
-from bigbatch.comm.rendezvous.meet import group_of_host
+from bigbatch.comm.model_averaging import ModelAveraging
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
+from bigbatch.comm.rendezvous.backends import cpu_group
 from bigbatch.core.checks import UserError
 from bigbatch.core.devices import CPU
 from bigbatch.core.paper import Paper
@@ -43,19 +43,19 @@ PAPER = Paper(
     arxiv="1710.06952",
     where="Algorithm 1",
 )
-ASK, ANSWER = 1 << 24, (1 << 24) + 1  # tags of messages, far from those of gossip's exchanges
+REQUEST, REPLY = 1 << 24, (1 << 24) + 1  # tags of messages, far from those of gossip's exchanges
 
 
-def meet_halfway(own: Tensor, sent: Tensor, received: Tensor) -> Tensor:
+def average_with_neighbour(own: Tensor, sent: Tensor, received: Tensor) -> Tensor:
     """What an average with a neighbour makes of own weights that have moved since they were sent: own + (received - sent) / 2.
 
-    >>> meet_halfway(torch.tensor([1.5]), torch.tensor([1.0]), torch.tensor([3.0]))  # (1 + 3)/2, and the 0.5 moved meanwhile
+    >>> average_with_neighbour(torch.tensor([1.5]), torch.tensor([1.0]), torch.tensor([3.0]))  # (1 + 3)/2, and the 0.5 moved meanwhile
     tensor([2.5000])
     """
     return own + (received - sent) / 2
 
 
-class ADPSGD(OwnWeights):
+class ADPSGD(ModelAveraging):
     """See the module's docstring for the rule.
 
         with ADPSGD(model, ranks).running() as comm:
@@ -75,7 +75,7 @@ class ADPSGD(OwnWeights):
         UserError: If the number of workers is odd, or a neighbour is of the same parity.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks = ALONE, *, neighbours: list[int] | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS, *, neighbours: list[int] | None = None, seed: int = 0) -> None:
         super().__init__(model, ranks)
         if ranks.world_size % 2 and ranks.world_size > 1:
             raise UserError(f"AD-PSGD of {ranks.world_size} workers: half of them ask and half answer; start an even number")
@@ -91,7 +91,7 @@ class ADPSGD(OwnWeights):
         self._group: Any = None
         if ranks.world_size > 1:
             dist.broadcast(self._x, src=0)
-            self._group = group_of_host()
+            self._group = cpu_group()
         self._take(self._x)
         self._at = self._x.clone()  # where the gradient is computed
         self._ready, self._ended = threading.Semaphore(0), False
@@ -146,27 +146,27 @@ class ADPSGD(OwnWeights):
             with self._lock:
                 sent = self._x.clone()
             received, j = torch.empty_like(sent, device=CPU), self._random.choice(self.neighbours)
-            dist.send(torch.cat([sent, sent.new_ones(1)]).to(CPU), j, self._group, tag=ASK)
-            dist.recv(received, j, self._group, tag=ANSWER)
+            dist.send(torch.cat([sent, sent.new_ones(1)]).to(CPU), j, self._group, tag=REQUEST)
+            dist.recv(received, j, self._group, tag=REPLY)
             with self._lock:
-                self._x.copy_(meet_halfway(self._x, sent, received.to(sent.device)))
+                self._x.copy_(average_with_neighbour(self._x, sent, received.to(sent.device)))
             self.averages += 1
             if self._ended:
                 break
         for j in self.neighbours:
-            dist.send(torch.zeros(len(self._x) + 1, dtype=self._x.dtype, device=CPU), j, self._group, tag=ASK)
+            dist.send(torch.zeros(len(self._x) + 1, dtype=self._x.dtype, device=CPU), j, self._group, tag=REQUEST)
 
     def _answer(self) -> None:
         """Average with whoever asks, until all neighbours have said that they are through."""
         asked = torch.empty(len(self._x) + 1, dtype=self._x.dtype, device=CPU)
         through = 0
         while through < len(self.neighbours):
-            j = dist.recv(asked, group=self._group, tag=ASK)
+            j = dist.recv(asked, group=self._group, tag=REQUEST)
             if not asked[-1]:
                 through += 1
                 continue
             with self._lock:
                 own = self._x.clone()
-                self._x.copy_(meet_halfway(own, own, asked[:-1].to(own.device)))
-            dist.send(own.to(CPU), j, self._group, tag=ANSWER)
+                self._x.copy_(average_with_neighbour(own, own, asked[:-1].to(own.device)))
+            dist.send(own.to(CPU), j, self._group, tag=REPLY)
             self.averages += 1

@@ -41,9 +41,9 @@ class DPSGD(Gossip):
     no time.
     """
 
-    def passing(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
+    def sync_context(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
         """Begin to exchange the weights that the passes of this update use."""
-        if self._exchange is not None and not self._exchange.begun and not self.rehearsing:
+        if self._exchange is not None and not self._exchange.begun and not self.in_warmup_pass:
             self._exchange.begin(self._flat(), self.updates)
         return nullcontext()
 

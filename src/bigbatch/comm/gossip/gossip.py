@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigbatch.comm.gossip.topology import Topology, check_doubly_stochastic, check_reaches_all
-from bigbatch.comm.own_weights import OwnWeights, in_pieces
-from bigbatch.comm.ranks import ALONE, Ranks
-from bigbatch.comm.rendezvous.meet import backend_of, group_of_host
+from bigbatch.comm.gossip.topology import Topology, check_connected, check_doubly_stochastic
+from bigbatch.comm.model_averaging import ModelAveraging, split_like
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
+from bigbatch.comm.rendezvous.backends import backend_of, cpu_group
 from bigbatch.core.checks import UserError
 from bigbatch.core.devices import CPU
 
@@ -39,7 +39,7 @@ class _Message(NamedTuple):
     work: Any  # what torch gives to wait for; None of a message that goes in one call with others
 
 
-class Exchange:
+class NeighbourExchange:
     """What neighbours' values pull this worker's by: begun by one call, ended by another, and in between in the background.
 
     Receives are posted before sends, so that two neighbours can't wait for each other; for small messages by gloo an update ahead: a
@@ -71,7 +71,7 @@ class Exchange:
         self._works: list[Any] = []  # of messages that go in one call
         self._values: Tensor | None = None
         self._grouped = not tolerant and backend_of(ranks.device) not in (None, "gloo")
-        self._group = None if self._grouped else group_of_host()
+        self._group = None if self._grouped else cpu_group()
 
     @property
     def begun(self) -> bool:
@@ -163,7 +163,7 @@ class Exchange:
             return None
 
 
-class Gossip(OwnWeights):
+class Gossip(ModelAveraging):
     """What all methods of gossip share; use one of them.
 
     Args:
@@ -179,9 +179,11 @@ class Gossip(OwnWeights):
     symmetric = False
     """Whether a method needs symmetric weights."""
 
-    def __init__(self, model: nn.Module, ranks: Ranks = ALONE, *, topology: Topology | None = None, tolerant: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS, *, topology: Topology | None = None, tolerant: bool = False
+    ) -> None:
         super().__init__(model, ranks)
-        self._exchange: Exchange | None = None
+        self._exchange: NeighbourExchange | None = None
         if ranks.world_size == 1:
             return
         if topology is None or topology.num_workers != ranks.world_size:
@@ -194,8 +196,8 @@ class Gossip(OwnWeights):
             )
         for update in range(topology.period or 1):
             check_doubly_stochastic(topology.weights(update))
-        check_reaches_all(topology)
-        self._exchange = Exchange(topology, ranks, tolerant=tolerant)
+        check_connected(topology)
+        self._exchange = NeighbourExchange(topology, ranks, tolerant=tolerant)
         with torch.no_grad():
             first = self._flat()
             dist.broadcast(first, src=0)
@@ -205,9 +207,9 @@ class Gossip(OwnWeights):
         """A worker's own samples: steps are its own."""
         return max(own_samples, 1)
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """How far apart workers were when last averaged, and what this worker has sent to its neighbours so far."""
-        return {**super().facts(), **({"sent_bytes": self._exchange.sent_bytes} if self._exchange is not None else {})}
+        return {**super().metrics(), **({"sent_bytes": self._exchange.sent_bytes} if self._exchange is not None else {})}
 
     def state_dict(self) -> dict[str, Any]:
         """Own weights, and what was sent."""
@@ -222,5 +224,5 @@ class Gossip(OwnWeights):
     @torch.no_grad()
     def _add(self, flat: Tensor) -> None:
         """Add flat values to the weights."""
-        for w, values in in_pieces(flat, self.weights()):
+        for w, values in split_like(flat, self.weights()):
             w.add_(values)

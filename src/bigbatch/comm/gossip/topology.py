@@ -69,7 +69,7 @@ def check_doubly_stochastic(W: Matrix) -> None:
             )
 
 
-def check_reaches_all(topology: Topology) -> None:
+def check_connected(topology: Topology) -> None:
     """Refuse a topology whose workers would never reach their mean; one that never repeats is taken on trust.
 
     Raises:
@@ -182,7 +182,7 @@ def random_match(num_workers: int, seed: int = 0) -> Topology:
     return Topology("random_match", n, weights, period=None)
 
 
-def of_graph(graph: Any) -> Topology:
+def from_graph(graph: Any) -> Topology:
     """Any networkx graph without direction, whose nodes are the workers 0 to n - 1, by Metropolis weights.
 
     Raises:
@@ -200,7 +200,7 @@ def of_graph(graph: Any) -> Topology:
     return Topology("graph", len(nodes), lambda update: W)  # noqa: ARG005
 
 
-def of_weights(W: Matrix, name: str = "weights") -> Topology:
+def from_weights(W: Matrix, name: str = "weights") -> Topology:
     """Any weights of your own, the same in every update.
 
     Args:
@@ -213,7 +213,7 @@ def of_weights(W: Matrix, name: str = "weights") -> Topology:
     W = np.asarray(W, dtype=float)
     check_doubly_stochastic(W)
     made = Topology(name, len(W), lambda update: W, symmetric=bool(np.allclose(W, W.T, rtol=0, atol=TOLERANCE)))  # noqa: ARG005
-    check_reaches_all(made)
+    check_connected(made)
     return made
 
 

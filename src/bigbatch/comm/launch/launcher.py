@@ -22,31 +22,31 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from bigbatch.comm.launch.deaths import how_it_ended, is_stopped, oom_kills, these
+from bigbatch.comm.launch.exit_status import describe_exit, is_stopped, name_workers, oom_kills
 from bigbatch.core.checks import UserError
 from bigbatch.core.cores import usable_cores
 from bigbatch.core.environment import JOB, LAUNCHER, read_variable, timeout_s
 from bigbatch.core.saved import Saved
 from bigbatch.core.signals import STOPS, caught
 
-MOST_IN_VAIN = 10
+MAX_RESTARTS_WITHOUT_CHECKPOINT = 10
 """Times in a row that the group may be started anew without a checkpoint in between."""
-LOOK_S = 0.05
+POLL_S = 0.05
 GRACE_S = 4.0
 """Seconds that workers have to end once the job has."""
-SPEAK_S = 30.0
+REPORT_GRACE_S = 30.0
 """Seconds that the first worker has to say why, where another ended first."""
-TWICE_S = 1.0
+SIGNAL_DEBOUNCE_S = 1.0
 """A terminal's Ctrl-C reaches launcher and workers alike, and is handed on besides: within this, it is one."""
 
 THREADS = "OMP_NUM_THREADS"
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """1: torch asks NVML whether there are GPUs, and does not initialise CUDA, which no process can use that is forked afterwards."""
-SAID = (1, 2, 3, 130)
+REPORTED = (1, 2, 3, 130)
 """Exit codes of a worker that ended by itself and has said why; the job ends with it."""
-LOST = 4
+LOST_WORKERS = 4
 """Exit code of a worker that lost others, and of a job that lost workers."""
-STOPPED = ({-number for number in STOPS} | {128 + number for number in STOPS}) - set(SAID)
+STOPPED = ({-number for number in STOPS} | {128 + number for number in STOPS}) - set(REPORTED)
 """Exit codes of processes that were asked to stop before they could do so by themselves."""
 _watched = False
 
@@ -97,8 +97,8 @@ def launch(run: Callable[[], None], workers: Workers, saved: Saved, *, prepare: 
     Raises:
         UserError: If this process has used a GPU.
     """
-    os.environ |= {JOB: os.environ.get(JOB, uuid.uuid4().hex), THREADS: threads_of(workers.most), LAUNCHER: str(os.getpid())}
-    _name_the_interface()
+    os.environ |= {JOB: os.environ.get(JOB, uuid.uuid4().hex), THREADS: threads_per_worker(workers.most), LAUNCHER: str(os.getpid())}
+    _set_gloo_interface()
     of_workers, os.environ[NVML] = {NVML: os.environ.get(NVML, "0")}, "1"
     prepare()  # libraries read the number of threads when they are imported
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
@@ -106,12 +106,12 @@ def launch(run: Callable[[], None], workers: Workers, saved: Saved, *, prepare: 
     return _Job(run, workers, saved, of_workers).run()
 
 
-def threads_of(num_workers: int) -> str:
+def threads_per_worker(num_workers: int) -> str:
     """Threads of a worker, where the environment doesn't say: its share of the cores."""
     return os.environ.get(THREADS) or str(max(1, usable_cores() // num_workers))
 
 
-class _End(NamedTuple):
+class _GroupExit(NamedTuple):
     """How a group of workers ended."""
 
     codes: dict[int, int]  # of those that ended by themselves, by rank, the first first; without exit code 0
@@ -121,7 +121,7 @@ class _End(NamedTuple):
     @property
     def died(self) -> list[int]:
         """Ranks whose end nobody expected."""
-        return [rank for rank, code in self.codes.items() if code not in (*SAID, LOST)]
+        return [rank for rank, code in self.codes.items() if code not in (*REPORTED, LOST_WORKERS)]
 
 
 class _Job:
@@ -145,39 +145,41 @@ class _Job:
                     return code
                 what = self._what_happened(end, number)
                 generation, in_vain = generation + 1, 0 if self.saved.reached() != reached else in_vain + 1
-                if not self.asked.elastic or self.stopped_at or in_vain == MOST_IN_VAIN:
-                    times = f", for the {in_vain}th time without a checkpoint in between" if in_vain == MOST_IN_VAIN else ""
-                    return _say("lost", f"{what}{times}; {self.saved.in_words()}", LOST)
+                if not self.asked.elastic or self.stopped_at or in_vain == MAX_RESTARTS_WITHOUT_CHECKPOINT:
+                    times = (
+                        f", for the {in_vain}th time without a checkpoint in between" if in_vain == MAX_RESTARTS_WITHOUT_CHECKPOINT else ""
+                    )
+                    return _report("lost", f"{what}{times}; {self.saved.in_words()}", LOST_WORKERS)
                 number = max(self.asked.least, number - len(end.died or end.silent))
-                _say("lost", f"{what}; going on with {number}, from the last checkpoint", LOST)
+                _report("lost", f"{what}; going on with {number}, from the last checkpoint", LOST_WORKERS)
 
-    def _exit_code(self, end: _End, number: int) -> int | None:
+    def _exit_code(self, end: _GroupExit, number: int) -> int | None:
         """Of the job, where the workers ended by themselves; None where they were lost."""
         if self.at_once:
-            return _say("interrupted", f"stopped at once; {self.saved.in_words()}", 130)
+            return _report("interrupted", f"stopped at once; {self.saved.in_words()}", 130)
         if not end.codes and not end.silent:
             return 0
-        first = next((code for code in end.codes.values() if code != LOST), LOST)
+        first = next((code for code in end.codes.values() if code != LOST_WORKERS), LOST_WORKERS)
         if self.stopped_at and first in STOPPED:
-            return _say("interrupted", f"stopped before the first update; {self.saved.in_words()}", 130)
+            return _report("interrupted", f"stopped before the first update; {self.saved.in_words()}", 130)
         if 130 in end.codes.values() and (self.stopped_at or first == 130):
             if 0 not in end.codes:  # only another one was asked, before they could agree
-                _say("interrupted", f"{these(list(end.codes), of=number)} stopped; {self.saved.in_words()}", 130)
+                _report("interrupted", f"{name_workers(list(end.codes), of=number)} stopped; {self.saved.in_words()}", 130)
             return 130
-        return first if first in SAID else None
+        return first if first in REPORTED else None
 
-    def _what_happened(self, end: _End, number: int) -> str:
+    def _what_happened(self, end: _GroupExit, number: int) -> str:
         limit = f"{timeout_s():g} s (BIGBATCH_TIMEOUT_S)"
         if end.died:
             first, *others = end.died
-            too = f", {these(others)} died too" if others else ""
-            return f"{these([first], of=number)} {how_it_ended(end.codes[first], self.oom_kills)}{too}"
+            too = f", {name_workers(others)} died too" if others else ""
+            return f"{name_workers([first], of=number)} {describe_exit(end.codes[first], self.oom_kills)}{too}"
         if end.silent:
             why = "was stopped (SIGSTOP, or a debugger)" if end.halted else "did not answer"
-            return f"{these(end.silent, of=number)} {why} for {limit}"
+            return f"{name_workers(end.silent, of=number)} {why} for {limit}"
         return f"workers lost one another, and none of them died: a connection was cut, or one of them paused for {limit}"
 
-    def _group(self, number: int, generation: int) -> _End:
+    def _group(self, number: int, generation: int) -> _GroupExit:
         """Start some workers, and wait until all have ended."""
         with reserved_ports(1) as (port,):
             shared = self.environment | {
@@ -191,7 +193,7 @@ class _Job:
             try:
                 for rank in range(number):
                     own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    processes.append(self.context.Process(target=_work, args=(self.run_worker, own), name=f"worker {rank}"))
+                    processes.append(self.context.Process(target=_run_worker, args=(self.run_worker, own), name=f"worker {rank}"))
                     processes[-1].start()
                 return self._watch(processes)
             finally:
@@ -199,18 +201,18 @@ class _Job:
                     process.kill()
                     process.join()
 
-    def _watch(self, processes: list[BaseProcess]) -> _End:
+    def _watch(self, processes: list[BaseProcess]) -> _GroupExit:
         codes: dict[int, int] = {}
         told: set[int | None] = set()
         began = 0.0
         while True:
             now = {rank: process.exitcode for rank, process in enumerate(processes)}
             ended = [(rank, code) for rank, code in now.items() if code and rank not in codes]
-            codes |= sorted(ended, key=lambda item: item[1] == LOST)  # what was seen at once: who died, before those that lost it
+            codes |= sorted(ended, key=lambda item: item[1] == LOST_WORKERS)  # what was seen at once: who died, before those that lost it
             alive = [rank for rank, code in now.items() if code is None]
             if not alive or self.at_once:
-                return _End(codes, [], halted=False)
-            connection.wait([processes[rank].sentinel for rank in alive], LOOK_S)
+                return _GroupExit(codes, [], halted=False)
+            connection.wait([processes[rank].sentinel for rank in alive], POLL_S)
             if self.stopped_at:
                 for process in processes:
                     if process.exitcode is None and process.pid not in told:
@@ -220,25 +222,25 @@ class _Job:
                 continue
             began = began or time.monotonic()
             passed_s = time.monotonic() - began
-            only_lost = set(codes.values()) == {LOST}
-            if only_lost and passed_s > TWICE_S and all(is_stopped(processes[rank].pid or 0) for rank in alive):
-                return _End(codes, alive, halted=True)
-            if passed_s > (SPEAK_S if 0 in alive and next(iter(codes.values())) in SAID else GRACE_S):
-                return _End(codes, alive, halted=False)
+            only_lost = set(codes.values()) == {LOST_WORKERS}
+            if only_lost and passed_s > SIGNAL_DEBOUNCE_S and all(is_stopped(processes[rank].pid or 0) for rank in alive):
+                return _GroupExit(codes, alive, halted=True)
+            if passed_s > (REPORT_GRACE_S if 0 in alive and next(iter(codes.values())) in REPORTED else GRACE_S):
+                return _GroupExit(codes, alive, halted=False)
 
     def _stop(self, number: int) -> None:
         """Workers save and end, as they are told by `_watch`; at a second Ctrl-C they just end."""
         now = time.monotonic()
-        self.at_once = self.at_once or (number == signal.SIGINT and 0 < self.stopped_at < now - TWICE_S)
+        self.at_once = self.at_once or (number == signal.SIGINT and 0 < self.stopped_at < now - SIGNAL_DEBOUNCE_S)
         self.stopped_at = self.stopped_at or now
 
 
-def _work(run: Callable[[], None], environment: dict[str, str]) -> None:
+def _run_worker(run: Callable[[], None], environment: dict[str, str]) -> None:
     os.environ |= environment
     run()
 
 
-def _say(label: str, text: str, code: int) -> int:
+def _report(label: str, text: str, code: int) -> int:
     print(f"{label}: {text}\n", end="", file=sys.stderr, flush=True)
     return code
 
@@ -273,7 +275,7 @@ def watch_launcher() -> None:
     threading.Thread(target=watch, daemon=True, name="watch launcher").start()
 
 
-def _name_the_interface() -> None:
+def _set_gloo_interface() -> None:
     """Gloo looks its own address up by the host's name, which need not resolve; on one machine loopback will do."""
     if "GLOO_SOCKET_IFNAME" not in os.environ and any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"

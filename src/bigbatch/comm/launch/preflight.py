@@ -18,7 +18,7 @@ REMEDY = "mend what it says, or try fewer workers"
 
 
 @dataclass(frozen=True)
-class AllReduce:
+class AllReduceTimings:
     """Seconds of each round of an all-reduce of `num_bytes`, each of the rank that took longest."""
 
     num_bytes: int
@@ -26,7 +26,7 @@ class AllReduce:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class WorkerTimings:
     """What N workers measured.
 
     Attributes:
@@ -45,7 +45,7 @@ class Exchange:
     alone_gflops: float
     together_gflops: tuple[float, ...]
     latency_s: float
-    all_reduce: tuple[AllReduce, ...]
+    all_reduce: tuple[AllReduceTimings, ...]
 
     @property
     def speedup(self) -> float:
@@ -58,7 +58,7 @@ class Exchange:
         return {each.num_bytes: each.seconds for each in self.all_reduce}
 
 
-def measure_exchange(workers: int, *, threads: int = 1, backend: str = "gloo", timeout_s: float = 60.0) -> Exchange:
+def measure_workers(workers: int, *, threads: int = 1, backend: str = "gloo", timeout_s: float = 60.0) -> WorkerTimings:
     """Start workers as processes that meet over loopback, measure, and end them all.
 
     gloo takes the interface that `GLOO_SOCKET_IFNAME` names, else loopback. Workers meet through a file, so no fixed port is used.
@@ -83,9 +83,9 @@ def measure_exchange(workers: int, *, threads: int = 1, backend: str = "gloo", t
         programs = [[sys.executable, *WORKER, str(rank), *settings] for rank in range(workers)]
         outputs = run_workers(programs, Path(folder), timeout_s=timeout_s)
     found = json.loads(outputs[0].splitlines()[-1])
-    rounds = tuple(AllReduce(each["num_bytes"], tuple(each["seconds"])) for each in found.pop("all_reduce"))
+    rounds = tuple(AllReduceTimings(each["num_bytes"], tuple(each["seconds"])) for each in found.pop("all_reduce"))
     together = tuple(found.pop("together_gflops"))
-    return Exchange(workers, backend, threads, together_gflops=together, all_reduce=rounds, **found)
+    return WorkerTimings(workers, backend, threads, together_gflops=together, all_reduce=rounds, **found)
 
 
 def run_workers(programs: Sequence[Sequence[str]], folder: Path, *, timeout_s: float) -> list[str]:

@@ -36,7 +36,7 @@ PAPER = Paper(
 Reduction = Literal["mean", "sum"]
 
 
-def bounds_can_be_kept(deadlines: Sequence[int], *, version: int, collected: int, gradients_per_update: int) -> bool:
+def can_meet_deadlines(deadlines: Sequence[int], *, version: int, collected: int, gradients_per_update: int) -> bool:
     """Whether every gradient still to be applied can be applied in time, whatever the order in which they arrive.
 
     Args:
@@ -45,9 +45,9 @@ def bounds_can_be_kept(deadlines: Sequence[int], *, version: int, collected: int
         collected: j, gradients that the next update has already.
         gradients_per_update: M.
 
-    >>> bounds_can_be_kept([0, 1, 1], version=0, collected=0, gradients_per_update=1)
+    >>> can_meet_deadlines([0, 1, 1], version=0, collected=0, gradients_per_update=1)
     False
-    >>> bounds_can_be_kept([0, 1, 2], version=0, collected=0, gradients_per_update=1)
+    >>> can_meet_deadlines([0, 1, 2], version=0, collected=0, gradients_per_update=1)
     True
     """
     return all(
@@ -55,21 +55,21 @@ def bounds_can_be_kept(deadlines: Sequence[int], *, version: int, collected: int
     )
 
 
-def weights_of(num_samples: Sequence[int], reduction: Reduction) -> list[float]:
+def gradient_weights(num_samples: Sequence[int], reduction: Reduction) -> list[float]:
     """How much the mean gradient of each share weighs in an update.
 
     Args:
         num_samples: Of each share.
         reduction: "mean": over all samples; "sum": of the M gradients, which counts a share of more samples for more.
 
-    >>> weights_of([30, 10], "mean"), weights_of([30, 10], "sum"), weights_of([20, 20], "sum")
+    >>> gradient_weights([30, 10], "mean"), gradient_weights([30, 10], "sum"), gradient_weights([20, 20], "sum")
     ([0.75, 0.25], [1.5, 0.5], [1.0, 1.0])
     """
     times = len(num_samples) if reduction == "sum" else 1
     return [times * n / sum(num_samples) for n in num_samples]
 
 
-class Matched(NamedTuple):
+class EquivalentSettings(NamedTuple):
     """Settings of an optimizer that go with a reduction."""
 
     lr: float
@@ -77,14 +77,16 @@ class Matched(NamedTuple):
     clip_norm: float | None
 
 
-def matched(lr: float, weight_decay: float, clip_norm: float | None, *, num_gradients: int, reduction: Reduction) -> Matched:
+def equivalent_settings(
+    lr: float, weight_decay: float, clip_norm: float | None, *, num_gradients: int, reduction: Reduction
+) -> EquivalentSettings:
     """The settings under which SGD takes the same step from a sum of M gradients as `lr` and the others take from their mean.
 
-    >>> matched(0.5, 0.01, None, num_gradients=4, reduction="sum")
+    >>> equivalent_settings(0.5, 0.01, None, num_gradients=4, reduction="sum")
     Matched(lr=0.125, weight_decay=0.04, clip_norm=None)
     """
     times = num_gradients if reduction == "sum" else 1
-    return Matched(lr / times, weight_decay * times, None if clip_norm is None else clip_norm * times)
+    return EquivalentSettings(lr / times, weight_decay * times, None if clip_norm is None else clip_norm * times)
 
 
 def largest_lr(*, smoothness: float, gradients_per_update: int, staleness_bound: int) -> float:

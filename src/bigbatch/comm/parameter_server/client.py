@@ -16,10 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bigbatch.comm.parameter_server.connection import Line
-from bigbatch.comm.parameter_server.ledger import Work
-from bigbatch.comm.parameter_server.messages import Answer, Kind, Layout, Say, digest_of
-from bigbatch.comm.parameter_server.part_server import spread
+from bigbatch.comm.parameter_server.connection import Connection
+from bigbatch.comm.parameter_server.messages import Kind, Layout, Reply, Status, digest_of
+from bigbatch.comm.parameter_server.shard_server import spread
+from bigbatch.comm.parameter_server.work_queue import WorkItem
 from bigbatch.core.extras import needed
 
 with needed("a parameter server", extra="parameter-server"):
@@ -60,34 +60,34 @@ class ParameterClient:
     ) -> None:
         self.worker, self.parameters, self._extras = worker, list(parameters), list(extras)
         addresses = [addresses] if isinstance(addresses, str) else list(addresses)
-        self._parts = [[self.parameters[i] for i in own] for own in spread([p.numel() for p in self.parameters], len(addresses))]
-        self._layouts, self._extras_layout = [Layout(part) for part in self._parts], Layout(self._extras)
+        self._shards = [[self.parameters[i] for i in own] for own in spread([p.numel() for p in self.parameters], len(addresses))]
+        self._layouts, self._extras_layout = [Layout(part) for part in self._shards], Layout(self._extras)
         digest = digest_of([Layout(self.parameters), self._extras_layout], job)
         self.outcome: Mapping[str, Any] = {}
-        self._context, self._lines = zmq.Context(), list[Line]()
+        self._context, self._connections = zmq.Context(), list[Connection]()
         try:
             for address in addresses:
-                self._lines.append(Line(self._context, address, token=token, digest=digest, worker=worker, timeout_s=timeout_s))
-            self.facts = self._lines[0].ask(Kind.HELLO).facts
+                self._connections.append(Connection(self._context, address, token=token, digest=digest, worker=worker, timeout_s=timeout_s))
+            self.metadata = self._connections[0].request(Kind.HELLO).facts
         except BaseException:
             self.close()
             raise
 
-    def pull(self) -> Work | None:
+    def pull(self) -> WorkItem | None:
         """Wait for work, and put the weights that go with it into the parameters; None at the end of the run."""
         while True:
-            answer = self._lines[0].ask(Kind.PULL)
-            if answer.say is Say.END:
-                self.outcome = answer.facts
+            reply = self._connections[0].request(Kind.PULL)
+            if reply.status is Status.END:
+                self.outcome = reply.metadata
                 return None
-            facts = answer.facts
-            work = Work(facts["id"], self.worker, facts["version"], facts["start"], facts["num_samples"])
-            answers = [answer, *(line.ask(Kind.FETCH, work.id) for line in self._lines[1:])]
-            if all(each.say is Say.WORK for each in answers):  # else a server went down meanwhile, and this work with it
-                self._load(answers)
+            facts = reply.metadata
+            work = WorkItem(facts["id"], self.worker, facts["version"], facts["start"], facts["num_samples"])
+            replies = [reply, *(connection.request(Kind.PULL_SHARD, work.id) for connection in self._connections[1:])]
+            if all(each.status is Status.WORK for each in replies):  # else a server went down meanwhile, and this work with it
+                self._load(replies)
                 return work
 
-    def push(self, work: Work, sum_loss: float | Tensor = 0.0) -> bool:
+    def push(self, work: WorkItem, sum_loss: float | Tensor = 0.0) -> bool:
         """Send the gradient of a piece of work: the mean over its samples, from `p.grad`, which is cleared.
 
         Returns:
@@ -95,25 +95,27 @@ class ParameterClient:
         """
         packed = [
             layout.pack([torch.zeros_like(p) if p.grad is None else p.grad for p in part])
-            for part, layout in zip(self._parts, self._layouts, strict=True)
+            for part, layout in zip(self._shards, self._layouts, strict=True)
         ]
         for p in self.parameters:
             p.grad = None
         sum_loss = sum_loss.item() if isinstance(sum_loss, Tensor) else sum_loss
-        for line, payload in zip(self._lines[1:], packed[1:], strict=True):  # the first server takes it once all others have their parts
-            if line.ask(Kind.PART, work.id, payload=payload).say is not Say.TAKEN:
+        for connection, payload in zip(
+            self._connections[1:], packed[1:], strict=True
+        ):  # the first server takes it once all others have their parts
+            if connection.request(Kind.PUSH_SHARD, work.id, payload=payload).status is not Status.ACCEPTED:
                 return False
         payload = packed[0] + self._extras_layout.pack(self._extras)
-        return self._lines[0].ask(Kind.PUSH, work.id, sum_loss, payload).say is Say.TAKEN
+        return self._connections[0].request(Kind.PUSH, work.id, sum_loss, payload).status is Status.ACCEPTED
 
     def leave(self) -> None:
         """Tell the server that this worker is gone, so that nobody waits for it."""
-        self._lines[0].ask(Kind.LEAVE)
+        self._connections[0].request(Kind.LEAVE)
 
     def close(self) -> None:
         """Let go of the connections; safe to call twice."""
-        for line in self._lines:
-            line.close()
+        for connection in self._connections:
+            connection.close()
         self._context.term()
 
     def __enter__(self) -> Self:
@@ -123,7 +125,7 @@ class ParameterClient:
         self.close()
 
     @torch.no_grad()
-    def _load(self, answers: list[Answer]) -> None:
-        for answer, part, layout in zip(answers, self._parts, self._layouts, strict=True):
-            for p, weights in zip(part, layout.unpack(answer.payload, part[0].device), strict=True):
+    def _load(self, replies: list[Reply]) -> None:
+        for reply, part, layout in zip(replies, self._shards, self._layouts, strict=True):
+            for p, weights in zip(part, layout.unpack(reply.payload, part[0].device), strict=True):
                 p.copy_(weights)

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from bigbatch.comm.parameter_server.messages import Answer, BadMessage, Kind, Request, Say, decode_answer, encode_request
+from bigbatch.comm.parameter_server.messages import BadMessage, Kind, Reply, Request, Status, decode_reply, encode_request
 from bigbatch.core.checks import LostWorkers, UserError
 from bigbatch.core.extras import needed
 
@@ -16,13 +16,13 @@ with needed("a parameter server", extra="parameter-server"):
 RECONNECT_MS = 100
 HEARTBEATS_MS = {zmq.HEARTBEAT_IVL: 5_000, zmq.HEARTBEAT_TIMEOUT: 30_000}
 """A peer whose machine is gone is noticed after the second; one whose process is gone, at once."""
-MOST_LOSSES = 100
+MAX_DISCONNECTS = 100
 """Connections that may be lost, one after the other, without a word having come through any."""
-COPIED_BYTES = 1 << 16
+COPY_BELOW_BYTES = 1 << 16
 """Up to so many bytes, copying is faster than keeping track of who owns them."""
 
 
-class Line:
+class Connection:
     """One connection. Not for several threads at once.
 
     Args:
@@ -52,7 +52,7 @@ class Line:
             why = os.strerror(error.errno or 0)
             raise UserError(f"parameter server {address}: is not an address ({why}); give tcp://HOST:PORT") from None
 
-    def ask(self, kind: Kind, work: int = 0, sum_loss: float = 0.0, payload: bytes = b"") -> Answer:
+    def request(self, kind: Kind, work: int = 0, sum_loss: float = 0.0, payload: bytes = b"") -> Reply:
         """The answer to a request, asked again after each new connection.
 
         Raises:
@@ -66,19 +66,19 @@ class Line:
         while True:
             events = dict(poller.poll(1000))
             if self._monitor in events and self._lost():
-                self._socket.send_multipart(frames, copy=len(payload) < COPIED_BYTES)
+                self._socket.send_multipart(frames, copy=len(payload) < COPY_BELOW_BYTES)
             if self._socket in events:
-                answer = self._read()
-                if answer is not None:
-                    return answer
+                reply = self._read()
+                if reply is not None:
+                    return reply
             away = not self._connected and time.monotonic() - self._gone_since > self.timeout_s
-            if away or self._losses > MOST_LOSSES:
+            if away or self._losses > MAX_DISCONNECTS:
                 raise LostWorkers(
                     f"worker {self.worker}: no parameter server at {self.address} within {self.timeout_s:g} s; is it started, and can it "
                     "be reached from here?"
                 )
 
-    def tell(self, payload: bytes) -> None:
+    def send_command(self, payload: bytes) -> None:
         """Give an order that needs no answer.
 
         Raises:
@@ -89,7 +89,7 @@ class Line:
                 raise LostWorkers(f"lost the parameter server at {self.address}; all servers must start again, from the last checkpoint")
         while self._socket.poll(0):
             self._read()
-        self._send(Kind.ORDER, 0, 0.0, payload)
+        self._send(Kind.COMMAND, 0, 0.0, payload)
 
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""
@@ -102,7 +102,7 @@ class Line:
         self._requests += 1
         request = Request(kind, self.worker, self._requests, work, sum_loss, payload)
         frames = encode_request(request, token=self._token, digest=self._digest)
-        self._socket.send_multipart(frames, copy=len(payload) < COPIED_BYTES)
+        self._socket.send_multipart(frames, copy=len(payload) < COPY_BELOW_BYTES)
         return frames
 
     def _lost(self) -> bool:
@@ -113,13 +113,13 @@ class Line:
             self._gone_since, self._losses = time.monotonic(), self._losses + 1
         return not self._connected
 
-    def _read(self) -> Answer | None:
+    def _read(self) -> Reply | None:
         """The answer to the newest request; None if it is of an earlier one."""
         try:
-            answer = decode_answer([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+            reply = decode_reply([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
         except BadMessage as why:
             raise UserError(f"{self.address}: {why}; check the address") from None
         self._losses = 0
-        if answer.say is Say.REFUSED and answer.request == 0:
-            raise UserError(f"worker {self.worker}: the parameter server at {self.address} refused it: {answer.facts.get('why')}")
-        return answer if answer.request == self._requests else None
+        if reply.status is Status.REFUSED and reply.request == 0:
+            raise UserError(f"worker {self.worker}: the parameter server at {self.address} refused it: {reply.metadata.get('why')}")
+        return reply if reply.request == self._requests else None

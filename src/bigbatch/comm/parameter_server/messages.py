@@ -25,10 +25,10 @@ from torch import Tensor
 from bigbatch.core.devices import CPU
 
 HEADER = struct.Struct("!6sBIIQd32s")
-ANSWER = struct.Struct("!6sBI")
+REPLY_HEADER = struct.Struct("!6sBI")
 MAGIC = b"bbps-1"
-MOST_JSON_BYTES = 1 << 16
-MOST_TOKEN_BYTES = 256
+MAX_JSON_BYTES = 1 << 16
+MAX_TOKEN_BYTES = 256
 
 
 class Kind(IntEnum):
@@ -43,7 +43,7 @@ class Kind(IntEnum):
     ORDER = 7  # of the first server to a further one
 
 
-class Say(IntEnum):
+class Status(IntEnum):
     """What an answer says."""
 
     WELCOME = 1
@@ -69,10 +69,10 @@ class Request(NamedTuple):
     payload: Any = b""  # a buffer
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """An answer, known to be well-formed."""
 
-    say: Say
+    status: Status
     request: int
     facts: dict[str, Any]
     payload: Any = b""  # a buffer
@@ -162,25 +162,25 @@ def decode_request(frames: Sequence[Any], *, token: bytes, digest: bytes, payloa
     return Request(kind, worker, request, work, sum_loss, payload)
 
 
-def encode_answer(answer: Answer) -> list[Any]:
+def encode_reply(reply: Reply) -> list[Any]:
     """The frames of an answer."""
-    return [ANSWER.pack(MAGIC, answer.say, answer.request), json.dumps(answer.facts).encode(), answer.payload]
+    return [REPLY_HEADER.pack(MAGIC, reply.status, reply.request), json.dumps(reply.metadata).encode(), reply.payload]
 
 
-def decode_answer(frames: Sequence[Any]) -> Answer:
+def decode_reply(frames: Sequence[Any]) -> Reply:
     """The answer in the frames.
 
     Raises:
         BadMessage: If it is none.
     """
-    if len(frames) != 3 or len(frames[0]) != ANSWER.size or len(frames[1]) > MOST_JSON_BYTES:
+    if len(frames) != 3 or len(frames[0]) != REPLY_HEADER.size or len(frames[1]) > MAX_JSON_BYTES:
         raise BadMessage("not an answer of a parameter server")
-    magic, say, request = ANSWER.unpack(bytes(frames[0]))
+    magic, status, request = REPLY_HEADER.unpack(bytes(frames[0]))
     try:
         facts = json.loads(bytes(frames[1]))
         if magic != MAGIC or not isinstance(facts, dict):
             raise ValueError
-        return Answer(Say(say), request, facts, frames[2])
+        return Reply(Status(status), request, facts, frames[2])
     except (ValueError, RecursionError):
         raise BadMessage("not an answer of a parameter server") from None
 

@@ -15,9 +15,20 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from bigbatch.comm.launch.deaths import how_it_ended, is_stopped, oom_kills, these
-from bigbatch.comm.launch.launcher import GRACE_S, LOST, SAID, SPEAK_S, STOPPED, THREADS, TWICE_S, Workers, reserved_ports, threads_of
-from bigbatch.comm.parameter_server.role import NUM_WORKERS, ROLE, SERVERS, TOKEN
+from bigbatch.comm.launch.exit_status import describe_exit, is_stopped, name_workers, oom_kills
+from bigbatch.comm.launch.launcher import (
+    GRACE_S,
+    LOST_WORKERS,
+    REPORT_GRACE_S,
+    REPORTED,
+    SIGNAL_DEBOUNCE_S,
+    STOPPED,
+    THREADS,
+    Workers,
+    reserved_ports,
+    threads_per_worker,
+)
+from bigbatch.comm.parameter_server.process_role import NUM_WORKERS, ROLE, SERVERS, TOKEN
 from bigbatch.core.environment import JOB, LAUNCHER, timeout_s
 from bigbatch.core.saved import Saved
 from bigbatch.core.signals import caught
@@ -25,7 +36,7 @@ from bigbatch.core.signals import caught
 MOST_RESTARTS = 100
 """Of servers, and of workers, over the whole job."""
 LOOK_S = 0.05
-ENDS = (0, *SAID)
+ENDS = (0, *REPORTED)
 """Exit codes of a server that ended by itself; with any other it is started again."""
 DONE_WITH_FEWER = 5
 """Exit code of a job that is done, though with fewer workers than asked for."""
@@ -51,7 +62,7 @@ def supervise(arguments: Sequence[str], workers: Workers, saved: Saved, *, num_s
             SERVERS: ",".join(f"127.0.0.1:{port}" for port in ports),
             TOKEN: os.environ.get(TOKEN, secrets.token_hex(32)),
             NUM_WORKERS: str(workers.most),
-            THREADS: threads_of(workers.most),
+            THREADS: threads_per_worker(workers.most),
         }
         return _Job(arguments, workers, saved, num_servers).run()
 
@@ -88,9 +99,7 @@ class _Job:
         if self.at_once:
             return self._say("interrupted", f"stopped at once; {self.saved.in_words()}", 130)
         if code == 0 and self.lost and not self.asked.elastic:
-            text = (
-                f"done, but {len(self.lost)} of {self.asked.most} workers ended too early ({these(self.lost)}); the others did their part"
-            )
+            text = f"done, but {len(self.lost)} of {self.asked.most} workers ended too early ({name_workers(self.lost)}); the others did their part"
             return self._say("lost", text, DONE_WITH_FEWER)
         return code
 
@@ -133,21 +142,21 @@ class _Job:
     def _how(self, process: "subprocess.Popen[bytes]") -> str:
         if process.pid in self.ended:
             return f"was stopped (SIGSTOP, or a debugger) for {timeout_s():g} s (BIGBATCH_TIMEOUT_S)"
-        return "lost the parameter server" if process.returncode == LOST else how_it_ended(process.returncode, self.oom_kills)
+        return "lost the parameter server" if process.returncode == LOST_WORKERS else describe_exit(process.returncode, self.oom_kills)
 
     def _after_stop(self, code: int) -> int:
         """The first server was asked to stop, and did not end by itself."""
         if code in STOPPED:
             return self._say("interrupted", f"stopped before the first update; {self.saved.in_words()}", 130)
-        return self._say("lost", f"{self._server(0)} {self._how(self.servers[0])} while it stopped; {self.saved.in_words()}", LOST)
+        return self._say("lost", f"{self._server(0)} {self._how(self.servers[0])} while it stopped; {self.saved.in_words()}", LOST_WORKERS)
 
     def _after_server(self, what: str) -> int | None:
         """A server was lost. Returns an exit code where that ends the job; else all start again: their weights must be of one version."""
         if self.restarts["server"] >= self.most_restarts:
             times = f", for the {self.most_restarts + 1}th time" if self.most_restarts else ""
-            return self._say("lost", f"{what}{times}; {self.saved.in_words()}", LOST)
+            return self._say("lost", f"{what}{times}; {self.saved.in_words()}", LOST_WORKERS)
         self.restarts["server"] += 1
-        self._say("lost", f"{what}; starting it again, from the last checkpoint", LOST)
+        self._say("lost", f"{what}; starting it again, from the last checkpoint", LOST_WORKERS)
         for process in self.servers.values():
             process.kill()
             process.wait()
@@ -159,19 +168,21 @@ class _Job:
         if code in (0, 2):  # it was told that the run has ended, or can't take part: the server knows, or another worker would say the same
             del self.workers[number]
             return self._stop_server(2) if code == 2 else None
-        what = f"{these([number], of=self.asked.most)} {self._how(self.workers[number])}"
+        what = f"{name_workers([number], of=self.asked.most)} {self._how(self.workers[number])}"
         if self.asked.elastic or code == 1 or self.restarts["worker"] >= MOST_RESTARTS:
             del self.workers[number]
             self.lost.append(number)
             if not self.workers or (self.asked.elastic and len(self.workers) < self.asked.least):
-                self._stop_server(LOST)
+                self._stop_server(LOST_WORKERS)
                 few = f", fewer than {self.asked.least}" if self.workers else ""
-                return self._say("lost", f"{what}; {len(self.workers)} left{few}; {self.saved.in_words()}", 1 if code == 1 else LOST)
-            self._say("lost", f"{what}; going on with {len(self.workers)}", LOST)
+                return self._say(
+                    "lost", f"{what}; {len(self.workers)} left{few}; {self.saved.in_words()}", 1 if code == 1 else LOST_WORKERS
+                )
+            self._say("lost", f"{what}; going on with {len(self.workers)}", LOST_WORKERS)
         else:
             self.restarts["worker"] += 1
             self.workers[number] = self._start("worker", number)
-            self._say("lost", f"{what}; starting it again", LOST)
+            self._say("lost", f"{what}; starting it again", LOST_WORKERS)
         return None
 
     def _stop_server(self, code: int) -> int:
@@ -179,7 +190,7 @@ class _Job:
         if self.servers[0].poll() is None:
             self.servers[0].send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.servers[0].wait(SPEAK_S)
+                self.servers[0].wait(REPORT_GRACE_S)
         return code
 
     def _start(self, kind: str, number: int) -> "subprocess.Popen[bytes]":
@@ -190,7 +201,7 @@ class _Job:
     def _stop(self, number: int) -> None:
         """The first server is told by `_watch`; at a second Ctrl-C all just end."""
         now = time.monotonic()
-        self.at_once = self.at_once or (number == signal.SIGINT and 0 < self.stopped_at < now - TWICE_S)
+        self.at_once = self.at_once or (number == signal.SIGINT and 0 < self.stopped_at < now - SIGNAL_DEBOUNCE_S)
         self.stopped_at = self.stopped_at or now
 
     def _server(self, number: int) -> str:

@@ -157,7 +157,7 @@ def paired(recipe: Recipe, ranks: Ranks) -> Iterator[tuple[Ranks, Pair | None]]:
         yield ranks, None
         return
     if world_size % 2:
-        raise (RecipeError if ranks.first else Elsewhere)(
+        raise (RecipeError if ranks.is_rank_0 else Elsewhere)(
             f'adversarial.makers = "ranks" with {world_size} workers: half of them make examples, one for each of the others; start '
             f"{world_size - 1} or {world_size + 1} workers"
         )
@@ -232,7 +232,7 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
         conadv = ConAdv(maker, eps=step, low=least, high=most, tau=section.tau)
     except UserError as error:
         raise RecipeError(f"adversarial: {error}") from None
-    if alone and section.tau and comm.ranks.first and not quiet:
+    if alone and section.tau and comm.ranks.is_rank_0 and not quiet:
         print(
             f"adversarial: the trainer makes its own examples, in turn with its updates: tau = {section.tau} saves no time; with twice the "
             'workers and makers = "ranks" it does',

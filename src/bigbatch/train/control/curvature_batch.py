@@ -54,7 +54,7 @@ class CurvatureBatch(BatchSource):
             return None
         self._record.flush()
         seen, before = self._probe.measure_if_finite(), self.global_batch
-        standing, reason = json.loads(self._ranks.by_first(lambda: self._judged(seen, since)))
+        standing, reason = json.loads(self._ranks.run_on_rank_0(lambda: self._judged(seen, since)))
         self._rule.load_state_dict(standing)
         self.global_batch = self._rule.global_batch
         if seen is not None:

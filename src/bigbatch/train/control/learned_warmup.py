@@ -94,7 +94,7 @@ class LearnedWarmup:
 
     def _test(self, before: Clock, clock: Clock) -> None:
         began = time.perf_counter()
-        judgement = Judgement(*json.loads(self._ranks.by_first(lambda: json.dumps(self.autowu.judgement()))))
+        judgement = Judgement(*json.loads(self._ranks.run_on_rank_0(lambda: json.dumps(self.autowu.judgement()))))
         self._test_s += time.perf_counter() - began
         switch = self.autowu.adopt(before, judgement)
         if switch is None:
@@ -110,9 +110,9 @@ class LearnedWarmup:
         return torch.stack([norm.isfinite() for norm in norms]).all()
 
     def _states(self) -> States:
-        model, optimizer = self._comm.whole_states(self._optimizer)
+        model, optimizer = self._comm.full_state_dicts(self._optimizer)
         clone = torch.utils._pytree.tree_map
         return tuple(clone(lambda value: value.clone() if isinstance(value, Tensor) else value, s) for s in (model, optimizer))
 
     def _load(self, states: States) -> None:
-        self._comm.load_whole_states(self._optimizer, *states)
+        self._comm.load_full_state_dicts(self._optimizer, *states)

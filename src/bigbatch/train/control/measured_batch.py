@@ -43,7 +43,7 @@ class MeasuredBatch(BatchSource):
             self._next = self._next or self._interval()
             return None
         before = self.global_batch
-        self.global_batch, reason = json.loads(self._ranks.by_first(self._ask))
+        self.global_batch, reason = json.loads(self._ranks.run_on_rank_0(self._ask))
         self._next = clock.updates + self._interval()
         return BatchDecision(before, self.global_batch, reason) if reason else None
 

@@ -76,7 +76,13 @@ class Work(NamedTuple):
 
 
 def work_of(
-    num_samples: int, rank: int, world_size: int, *, micro_batch: int, ghost_batch: int | Literal["global"] | None, lockstep: bool = False
+    num_samples: int,
+    rank: int,
+    world_size: int,
+    *,
+    micro_batch: int,
+    ghost_batch: int | Literal["global"] | None,
+    equal_num_passes: bool = False,
 ) -> Work:
     """A worker's share and how it is cut.
 
@@ -88,7 +94,7 @@ def work_of(
         world_size: Number of workers.
         micro_batch: Most samples in one pass.
         ghost_batch: As in `share_of`.
-        lockstep: Whether all workers must make as many passes, idle ones included.
+        equal_num_passes: Whether all workers must make as many passes, idle ones included.
 
     >>> work_of(5, 0, 1, micro_batch=2, ghost_batch=None).sizes
     [2, 2, 1]
@@ -99,9 +105,9 @@ def work_of(
     def sizes_of(share: Share) -> list[int]:
         return micro_batches(share.num_samples, micro_batch, ghost_batch) if share.num_samples else []
 
-    shares = [share_of(num_samples, r, world_size, ghost_batch) for r in (range(world_size) if lockstep else [rank])]
+    shares = [share_of(num_samples, r, world_size, ghost_batch) for r in (range(world_size) if equal_num_passes else [rank])]
     most = max(1, *(len(sizes_of(share)) for share in shares))
-    share = shares[rank] if lockstep else shares[0]
+    share = shares[rank] if equal_num_passes else shares[0]
     sizes = sizes_of(share)
     return Work(share, [IDLE_SAMPLES] * (most - len(sizes)) + sizes, most - len(sizes))
 
@@ -112,7 +118,7 @@ def partition(
     *,
     micro_batch: int,
     ghost_batch: int | Literal["global"] | None,
-    lockstep: bool,
+    equal_num_passes: bool,
     num_groups: int | None = None,
 ) -> Callable[[int], Work]:
     """How a worker's share of any update is cut, as a function of the update's samples.
@@ -122,16 +128,16 @@ def partition(
         world_size: As in `work_of`.
         micro_batch: As in `work_of`.
         ghost_batch: As in `work_of`.
-        lockstep: As in `work_of`.
+        equal_num_passes: As in `work_of`.
         num_groups: UpdateBatches that an update is cut into at least, over all workers; None: no bound.
 
-    >>> partition(0, 1, micro_batch=8, ghost_batch=None, lockstep=False, num_groups=4)(8).sizes
+    >>> partition(0, 1, micro_batch=8, ghost_batch=None, equal_num_passes=False, num_groups=4)(8).sizes
     [2, 2, 2, 2]
     """
 
     @lru_cache
     def work(num_samples: int) -> Work:
         most = micro_batch if num_groups is None else min(micro_batch, -(-num_samples // num_groups))
-        return work_of(num_samples, rank, world_size, micro_batch=most, ghost_batch=ghost_batch, lockstep=lockstep)
+        return work_of(num_samples, rank, world_size, micro_batch=most, ghost_batch=ghost_batch, equal_num_passes=equal_num_passes)
 
     return work

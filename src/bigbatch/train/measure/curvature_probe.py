@@ -111,7 +111,7 @@ class CurvatureProbe:
             if self._trace_tolerance is not None:
                 traced = trace(hessian, tolerance=self._trace_tolerance, seed=self._recipe.seed)
         self._start = refreshed(top.vectors, seed=self._recipe.seed)
-        seconds = float(ranks.by_first(lambda: json.dumps(time.perf_counter() - began)))
+        seconds = float(ranks.run_on_rank_0(lambda: json.dumps(time.perf_counter() - began)))
         self.seconds += seconds
         return Look(top, traced, seconds)
 
@@ -128,7 +128,7 @@ class CurvatureProbe:
             except (NotFinite, Elsewhere):
                 return None
 
-        return self._comm.ranks.together(here)
+        return self._comm.ranks.run_on_all_ranks(here)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to see the same."""
@@ -157,7 +157,7 @@ class CurvatureProbe:
         model = self._comm.model
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            with self._comm.averaged(self._optimizer), self._statistics.combined():
+            with self._comm.averaged_weights(self._optimizer), self._statistics.combined():
                 yield model
         finally:
             for buffer, before in buffers:

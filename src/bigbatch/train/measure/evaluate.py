@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import load_micro_batches
@@ -30,8 +30,8 @@ def evaluate(
     dataset: Dataset[Any],
     *,
     recipe: Recipe,
-    ranks: Ranks = ALONE,
-    lockstep: bool = False,
+    ranks: Ranks = SINGLE_PROCESS,
+    equal_num_passes: bool = False,
 ) -> Evaluation:
     """Evaluate in evaluation mode; the model's mode is restored.
 
@@ -44,7 +44,7 @@ def evaluate(
         dataset: The same on every worker.
         recipe: For its precision.
         ranks: The workers, and this one's device.
-        lockstep: Whether all must make as many passes; those without a batch in the last turn then repeat their first and leave it out.
+        equal_num_passes: Whether all must make as many passes; those without a batch in the last turn then repeat their first and leave it out.
 
     Returns:
         Mean loss and score over all samples of `dataset`.
@@ -53,7 +53,7 @@ def evaluate(
     num_samples = len(dataset)  # type: ignore[arg-type]
     batches = torch.split(torch.arange(num_samples), EVALUATION_BATCH)
     own = list(range(ranks.rank, len(batches), ranks.world_size))
-    turns = -(-len(batches) // ranks.world_size) if lockstep else len(own)
+    turns = -(-len(batches) // ranks.world_size) if equal_num_passes else len(own)
     sums = torch.zeros(2, len(batches), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()

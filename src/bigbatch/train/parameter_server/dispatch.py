@@ -1,6 +1,6 @@
 """Runs with a parameter server: which process does what, and what such a run can't have.
 
-A run is started by the same call of `fit` in every process; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.role`) makes one of them
+A run is started by the same call of `fit` in every process; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.process_role`) makes one of them
 the server (`serve`), others its workers (`work`). With asynchronous updates, a run is not reproducible bit for bit: which gradient
 comes first is decided by the speed of processes. Synchronous ones without backup workers are, with any number of workers that come and go.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.core.checks import CheckpointError, RecipeError, UserError
 from bigbatch.recipe import Recipe
@@ -19,27 +19,29 @@ from bigbatch.train.state.checkpoint import read_checkpoint
 from bigbatch.train.state.result import Result
 
 
-def take_part(task: Task, recipe: Recipe, role: Role, options: Options) -> Result:
+def take_part(task: Task, recipe: Recipe, role: ProcessRole, options: Options) -> Result:
     """What this process does in a run with a parameter server.
 
     Raises:
         UserError: If the recipe or an option does not go with one, or as `fit`.
     """
-    check_served(recipe, role.num_workers, measure_noise=options.measure_noise, measure_distance=options.measure_distance)
-    if not role.serves:
-        from bigbatch.train.parameter_server.work import work_for
+    check_parameter_server_recipe(recipe, role.num_workers, measure_noise=options.measure_noise, measure_distance=options.measure_distance)
+    if not role.is_server:
+        from bigbatch.train.parameter_server.worker import run_worker
 
-        return work_for(task, recipe, role, device=options.device, compile=options.compile)
-    if role.number > 0:
-        from bigbatch.train.parameter_server.servers import serve_part
+        return run_worker(task, recipe, role, device=options.device, compile=options.compile)
+    if role.rank > 0:
+        from bigbatch.train.parameter_server.shard_servers import run_shard_server
 
-        return serve_part(task, recipe, role, device=options.device)
-    from bigbatch.train.parameter_server.serve import serve_run
+        return run_shard_server(task, recipe, role, device=options.device)
+    from bigbatch.train.parameter_server.server import run_server
 
-    return serve_run(task, recipe, role, options)
+    return run_server(task, recipe, role, options)
 
 
-def check_served(recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False) -> None:
+def check_parameter_server_recipe(
+    recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False
+) -> None:
     """Refuse what does not go with a parameter server, before anything is begun.
 
     Raises:

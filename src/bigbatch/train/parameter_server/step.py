@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.parameter_server.async_sgd import matched
+from bigbatch.comm.parameter_server.async_sgd import equivalent_settings
 from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.core.clock import Clock
 from bigbatch.layers.batch_norms import batch_norms
@@ -18,7 +18,7 @@ from bigbatch.schedules.from_recipe import schedule_of
 Apply = Callable[[Clock, float, int], float]
 
 
-def step_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
+def build_step(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
     """How an update is applied: a function of the clock before it, its damping and the number of its gradients, that returns its rate.
 
     Parameters without a gradient, which are other servers', stay as they are.
@@ -30,7 +30,7 @@ def step_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
     def apply(clock: Clock, damping: float, num_gradients: int) -> float:
         def of_group(decay: float) -> Any:
             lr, clip = schedule(clock) * damping, recipe.optimizer.clip_norm
-            return matched(lr, decay, clip, num_gradients=num_gradients, reduction=c.reduction)
+            return equivalent_settings(lr, decay, clip, num_gradients=num_gradients, reduction=c.reduction)
 
         if (clip := of_group(0.0).clip_norm) is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -44,8 +44,8 @@ def step_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
 
 
 @torch.no_grad()
-def add_statistics(model: nn.Module, extras: list[list[Tensor]]) -> None:
-    """Take up what pieces did to running means and variances, each having started from zero (see `norm_buffers`).
+def add_running_statistics(model: nn.Module, extras: list[list[Tensor]]) -> None:
+    """Take up what pieces did to running means and variances, each having started from zero (see `batch_norm_buffers`).
 
     They decay by (1 - a) for each normalisation group of a piece, to which the piece's own part is added: what one worker would have.
     """

@@ -101,7 +101,7 @@ def describe_parameter_groups(model: nn.Module, recipe: Recipe, *, title: str, q
 
 def choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, ranks: Ranks) -> int:
     """The recipe's micro-batch, or the fastest one on the first worker where it says "auto"."""
-    return int(ranks.by_first(lambda: str(_choose_micro_batch(task, recipe, model, train, ranks))))
+    return int(ranks.run_on_rank_0(lambda: str(_choose_micro_batch(task, recipe, model, train, ranks))))
 
 
 def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any, ranks: Ranks) -> int:

@@ -51,7 +51,7 @@ class AgreedFlags:
         if self._seen < self._next:
             return None
         ahead = max(1, min(2 * self._seen, int(self._seen * self._every_s / max(elapsed, 1e-9))))
-        wishes = [float(interrupted), float(save), float(ahead)] if self._ranks.first else [float(interrupted), 0.0, 0.0]
-        agreed = self._ranks.max_(torch.tensor(wishes, device=self._ranks.host)).tolist()
+        wishes = [float(interrupted), float(save), float(ahead)] if self._ranks.is_rank_0 else [float(interrupted), 0.0, 0.0]
+        agreed = self._ranks.max_(torch.tensor(wishes, device=self._ranks.host_device)).tolist()
         self._next, self._seen, self._began = int(agreed[2]), 0, time.monotonic()
         return Flags(bool(agreed[0]), bool(agreed[1]))

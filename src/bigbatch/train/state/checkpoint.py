@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import Ranks, is_of_lost_workers
+from bigbatch.comm.ranks import Ranks, is_lost_worker_error
 from bigbatch.core.arithmetic import arithmetic, differences
 from bigbatch.core.checks import CheckpointError, Elsewhere, LostWorkers
 from bigbatch.core.clock import Clock
@@ -23,9 +23,9 @@ from bigbatch.core.devices import random_states, restore_random_state
 from bigbatch.core.files import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.state.checkpoint_checks import (
-    check_alike,
     check_begun,
     check_clock,
+    check_identical,
     check_optimizer_fits,
     check_parts,
     check_weights_fit,
@@ -85,9 +85,9 @@ def save_checkpoint(
     if writer is not None:
         writer.wait()
     own = {"random": _random_states(ranks.device), "comm": comm.state_dict(), "held": held.state_dict() if held is not None else {}}
-    workers = [_from_bytes(data) for data in ranks.gather(_to_bytes(own))]
+    workers = [_from_bytes(data) for data in ranks.all_gather(_to_bytes(own))]
     if writer is None:
-        model_state, optimizer_state = comm.whole_states(optimizer)
+        model_state, optimizer_state = comm.full_state_dicts(optimizer)
     else:
         model_state, optimizer_state, shards = take_out_shards(comm.model.state_dict(), optimizer.state_dict())
     state = {
@@ -100,7 +100,7 @@ def save_checkpoint(
         "arithmetic": arithmetic(ranks.device),
     }
     if writer is None:
-        ranks.together(lambda: _write(path, state))
+        ranks.run_on_all_ranks(lambda: _write(path, state))
     else:
         state = _from_bytes(_to_bytes(state))  # a copy: training goes on
         save_shards(path, shards, lambda found: _write(path, {**state, "format": SHARDED, "shards": found}), writer=writer)
@@ -139,7 +139,9 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
             are named).
     """
     ranks = comm.ranks
-    state = _from_bytes(ranks.from_first(ranks.together(lambda: _read_bytes(path) if ranks.first else None)), ranks.device)
+    state = _from_bytes(
+        ranks.broadcast_from_rank_0(ranks.run_on_all_ranks(lambda: _read_bytes(path) if ranks.is_rank_0 else None)), ranks.device
+    )
     with _fits(path):
         put_in_shards(path, state, ranks, mesh=comm.mesh if isinstance(comm, FullyShard) else None)
 
@@ -155,18 +157,18 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
             check_weights_fit(state["model"], comm.model)
             check_optimizer_fits(state["optimizer"], optimizer, state["model"], comm.model, begun=clock[1] > 0)
             for number, worker in enumerate(state["workers"]):
-                check_alike(f"workers.{number}.comm", worker["comm"], comm.state_dict())
+                check_identical(f"workers.{number}.comm", worker["comm"], comm.state_dict())
             comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
             if held is not None:
                 held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
-            comm.load_whole_states(optimizer, state["model"], state["optimizer"])
+            comm.load_full_state_dicts(optimizer, state["model"], state["optimizer"])
             if ranks.rank < len(state["workers"]):
                 _restore_random_states(state["workers"][ranks.rank]["random"], ranks.device)
-            if ranks.first:
+            if ranks.is_rank_0:
                 _warn_of_other_arithmetic(path, state, ranks.device)
             return Progress(Clock(*clock), *rest)
 
-    return ranks.together(take_up)
+    return ranks.run_on_all_ranks(take_up)
 
 
 def load_batch_state(path: str | Path | None, owner: Any, state: Mapping[str, Any], clock: Clock) -> None:
@@ -179,7 +181,7 @@ def load_batch_state(path: str | Path | None, owner: Any, state: Mapping[str, An
         fresh = owner.state_dict()
         if clock.updates:
             check_begun(state, fresh)
-        check_alike("progress.4", state, fresh)
+        check_identical("progress.4", state, fresh)
         owner.load_state_dict(state)
 
 
@@ -191,7 +193,7 @@ def _fits(path: str | Path | None) -> Iterator[None]:
     except (CheckpointError, Elsewhere, LostWorkers, Warning):  # a warning where Python makes them errors (-W error)
         raise
     except Exception as error:  # torch, numpy and Python each refuse theirs in ways of their own
-        if is_of_lost_workers(error):
+        if is_lost_worker_error(error):
             raise
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(

@@ -186,7 +186,7 @@ def check_begun(state: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
             raise Misfit(f"progress.4: no {name}")
 
 
-def check_alike(name: str, saved: Any, fresh: Any) -> None:
+def check_identical(name: str, saved: Any, fresh: Any) -> None:
     """Refuse values of other kinds than those of a run that begins; what it has none of yet is not compared.
 
     A list that is empty there fills with entries that are alike: numbers, tensors, lists or dictionaries.
@@ -200,7 +200,7 @@ def check_alike(name: str, saved: Any, fresh: Any) -> None:
         raise Misfit(f"{name} = {saved!r:.60}: must be like {fresh!r:.60}")
     if isinstance(fresh, Mapping):
         for key in fresh.keys() & saved.keys():
-            check_alike(f"{name}.{key}", saved[key], fresh[key])
+            check_identical(f"{name}.{key}", saved[key], fresh[key])
     elif isinstance(fresh, list | tuple):
         if fresh and all(map(_is_number, fresh)) and len(saved) != len(fresh):
             raise Misfit(f"{name}: has {len(saved)} values, must have {len(fresh)}")
@@ -209,7 +209,7 @@ def check_alike(name: str, saved: Any, fresh: Any) -> None:
             if not plain and not (fresh and isinstance(value, str)):
                 raise Misfit(f"{name}.{i} = {value!r:.60}: must be a number, a tensor or a list")
             like = fresh[i] if len(fresh) == len(saved) else saved[0]
-            check_alike(f"{name}.{i}", value, like)
+            check_identical(f"{name}.{i}", value, like)
 
 
 def _state_after_a_step(optimizer: Optimizer) -> dict[int, dict[str, Any]]:

@@ -37,7 +37,7 @@ def lock_on_rank_0(out: str | Path | None, ranks: Ranks, *, resume: bool) -> Ite
                 stack.enter_context(owned(Path(out)))
             return ""
 
-        ranks.by_first(hold)
+        ranks.run_on_rank_0(hold)
         yield
 
 
@@ -83,8 +83,8 @@ def open_folder_on_rank_0(out: str | Path | None, recipe: Recipe, *, resume: boo
         finished = finished_result(folder, recipe)
         return json.dumps([resume or _begun_by_this_job(folder), finished and finished.to_json()])
 
-    resumes, finished = json.loads(ranks.by_first(open_here))
-    return Path(out) if out is not None and ranks.first else None, resumes, Result.from_json(finished) if finished else None
+    resumes, finished = json.loads(ranks.run_on_rank_0(open_here))
+    return Path(out) if out is not None and ranks.is_rank_0 else None, resumes, Result.from_json(finished) if finished else None
 
 
 def finished_result(folder: Path | None, recipe: Recipe) -> Result | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bigbatch.comm.launch.launcher import TWICE_S
+from bigbatch.comm.launch.launcher import SIGNAL_DEBOUNCE_S
 from bigbatch.core.checks import Interrupted
 from bigbatch.core.clock import Clock
 from bigbatch.core.environment import LAUNCHER
@@ -31,7 +31,13 @@ def interruptible(out: str | Path | None = None) -> Iterator[threading.Event]:
 
     def ask(number: int) -> None:
         nonlocal when, ended
-        if number == signal.SIGINT and asked.is_set() and time.monotonic() - when > TWICE_S and LAUNCHER not in os.environ and not ended:
+        if (
+            number == signal.SIGINT
+            and asked.is_set()
+            and time.monotonic() - when > SIGNAL_DEBOUNCE_S
+            and LAUNCHER not in os.environ
+            and not ended
+        ):
             ended = True
             raise KeyboardInterrupt
         when = when or time.monotonic()

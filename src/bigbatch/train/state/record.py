@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
@@ -48,7 +48,7 @@ class Record:
         begun: Whether the first line is there, or none is wanted.
     """
 
-    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool | None, ranks: Ranks = ALONE) -> None:
+    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool | None, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.last_loss = math.nan  # of the newest flushed update
         self.begun = folder is None and clock.updates > 0
         self._clock = clock
@@ -140,7 +140,7 @@ class Record:
         told = torch.cat([own, own.new_tensor([self._failure is not None])])
         *sums, failed = self._ranks.sum_(told).tolist()  # synchronises with the device, once for all
         if failed:
-            self._ranks.together(self._check)
+            self._ranks.run_on_all_ranks(self._check)
         for p, sum_loss in zip(pending, sums, strict=True):
             self.last_loss = loss = sum_loss / p.num_samples
             finite = math.isfinite(loss)
@@ -223,7 +223,7 @@ class Record:
         """Last line."""
         self._write({"kind": "end", "update": clock.updates, "samples": clock.samples, **facts})
         self.write_out()
-        self._ranks.together(self._check)
+        self._ranks.run_on_all_ranks(self._check)
         self.close()
 
     def close(self) -> None:

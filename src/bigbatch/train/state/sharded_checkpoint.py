@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import Diverged, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def save_shards(path: Path | None, shards: dict[str, DTensor], write: Callable[[
         UserError: On every worker, if an earlier checkpoint could not be written.
     """
     chosen = None if path is None else str(path.absolute().parent / SHARDS / f"{path.stem}.{uuid4().hex[:8]}").encode()
-    folder = Path(writer.ranks.from_first(chosen).decode())
+    folder = Path(writer.ranks.broadcast_from_rank_0(chosen).decode())
     tensors = {name: (tuple(t.shape), t.dtype, _sharded_dim(t)) for name, t in shards.items()}
 
     def commit(files: dict[str, tuple[int, int]]) -> None:
@@ -72,7 +72,7 @@ def save_shards(path: Path | None, shards: dict[str, DTensor], write: Callable[[
 
 
 def put_in_shards(
-    path: Path, state: dict[str, Any], ranks: Ranks = ALONE, *, mesh: DeviceMesh | None = None, model_only: bool = False
+    path: Path, state: dict[str, Any], ranks: Ranks = SINGLE_PROCESS, *, mesh: DeviceMesh | None = None, model_only: bool = False
 ) -> None:
     """Read shards into a checkpoint's state. Called by every worker.
 
@@ -100,7 +100,7 @@ def put_in_shards(
                 if mesh is None
                 else sharded.empty(shape, dtype=dtype, device_mesh=mesh, placements=[Shard(dim)])
             )
-    ranks.together(lambda: read_tensors(folder, tensors))
+    ranks.run_on_all_ranks(lambda: read_tensors(folder, tensors))
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         if part == "model":

@@ -68,6 +68,6 @@ class RecomputedStatistics(RunningStatistics):
 
 def build_statistics(comm: Comm, recipe: Recipe, train: Any, micro_batch: int) -> RunningStatistics:
     """Running statistics kept while training; computed anew where workers' weights go apart for the whole run."""
-    if isinstance(comm, Gossip) and comm.apart:
+    if isinstance(comm, Gossip) and comm.weights_differ:
         return RecomputedStatistics(comm.model, comm.ranks, recipe=recipe, train=train, micro_batch=micro_batch)
     return RunningStatistics(comm.model, comm.ranks)

@@ -59,7 +59,7 @@ class RunningStatistics:
 
     def _split(self) -> None:
         """The first worker keeps everything so far."""
-        if not self._ranks.first:
+        if not self._ranks.is_rank_0:
             for buffer in self._buffers():
                 buffer.zero_()
 

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from bigbatch.core.checks import UserError
 
-MOST_TOKEN_BYTES = 256  # as in `messages`, which brings torch
+MAX_TOKEN_BYTES = 256  # as in `messages`, which brings torch
 
 ROLE, SERVERS, TOKEN, NUM_WORKERS = "BIGBATCH_ROLE", "BIGBATCH_SERVERS", "BIGBATCH_TOKEN", "BIGBATCH_NUM_WORKERS"
 
 
-class Role(NamedTuple):
+class ProcessRole(NamedTuple):
     """What a process is.
 
     Attributes:
@@ -41,13 +41,13 @@ class Role(NamedTuple):
     num_workers: int
 
     @classmethod
-    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "Role | None":
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Role | None":
         """None for a process that has no part in such a run.
 
         Raises:
             UserError: If the environment says something impossible.
 
-        >>> Role.of_environment({"BIGBATCH_ROLE": "worker:2", "BIGBATCH_SERVERS": "127.0.0.1:7000", "BIGBATCH_TOKEN": "secret"})
+        >>> ProcessRole.from_environment({"BIGBATCH_ROLE": "worker:2", "BIGBATCH_SERVERS": "127.0.0.1:7000", "BIGBATCH_TOKEN": "secret"})
         Role(serves=False, number=2, servers=('tcp://127.0.0.1:7000',), token='secret', num_workers=1)
         """
         text = environment.get(ROLE)
@@ -63,7 +63,7 @@ class Role(NamedTuple):
         if kind == "server" and int(number) >= len(servers):
             raise UserError(f"{ROLE}={text}: {SERVERS} names {len(servers)} servers; count from 0, or name more")
         token, workers = environment.get(TOKEN, ""), environment.get(NUM_WORKERS, "1")
-        if not 1 <= len(token.encode()) <= MOST_TOKEN_BYTES:
+        if not 1 <= len(token.encode()) <= MAX_TOKEN_BYTES:
             raise UserError(f"{TOKEN}: must be a secret of 1 to 256 bytes, the same for all; set it")
         if not workers.isdecimal() or int(workers) < 1:
             raise UserError(f"{NUM_WORKERS}={workers}: must be a number above zero; correct it")

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.comm.parameter_server.served import problem, threads, work
 
-from bigbatch.comm.parameter_server.ledger import Ledger
-from bigbatch.comm.parameter_server.part_server import Parts, PartServer, spread
 from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.comm.parameter_server.shard_server import Parts, ShardServer, spread
 from bigbatch.comm.parameter_server.supervisor import reserved_ports
+from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.core.checks import UserError
 
 
@@ -30,16 +30,16 @@ def test_each_tensor_is_somewhere_once_and_the_load_is_even(sizes, servers):
     assert max(loads) <= sum(sizes) / servers + max(sizes)
 
 
-def serve_part(number, addresses, make):
+def run_shard_server(number, addresses, make):
     model, *_ = problem()
-    server = PartServer(list(model.parameters()), number, addresses, token="t")
+    server = ShardServer(list(model.parameters()), number, addresses, token="t")
     optimizer = make(model.parameters())
     while (order := server.next()) is not None:
         if order.kind == "apply":
             optimizer.step()
             server.publish()
         elif order.kind == "state":
-            server.tell_state({"weights": [p.detach() for p in server.parameters]})
+            server.send_state({"weights": [p.detach() for p in server.parameters]})
         else:
             assert order.state == "begin"
     server.close()
@@ -52,11 +52,11 @@ def test_three_servers_are_one(bound):
     gradients = 1 if bound else 2
     with reserved_ports(3) as ports:
         addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
-        parts = Parts(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
-        ledger = Ledger(total_samples=900, global_batch=30, gradients_per_update=gradients, staleness_bound=bound, nonce=3)
-        server = ParameterServer(model.parameters(), ledger, token="t", address=addresses[0], parts=parts)
-        optimizer = make(parts.own)
-        others = [partial(serve_part, i, addresses, make) for i in (1, 2)]
+        shards = Parts(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
+        queue = WorkQueue(total_samples=900, global_batch=30, gradients_per_update=gradients, staleness_bound=bound, nonce=3)
+        server = ParameterServer(model.parameters(), queue, token="t", address=addresses[0], shards=shards)
+        optimizer = make(shards.own_parameters)
+        others = [partial(run_shard_server, i, addresses, make) for i in (1, 2)]
         seen = {}
 
         def look(piece, weights):
@@ -77,19 +77,19 @@ def test_three_servers_are_one(bound):
                     client.push(piece)
 
         with threads(*others, *(partial(watched, i) for i in range(3))):
-            parts.load(["begin", "begin"], ledger)
+            shards.load(["begin", "begin"], queue)
             while server.collect() is not None:
                 optimizer.step()
                 server.publish()
-            states = parts.states()
+            states = shards.states()
             server.finish()
-            parts.end()
-    assert ledger.intervals == [[0, 900]]
+            shards.end()
+    assert queue.applied_ranges == [[0, 900]]
     if bound:
         return
-    for share, state in zip(parts.shares[1:], states, strict=True):
+    for share, state in zip(shards.shard_indices[1:], states, strict=True):
         for i, weights in zip(share, state["weights"], strict=True):
-            parts.parameters[i].data.copy_(weights)
+            shards.parameters[i].data.copy_(weights)
     alone, inputs, targets = problem()
     optimizer = make(alone.parameters())
     for start in range(0, 900, 30):
@@ -104,11 +104,11 @@ def test_work_of_an_earlier_life_is_refused_by_a_part_too():
     with reserved_ports(2) as ports:
         addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
         model, *_ = problem()
-        parts = Parts(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
-        ledger = Ledger(total_samples=60, global_batch=30, nonce=9)
-        with threads(partial(serve_part, 1, addresses, partial(torch.optim.SGD, lr=0.1))):
-            parts.load(["begin"], ledger)
-            server = ParameterServer(model.parameters(), ledger, token="t", address=addresses[0], parts=parts)
+        shards = Parts(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
+        queue = WorkQueue(total_samples=60, global_batch=30, nonce=9)
+        with threads(partial(run_shard_server, 1, addresses, partial(torch.optim.SGD, lr=0.1))):
+            shards.load(["begin"], queue)
+            server = ParameterServer(model.parameters(), queue, token="t", address=addresses[0], shards=shards)
 
             def push_twice(piece):
                 from bigbatch.comm.parameter_server.client import ParameterClient
@@ -120,5 +120,5 @@ def test_work_of_an_earlier_life_is_refused_by_a_part_too():
                 while server.collect() is not None:
                     server.publish()
                 server.finish()
-            parts.end()
-    assert ledger.refused == {}  # the part refused them before the first server heard of them
+            shards.end()
+    assert queue.refused == {}  # the part refused them before the first server heard of them

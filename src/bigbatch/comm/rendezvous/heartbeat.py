@@ -23,9 +23,9 @@ from bigbatch.core.environment import LAUNCHER
 
 GRACE_S = 2.0
 """Seconds that a worker has to end by itself, once another is lost."""
-FAREWELL_S = 10.0
+SHUTDOWN_TIMEOUT_S = 10.0
 """Seconds that a worker which is done waits at most for its neighbour to be done too."""
-BEATS = 4
+HEARTBEATS_PER_TIMEOUT = 4
 """Heartbeats in the time after which a silent rank counts as lost."""
 FOREVER = timedelta(days=365)
 EXIT_CODE = 4  # of lost workers
@@ -33,7 +33,7 @@ ALIVE, DONE, FAILED = -1, -2, -3  # messages; a number from 0 is the rank that i
 
 
 @contextmanager
-def watched(rank: int, world_size: int, timeout_s: float) -> Iterator[None]:
+def heartbeats(rank: int, world_size: int, timeout_s: float) -> Iterator[None]:
     """Around all that the ranks do together; each of them calls it. The process ends if another is lost and this one does not notice.
 
     Args:
@@ -41,7 +41,7 @@ def watched(rank: int, world_size: int, timeout_s: float) -> Iterator[None]:
         world_size: Number of ranks.
         timeout_s: After so many seconds of silence a rank counts as lost.
     """
-    watch = _Watch(rank, world_size, timeout_s)
+    watch = _HeartbeatRing(rank, world_size, timeout_s)
     watch.start()
     try:
         yield
@@ -54,7 +54,7 @@ def watched(rank: int, world_size: int, timeout_s: float) -> Iterator[None]:
     watch.stop()
 
 
-class _Watch:
+class _HeartbeatRing:
     """A rank's ear on the next rank, and its voice for the one before."""
 
     def __init__(self, rank: int, world_size: int, timeout_s: float) -> None:
@@ -62,7 +62,7 @@ class _Watch:
         self._before, self._next = (rank - 1) % world_size, (rank + 1) % world_size
         self._group = dist.new_group(backend="gloo", timeout=FOREVER)
         self._done, self._left = threading.Event(), threading.Event()
-        self._farewell, self._sent = DONE, deque[Any](maxlen=2 * BEATS)  # what is being sent must not be freed
+        self._farewell, self._sent = DONE, deque[Any](maxlen=2 * HEARTBEATS_PER_TIMEOUT)  # what is being sent must not be freed
         self._unheard = 0  # own heartbeats since one of the next rank's was heard; none while this process is halted
         threads = [threading.Thread(target=target, daemon=True, name="watch ranks") for target in (self._listen, self._beat)]
         self._threads, self._listener = threads, threads[0]
@@ -77,7 +77,7 @@ class _Watch:
         self._farewell = farewell
         self._done.set()
         for thread in self._threads:
-            thread.join(FAREWELL_S)
+            thread.join(SHUTDOWN_TIMEOUT_S)
         self._left.set()
 
     def leave(self) -> None:
@@ -94,14 +94,14 @@ class _Watch:
             return work
 
     def _beat(self) -> None:
-        while not self._done.wait(self._timeout_s / BEATS):
+        while not self._done.wait(self._timeout_s / HEARTBEATS_PER_TIMEOUT):
             self._say(ALIVE)
             self._unheard += 1  # counted here and not left to gloo, which closes all its connections when one times out
-            if self._unheard > BEATS and self._listener.is_alive():
+            if self._unheard > HEARTBEATS_PER_TIMEOUT and self._listener.is_alive():
                 self._lost(self._next)
         if not self._left.is_set() and (work := self._say(self._farewell)) is not None:
             with suppress(RuntimeError):
-                work.wait(timedelta(seconds=FAREWELL_S))
+                work.wait(timedelta(seconds=SHUTDOWN_TIMEOUT_S))
 
     def _listen(self) -> None:
         message = torch.empty(1, dtype=torch.int64)
@@ -114,7 +114,7 @@ class _Watch:
             except RuntimeError:
                 heard = self._next
         if heard == FAILED:
-            if self._done.wait(FAREWELL_S):
+            if self._done.wait(SHUTDOWN_TIMEOUT_S):
                 return
             heard = self._next
         if heard != DONE and not self._left.is_set():

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
 from bigbatch.comm.parameter_server.client import ParameterClient
-from bigbatch.comm.parameter_server.ledger import Work
-from bigbatch.comm.parameter_server.role import Role
-from bigbatch.comm.ranks import joined
+from bigbatch.comm.parameter_server.process_role import ProcessRole
+from bigbatch.comm.parameter_server.work_queue import WorkItem
+from bigbatch.comm.ranks import process_group
 from bigbatch.core.environment import LAUNCHER, timeout_s
 from bigbatch.core.signals import STOPS
 from bigbatch.core.version import __version__
@@ -29,7 +29,7 @@ from bigbatch.train.state.result import Result
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 
-def job_of(recipe: Recipe) -> str:
+def describe_job(recipe: Recipe) -> str:
     """What all processes of a run must have in common."""
     return f"{recipe.to_toml()}\n{torch.__version__}\n{__version__}"
 
@@ -42,13 +42,13 @@ def ignore_stop_signals() -> None:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def norm_buffers(model: nn.Module) -> list[Tensor]:
+def batch_norm_buffers(model: nn.Module) -> list[Tensor]:
     """Running means, variances and counts of a model's batch norms: what a worker sends along, having started from zero."""
     norms = [m for m in batch_norms(model).values() if m.track_running_stats]
     return [buffer for m in norms for buffer in (m.running_mean, m.running_var, m.num_batches_tracked) if buffer is not None]
 
 
-def work_for(task: Task, recipe: Recipe, role: Role, *, device: str | torch.device | None = None, compile: bool = False) -> Result:
+def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | torch.device | None = None, compile: bool = False) -> Result:
     """Compute gradients until the server says that the run has ended.
 
     Random numbers (dropout) are drawn anew for each piece, from the seed and the piece's place in the run: who computes it changes nothing.
@@ -61,22 +61,22 @@ def work_for(task: Task, recipe: Recipe, role: Role, *, device: str | torch.devi
         LostWorkers: If the server stays away.
     """
     ignore_stop_signals()
-    with joined(device=device) as ranks:
+    with process_group(device=device) as ranks:
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device).train()
         forward: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
-        buffers, train = norm_buffers(model), task.splits().train
+        buffers, train = batch_norm_buffers(model), task.splits().train
         client = ParameterClient(
-            role.servers,
+            role.server_addresses,
             role.token,
             list(model.parameters()),
-            worker=role.number,
+            worker=role.rank,
             extras=buffers,
-            job=job_of(recipe),
+            job=describe_job(recipe),
             timeout_s=timeout_s(),
         )
-        with client, _leaving_on_interrupt(client):
-            micro_batch = int(client.facts["micro_batch"])
+        with client, _leave_on_interrupt(client):
+            micro_batch = int(client.metadata["micro_batch"])
             while (work := client.pull()) is not None:
                 for buffer in buffers:
                     buffer.zero_()
@@ -91,7 +91,7 @@ def work_for(task: Task, recipe: Recipe, role: Role, *, device: str | torch.devi
 
 
 @contextlib.contextmanager
-def _leaving_on_interrupt(client: ParameterClient) -> Iterator[None]:
+def _leave_on_interrupt(client: ParameterClient) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -99,7 +99,7 @@ def _leaving_on_interrupt(client: ParameterClient) -> Iterator[None]:
         raise
 
 
-def _read(recipe: Recipe, train: object, work: Work, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
+def _read(recipe: Recipe, train: object, work: WorkItem, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
     """The micro-batches of a piece. A data set that is not in memory is read right here: what comes next is not known ahead."""
     sizes = micro_batches(work.num_samples, micro_batch, recipe.batch.ghost_batch)
     batches = index_batches(recipe.seed, recipe.num_train_samples, work.start, iter(sizes))

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-MEMBERSHIP, CONTROL_GROUPS, PROCESSES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc")
+CGROUP_MEMBERSHIP, CGROUP_ROOT, PROCESSES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc")
 REASONS = {
     signal.SIGSEGV: "a crash in native code: torch, a driver or an extension",
     signal.SIGBUS: "memory that could not be read: often a full /dev/shm or a file cut short",
@@ -15,7 +15,7 @@ REASONS = {
 }
 
 
-def oom_kills(membership: Path = MEMBERSHIP, control_groups: Path = CONTROL_GROUPS) -> int | None:
+def oom_kills(membership: Path = CGROUP_MEMBERSHIP, control_groups: Path = CGROUP_ROOT) -> int | None:
     """How many processes of this one's control group the kernel has killed for want of memory; None where it does not tell.
 
     Args:
@@ -38,14 +38,14 @@ def oom_kills(membership: Path = MEMBERSHIP, control_groups: Path = CONTROL_GROU
     return None
 
 
-def how_it_ended(code: int, oom_kills_before: int | None) -> str:
+def describe_exit(code: int, oom_kills_before: int | None) -> str:
     """An exit code, negative for a signal, in words.
 
     Args:
         code: As `subprocess` and `multiprocessing` have it.
         oom_kills_before: `oom_kills` at the start of the process.
 
-    >>> how_it_ended(77, None), how_it_ended(-11, None)
+    >>> describe_exit(77, None), describe_exit(-11, None)
     ('ended with exit code 77', 'was killed by SIGSEGV (a crash in native code: torch, a driver or an extension)')
     """
     if code >= 0:
@@ -75,10 +75,10 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def these(numbers: Sequence[int], *, of: int | None = None) -> str:
+def name_workers(numbers: Sequence[int], *, of: int | None = None) -> str:
     """Workers by number, as the subject of a sentence.
 
-    >>> these([1], of=2), these([0, 2])
+    >>> name_workers([1], of=2), name_workers([0, 2])
     ('worker 1 of 2', 'workers 0 and 2')
     """
     *most, last = map(str, sorted(numbers))

@@ -10,7 +10,7 @@ from tests.distributed.ranks import run_ranks
 from tests.forks import Program, python_path
 from tests.limits import LIMIT_S
 
-SCRIPT = Path(__file__).with_name("watch_ranks.py")
+SCRIPT = Path(__file__).with_name("heartbeat_ranks.py")
 
 
 @pytest.mark.parametrize("what", ["done", "all refuse"])

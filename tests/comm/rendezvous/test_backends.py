@@ -7,7 +7,7 @@ import torch
 from tests.distributed.ranks import run_ranks
 
 from bigbatch.comm import ranks
-from bigbatch.comm.rendezvous.meet import decide
+from bigbatch.comm.rendezvous.backends import choose_backend
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,21 @@ from bigbatch.comm.rendezvous.meet import decide
     ],
 )
 def test_nccl_only_where_each_worker_has_a_gpu_of_its_own(places, backend):
-    decided = decide(places)
+    decided = choose_backend(places)
     assert decided["backend"] == backend
     assert ("note" in decided) == (backend == "gloo" and places[0][0] != "cpu")
 
 
 def test_the_note_names_two_that_share_and_how_many_workers_would_not():
-    note = decide([("cuda", "a"), ("cuda", "b"), ("cuda", "b"), ("cuda", "a")])["note"]
+    note = choose_backend([("cuda", "a"), ("cuda", "b"), ("cuda", "b"), ("cuda", "a")])["note"]
     assert note.startswith("workers 1 and 2 share a GPU (2 for 4 workers): they exchange by gloo")
     assert note.endswith("2 workers, each with a GPU of its own, would do so by nccl")
 
 
 def test_a_worker_without_a_gpu_among_others_is_named():
-    assert decide([("cuda", "a"), ("cuda", "b"), ("cpu", "")])["error"].startswith("worker 0 is on cuda and worker 2 on cpu: must be alike")
+    assert choose_backend([("cuda", "a"), ("cuda", "b"), ("cpu", "")])["error"].startswith(
+        "worker 0 is on cuda and worker 2 on cpu: must be alike"
+    )
 
 
 def test_alone_on_the_second_gpu_it_is_the_current_one_meanwhile(monkeypatch):
@@ -53,10 +55,10 @@ def test_alone_on_the_second_gpu_it_is_the_current_one_meanwhile(monkeypatch):
 
     monkeypatch.setattr(torch.accelerator, "device_index", Current)
     monkeypatch.setattr(ranks, "choose_device", torch.device)
-    with ranks.joined(device="cuda:1") as alone:
+    with ranks.process_group(device="cuda:1") as alone:
         assert (alone.device, alone.world_size, now) == (torch.device("cuda:1"), 1, [1])
     assert now == []
 
 
 def test_two_workers_that_believe_to_be_on_gpus(tmp_path):
-    run_ranks(Path(__file__).with_name("meet_ranks.py"), 2, tmp_path)
+    run_ranks(Path(__file__).with_name("backends_ranks.py"), 2, tmp_path)

@@ -1,6 +1,6 @@
 """The run of a parameter server: the trainer's own loop, with gradients that workers send in the place of its own.
 
-Workers run `bigbatch.train.parameter_server.work`. The record, the checkpoints and the result are those of any other run; `last.pt` is what
+Workers run `bigbatch.train.parameter_server.worker`. The record, the checkpoints and the result are those of any other run; `last.pt` is what
 a server that was killed continues from.
 """
 
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from bigbatch.comm.parameter_server.backup_workers import num_gradients
-from bigbatch.comm.parameter_server.ledger import Ledger
-from bigbatch.comm.parameter_server.part_server import Parts
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.comm.parameter_server.server import ParameterServer
+from bigbatch.comm.parameter_server.shard_server import Parts
+from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import Ranks, joined
+from bigbatch.comm.ranks import Ranks, process_group
 from bigbatch.core.clock import Clock
 from bigbatch.core.environment import timeout_s
 from bigbatch.recipe import Recipe
@@ -31,9 +31,9 @@ from bigbatch.train.control.control import Control
 from bigbatch.train.control.rate_source import RateSource
 from bigbatch.train.data.shares import check_shares, share_of
 from bigbatch.train.loop import train
-from bigbatch.train.parameter_server.servers import Spread
-from bigbatch.train.parameter_server.step import Apply, add_statistics, step_of
-from bigbatch.train.parameter_server.work import job_of, norm_buffers
+from bigbatch.train.parameter_server.shard_servers import ShardedParameters
+from bigbatch.train.parameter_server.step import Apply, add_running_statistics, build_step
+from bigbatch.train.parameter_server.worker import batch_norm_buffers, describe_job
 from bigbatch.train.run import POLL_S, Options, Run
 from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
@@ -44,7 +44,7 @@ from bigbatch.train.update.batches import UpdateBatches
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 
-def serve_run(task: Task, recipe: Recipe, role: Role, options: Options) -> Result:
+def run_server(task: Task, recipe: Recipe, role: ProcessRole, options: Options) -> Result:
     """The first server's part of `fit`: the trainer's own loop, with gradients of workers.
 
     Returns:
@@ -55,7 +55,7 @@ def serve_run(task: Task, recipe: Recipe, role: Role, options: Options) -> Resul
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
-    with joined(device=options.device) as ranks, lock_on_rank_0(options.out, ranks, resume=options.resume):
+    with process_group(device=options.device) as ranks, lock_on_rank_0(options.out, ranks, resume=options.resume):
         folder, resumes, finished = open_folder_on_rank_0(options.out, recipe, resume=options.resume, ranks=ranks)
         if finished is not None:
             return finished
@@ -63,13 +63,13 @@ def serve_run(task: Task, recipe: Recipe, role: Role, options: Options) -> Resul
         serving = set_up(task, recipe, role, options, ranks, folder=folder, resumes=resumes)
         try:
             if resumes and not options.resume:
-                serving.say(f"{serving.run.title}: the server continues after update {serving.run.clock.updates:,}")
+                serving.reply(f"{serving.run.title}: the server continues after update {serving.run.clock.updates:,}")
             result = train(serving.run)
             return result
         finally:
             serving.server.finish({"result": result and result.to_json()})
-            if isinstance(serving.run.comm, Spread):
-                serving.run.comm.parts.end()
+            if isinstance(serving.run.comm, ShardedParameters):
+                serving.run.comm.shards.end()
 
 
 @dataclass
@@ -88,36 +88,36 @@ class Serving:
 
     def begin(self, run: Run) -> None:
         """Give other servers what they need."""
-        if isinstance(run.comm, Spread):
-            run.comm.begin(run.optimizer, self.server.ledger)
+        if isinstance(run.comm, ShardedParameters):
+            run.comm.begin(run.optimizer, self.server.queue)
 
     def update(self, run: Run) -> None:
         """Wait a moment for the gradients of an update, and apply them."""
         update = self.server.collect(timeout_s=POLL_S)
         if update is None:
             return
-        lr = self.apply(run.clock, update.damping, len(update.works))
-        add_statistics(run.model, update.extras)
+        lr = self.apply(run.clock, update.damping, len(update.work_items))
+        add_running_statistics(run.model, update.extras)
         self.server.publish()
         run.clock = run.clock.after(update.num_samples)
         run.record.update(run.clock, torch.tensor(update.sum_loss, dtype=torch.float64), lr=lr, num_samples=update.num_samples)
 
     def record_staleness(self) -> None:
         """How late the gradients so far were."""
-        self.run.record.staleness(self.run.clock, self.server.ledger.histogram)
+        self.run.record.staleness(self.run.clock, self.server.queue.histogram)
 
     def end_facts(self) -> dict[str, Any]:
         """For the last line of the record."""
-        ledger, comm = self.server.ledger, self.run.comm
+        queue, comm = self.server.queue, self.run.comm
         return {
-            "staleness": {str(tau): count for tau, count in sorted(ledger.histogram.items())},
-            "staleness_bound": ledger.bound,
-            "refused": dict(ledger.refused),
-            "applied": ledger.intervals,
-            **(self.server.traffic + comm.traffic if isinstance(comm, Spread) else self.server.traffic),
+            "staleness": {str(tau): count for tau, count in sorted(queue.histogram.items())},
+            "staleness_bound": queue.staleness_bound,
+            "refused": dict(queue.refused),
+            "applied": queue.applied_ranges,
+            **(self.server.traffic + comm.traffic if isinstance(comm, ShardedParameters) else self.server.traffic),
         }
 
-    def say(self, text: str) -> None:
+    def reply(self, text: str) -> None:
         """Print a line for people."""
         if not self.run.quiet:
             print(text, file=sys.stderr, flush=True)
@@ -138,14 +138,14 @@ class ServedControl(Control):
 
     def is_over(self, clock: Clock) -> bool:  # noqa: ARG002
         """Whether all samples were applied."""
-        return self._server.ledger.done
+        return self._server.queue.done
 
     def state_dict(self) -> dict[str, Any]:
         """What a server that was killed continues from."""
-        return {**super().state_dict(), "ledger": self._server.ledger.state_dict(), "traffic": dict(self._server.traffic)}
+        return {**super().state_dict(), "ledger": self._server.queue.state_dict(), "traffic": dict(self._server.traffic)}
 
 
-def set_up(task: Task, recipe: Recipe, role: Role, options: Options, ranks: Ranks, *, folder: Path | None, resumes: bool) -> Serving:
+def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, ranks: Ranks, *, folder: Path | None, resumes: bool) -> Serving:
     """Build all that a server's run is made of, and take up its checkpoint if it is resumed.
 
     Raises:
@@ -154,18 +154,18 @@ def set_up(task: Task, recipe: Recipe, role: Role, options: Options, ranks: Rank
     data = load_data(task, recipe, ranks)
     seed_everything(recipe.seed)
     model = build_model(task, recipe, ranks.device).train()
-    optimizer, ledger = build_optimizer(model, recipe), build_ledger(recipe, role.num_workers)
-    apply = step_of(recipe, model, optimizer)
-    parts = _parts(role, recipe, model) if len(role.servers) > 1 else None
-    comm = Comm(model, ranks) if parts is None else Spread(model, ranks, parts)
+    optimizer, queue = build_optimizer(model, recipe), build_work_queue(recipe, role.num_workers)
+    apply = build_step(recipe, model, optimizer)
+    shards = _shard_client(role, recipe, model) if len(role.server_addresses) > 1 else None
+    comm = Comm(model, ranks) if shards is None else ShardedParameters(model, ranks, shards)
     if folder is not None and resumes:
         progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
         clock = progress.clock
         unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-        load_batch_state(folder / "last.pt", ledger, progress.batch.get("ledger", EMPTY | unbroken), clock)
+        load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", EMPTY | unbroken), clock)
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
-    server = _open(role, recipe, model, ledger, parts, micro_batch=progress.micro_batch)
+    server = _open(role, recipe, model, queue, shards, micro_batch=progress.micro_batch)
     server.traffic.update(progress.batch.get("traffic", {}))
     serving = Serving(server, apply)
     serving.run = Run(
@@ -196,7 +196,7 @@ def set_up(task: Task, recipe: Recipe, role: Role, options: Options, ranks: Rank
 EMPTY: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
 
 
-def build_ledger(recipe: Recipe, num_workers: int) -> Ledger:
+def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     """Who computes what, as the recipe has it.
 
     Raises:
@@ -208,16 +208,16 @@ def build_ledger(recipe: Recipe, num_workers: int) -> Ledger:
     gradients = c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if synchronous else 1)
     check_shares(recipe.batch.global_batch, gradients, ghost_batch)
 
-    def cut(num_samples: int, pieces: int) -> list[int]:
+    def split(num_samples: int, pieces: int) -> list[int]:
         return [share_of(num_samples, i, pieces, ghost_batch).num_samples for i in range(pieces)]
 
-    return Ledger(
+    return WorkQueue(
         total_samples=recipe.total_samples,
         global_batch=recipe.batch.global_batch,
         gradients_per_update=gradients,
         staleness_bound=0 if synchronous else c.staleness_bound or BOUND,
         backup_workers=c.backup_workers,
-        cut=cut,
+        split=split,
         nonce=secrets.randbits(32),
         timeout_s=timeout_s(),
     )
@@ -227,25 +227,32 @@ BOUND = 16
 """Staleness bound of a recipe that gives none."""
 
 
-def _open(role: Role, recipe: Recipe, model: nn.Module, ledger: Ledger, parts: Parts | None, *, micro_batch: int) -> ParameterServer:
+def _open(
+    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: Parts | None, *, micro_batch: int
+) -> ParameterServer:
     assert isinstance(recipe.comm, ParameterServerSection)
     return ParameterServer(
         list(model.parameters()),
-        ledger,
+        queue,
         token=role.token,
-        address=role.servers[0],
-        extras=norm_buffers(model),
-        job=job_of(recipe),
-        facts={"micro_batch": micro_batch},
+        address=role.server_addresses[0],
+        extras=batch_norm_buffers(model),
+        job=describe_job(recipe),
+        metadata={"micro_batch": micro_batch},
         reduction=recipe.comm.reduction,
         damping=recipe.comm.damping,
-        parts=parts,
+        shards=shards,
     )
 
 
-def _parts(role: Role, recipe: Recipe, model: nn.Module) -> Parts:
-    facts: dict[str, Any] = {"token": role.token, "extras": norm_buffers(model), "job": job_of(recipe), "timeout_s": timeout_s()}
-    return Parts(list(model.parameters()), role.servers, **facts)
+def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> Parts:
+    facts: dict[str, Any] = {
+        "token": role.token,
+        "extras": batch_norm_buffers(model),
+        "job": describe_job(recipe),
+        "timeout_s": timeout_s(),
+    }
+    return Parts(list(model.parameters()), role.server_addresses, **facts)
 
 
 def _reproducible(recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""One rank of test_meet.py: workers that believe to be on GPUs, whose values are on the CPU all the same."""
+"""One rank of test_backends.py: workers that believe to be on GPUs, whose values are on the CPU all the same."""
 
 import os
 import time
@@ -14,9 +14,9 @@ from torch import nn
 from bigbatch.comm import ranks
 from bigbatch.comm.compression import HalfPrecision
 from bigbatch.comm.fully_shard import FullyShard
-from bigbatch.comm.ranks import joined
-from bigbatch.comm.rendezvous import meet
-from bigbatch.comm.rendezvous.meet import backend_of, decide
+from bigbatch.comm.ranks import process_group
+from bigbatch.comm.rendezvous import backends
+from bigbatch.comm.rendezvous.backends import backend_of, choose_backend
 from bigbatch.core.checks import Elsewhere, UserError
 
 
@@ -25,8 +25,8 @@ def main():
     ranks.current = lambda device: nullcontext()
 
     def among(name, device, identity):
-        ranks.choose_device, meet.identity_of = lambda asked: torch.device(device), lambda device: identity
-        return joined(store=dist.FileStore(f"{os.environ['STORE']}.{name}", world), timeout_s=200.0)
+        ranks.choose_device, backends.identity_of = lambda asked: torch.device(device), lambda device: identity
+        return process_group(store=dist.FileStore(f"{os.environ['STORE']}.{name}", world), timeout_s=200.0)
 
     # On devices of two kinds nobody waits for anybody: all are told at once.
     kind, began = "cuda:0" if rank else "cpu", time.monotonic()
@@ -40,17 +40,17 @@ def main():
         warnings.simplefilter("always")
         with among("shared", "cuda:0", "the only one") as together:
             assert (together.rank, together.world_size, together.device) == (rank, world, torch.device("cuda:0"))
-            assert together.host == torch.device("cpu")
+            assert together.host_device == torch.device("cpu")
             assert backend_of(together.device) == "gloo"
             with pytest.raises(UserError, match="fully_shard: workers share a GPU"):
                 FullyShard(nn.Linear(2, 2), together)
             with pytest.raises(UserError, match="compression bf16 with gloo: can't add bfloat16"):
                 HalfPrecision(torch.bfloat16, device=together.device)
-            assert together.gather(b"%d" % rank) == [b"%d" % r for r in range(world)]
-            assert together.from_first(b"first" if rank == 0 else None) == b"first"
+            assert together.all_gather(b"%d" % rank) == [b"%d" % r for r in range(world)]
+            assert together.broadcast_from_rank_0(b"first" if rank == 0 else None) == b"first"
     notes = [str(w.message) for w in said if "share a GPU" in str(w.message)]
     assert len(notes) == (0 if rank else 1)
-    assert all(note == decide([("cuda", "the only one")] * world)["note"] for note in notes)
+    assert all(note == choose_backend([("cuda", "the only one")] * world)["note"] for note in notes)
     leave()
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bigbatch.comm.own_weights import OwnWeights, state_tensors
+from bigbatch.comm.model_averaging import ModelAveraging, state_tensors
 from bigbatch.core.checks import CheckpointError
 
 
@@ -22,11 +22,11 @@ def test_own_weights_of_another_shape_are_refused(change):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    comm = OwnWeights(model)
+    comm = ModelAveraging(model)
     own = [t.clone() for t in comm._tensors(optimizer)]
     whole = model.state_dict(), optimizer.state_dict()
     comm.load_state_dicts([{"updates": 1, "own": own}])
-    comm.load_whole_states(optimizer, *whole)
+    comm.load_full_state_dicts(optimizer, *whole)
     comm.load_state_dicts([{"updates": 1, "own": change(own)}])
     with pytest.raises(CheckpointError, match="a worker's own weights and optimizer state have other shapes than the model's; start anew"):
-        comm.load_whole_states(optimizer, *whole)
+        comm.load_full_state_dicts(optimizer, *whole)

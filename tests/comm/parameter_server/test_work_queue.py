@@ -4,63 +4,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigbatch.comm.parameter_server.ledger import Ledger, Refused
+from bigbatch.comm.parameter_server.work_queue import Refused, WorkQueue
 from bigbatch.core.checks import UserError
 
 
 def test_synchronous_updates_are_those_of_one_worker():
-    ledger = Ledger(total_samples=10, global_batch=4, gradients_per_update=2)
+    queue = WorkQueue(total_samples=10, global_batch=4, gradients_per_update=2)
     updates = []
-    while not ledger.done:
-        works = [work for work in (ledger.hand_out(worker) for worker in range(2)) if work]
-        for work in reversed(works):
-            ledger.give(work.id)
-        updates.append([(work.start, work.num_samples, tau) for work, tau in ledger.ready()])
-        ledger.applied()
+    while not queue.done:
+        work_items = [work for work in (queue.assign(worker) for worker in range(2)) if work]
+        for work in reversed(work_items):
+            queue.accept(work.id)
+        updates.append([(work.start, work.num_samples, tau) for work, tau in queue.ready()])
+        queue.mark_applied()
     assert updates == [[(0, 2, 0), (2, 2, 0)], [(4, 2, 0), (6, 2, 0)], [(8, 1, 0), (9, 1, 0)]]
-    assert ledger.intervals == [[0, 10]]
+    assert queue.applied_ranges == [[0, 10]]
 
 
 def test_what_would_break_anothers_bound_waits():
-    ledger = Ledger(total_samples=8, global_batch=1, staleness_bound=2)
-    slow = ledger.hand_out(0)
+    queue = WorkQueue(total_samples=8, global_batch=1, staleness_bound=2)
+    slow = queue.assign(0)
     for _ in range(2):
-        ledger.give(ledger.hand_out(1).id)
-        ledger.applied()
-    fast = ledger.hand_out(1)
-    ledger.give(fast.id)
-    assert ledger.ready() == []  # at version 2, the slow one must come first
-    ledger.give(slow.id)
-    assert ledger.ready() == [(slow, 2)]
-    ledger.applied()
-    assert ledger.ready() == [(fast, 1)]
+        queue.accept(queue.assign(1).id)
+        queue.mark_applied()
+    fast = queue.assign(1)
+    queue.accept(fast.id)
+    assert queue.ready() == []  # at version 2, the slow one must come first
+    queue.accept(slow.id)
+    assert queue.ready() == [(slow, 2)]
+    queue.mark_applied()
+    assert queue.ready() == [(fast, 1)]
 
 
 def test_a_lost_workers_piece_is_handed_out_again_and_its_own_gradient_refused():
-    ledger = Ledger(total_samples=4, global_batch=2, staleness_bound=3, timeout_s=10)
-    lost, late = ledger.hand_out(0, 0.0), ledger.hand_out(1, 5.0)
-    assert ledger.drop(0) == [lost]
-    assert ledger.expire(16.0) == [late]
-    again = [ledger.hand_out(2, 16.0), ledger.hand_out(3, 16.0)]
+    queue = WorkQueue(total_samples=4, global_batch=2, staleness_bound=3, timeout_s=10)
+    lost, late = queue.assign(0, 0.0), queue.assign(1, 5.0)
+    assert queue.release(0) == [lost]
+    assert queue.expire(16.0) == [late]
+    again = [queue.assign(2, 16.0), queue.assign(3, 16.0)]
     assert [work.start for work in again] == [0, 2]
     for work in (lost, late):
         with pytest.raises(Refused, match="is late"):
-            ledger.give(work.id)
+            queue.accept(work.id)
     with pytest.raises(Refused, match="is unknown"):
-        ledger.give(12345 << 32)
-    assert dict(ledger.refused) == {"late": 2, "unknown": 1}
+        queue.accept(12345 << 32)
+    assert dict(queue.refused) == {"late": 2, "unknown": 1}
 
 
 def test_a_gradient_is_taken_once():
-    ledger = Ledger(total_samples=4, global_batch=2, staleness_bound=1)
-    work = ledger.hand_out(0)
-    ledger.give(work.id)
+    queue = WorkQueue(total_samples=4, global_batch=2, staleness_bound=1)
+    work = queue.assign(0)
+    queue.accept(work.id)
     with pytest.raises(Refused):
-        ledger.give(work.id)
-    ledger.applied()
+        queue.accept(work.id)
+    queue.mark_applied()
     with pytest.raises(Refused):
-        ledger.give(work.id)
-    assert ledger.samples == 2
+        queue.accept(work.id)
+    assert queue.samples == 2
 
 
 SETTINGS = st.tuples(
@@ -74,51 +74,51 @@ def test_whatever_happens_bounds_are_kept_and_each_sample_is_applied_once(settin
     gradients = min(gradients, batch)
     facts = {"total_samples": total, "global_batch": batch, "gradients_per_update": gradients}
     facts |= {"staleness_bound": bound, "backup_workers": 0 if bound else backups}
-    ledger, lives = Ledger(**facts, nonce=1, timeout_s=50), 1
+    queue, lives = WorkQueue(**facts, nonce=1, timeout_s=50), 1
     hands, old, counts, now = {}, [], [0] * total, 0.0
 
     def one(event):
-        nonlocal ledger, lives, hands, now
+        nonlocal queue, lives, hands, now
         now += 1
         worker, what = event % workers, event // workers % 20
         if what < 8 and worker not in hands:
-            work = ledger.hand_out(worker, now)
+            work = queue.assign(worker, now)
             if work:
                 hands[worker] = work
         elif what < 16 and worker in hands:
             work = hands.pop(worker)
             old.append(work.id)
             with contextlib.suppress(Refused):
-                ledger.give(work.id)
+                queue.accept(work.id)
         elif what == 16:
-            ledger.drop(worker)
+            queue.release(worker)
         elif what == 17:
-            ledger.expire(now)
+            queue.expire(now)
         elif what == 18 and event % 7 == 0:  # the server dies and starts anew from here
-            state, lives = ledger.state_dict(), lives + 1
-            ledger = Ledger(**facts, nonce=lives, timeout_s=50)
-            ledger.load_state_dict(state)
+            state, lives = queue.state_dict(), lives + 1
+            queue = WorkQueue(**facts, nonce=lives, timeout_s=50)
+            queue.load_state_dict(state)
         elif old:
             with pytest.raises(Refused):
-                ledger.give(old[event % len(old)])
-        while ready := ledger.ready():
+                queue.accept(old[event % len(old)])
+        while ready := queue.ready():
             assert all(0 <= tau <= bound for _, tau in ready)
-            assert len(ready) == gradients or ledger.samples + sum(work.num_samples for work, _ in ready) == total
+            assert len(ready) == gradients or queue.samples + sum(work.num_samples for work, _ in ready) == total
             for work, _ in ready:
                 for i in range(work.start, work.start + work.num_samples):
                     counts[i] += 1
-            ledger.applied()
+            queue.mark_applied()
 
     for event in events:
         one(event)
     for step in range(20 * total + 200):  # nothing is ever stuck
-        if ledger.done:
+        if queue.done:
             break
         worker = step % workers
         one(worker + workers * (8 if worker in hands else 0))
-    assert ledger.done
+    assert queue.done
     assert counts == [1] * total
-    assert ledger.intervals == [[0, total]]
+    assert queue.applied_ranges == [[0, total]]
 
 
 @pytest.mark.parametrize(
@@ -132,4 +132,4 @@ def test_whatever_happens_bounds_are_kept_and_each_sample_is_applied_once(settin
 )
 def test_impossible_settings(changes, message):
     with pytest.raises(UserError, match=message):
-        Ledger(**{"total_samples": 100, "global_batch": 8, **changes})
+        WorkQueue(**{"total_samples": 100, "global_batch": 8, **changes})

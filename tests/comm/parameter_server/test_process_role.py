@@ -1,14 +1,14 @@
 import pytest
 
-from bigbatch.comm.parameter_server.role import Role
+from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.core.checks import UserError
 
 GOOD = {"BIGBATCH_ROLE": "server:1", "BIGBATCH_SERVERS": "h1:7000,10.0.0.2:7001", "BIGBATCH_TOKEN": "t", "BIGBATCH_NUM_WORKERS": "3"}
 
 
 def test_who_is_who():
-    assert Role.of_environment({}) is None
-    assert Role.of_environment(GOOD) == Role(True, 1, ("tcp://h1:7000", "tcp://10.0.0.2:7001"), "t", 3)
+    assert ProcessRole.from_environment({}) is None
+    assert ProcessRole.from_environment(GOOD) == ProcessRole(True, 1, ("tcp://h1:7000", "tcp://10.0.0.2:7001"), "t", 3)
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_who_is_who():
 )
 def test_impossible_environments(changes, message):
     with pytest.raises(UserError, match=message):
-        Role.of_environment({**GOOD, **changes})
+        ProcessRole.from_environment({**GOOD, **changes})

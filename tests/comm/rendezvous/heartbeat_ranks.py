@@ -1,4 +1,4 @@
-"""One rank of test_watch.py: it waits for a GPU that will never answer, as far as its main thread can tell."""
+"""One rank of test_heartbeat.py: it waits for a GPU that will never answer, as far as its main thread can tell."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 import torch.distributed as dist
 from tests.distributed.ranks import leave
 
-from bigbatch.comm.rendezvous.watch import watched
+from bigbatch.comm.rendezvous.heartbeat import heartbeats
 from bigbatch.core.checks import UserError
 
 TIMEOUT_S = {"silent": 20.0}
@@ -17,7 +17,7 @@ TIMEOUT_S = {"silent": 20.0}
 def main(what):
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=world)
-    with watched(rank, world, TIMEOUT_S.get(what, 500.0)):
+    with heartbeats(rank, world, TIMEOUT_S.get(what, 500.0)):
         dist.barrier()
         print("together", flush=True)
         if what == "done":

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigbatch.comm.parameter_server.connection import Line
-from bigbatch.comm.parameter_server.desk import Desk
-from bigbatch.comm.parameter_server.ledger import Ledger, Work
-from bigbatch.comm.parameter_server.messages import Answer, BadMessage, Kind, Layout, Request, Say, digest_of, pack_tree, unpack_tree
+from bigbatch.comm.parameter_server.connection import Connection
+from bigbatch.comm.parameter_server.messages import BadMessage, Kind, Layout, Reply, Request, Status, digest_of, pack_tree, unpack_tree
+from bigbatch.comm.parameter_server.server_socket import ServerSocket
+from bigbatch.comm.parameter_server.work_queue import WorkItem, WorkQueue
 from bigbatch.core.checks import LostWorkers, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.extras import needed
@@ -87,44 +87,44 @@ class Parts:
     def __init__(
         self, parameters: Sequence[Tensor], addresses: Sequence[str], *, token: str, extras: Sequence[Tensor], job: str, timeout_s: float
     ) -> None:
-        self.shares = spread([p.numel() for p in parameters], len(addresses))
+        self.shard_indices = spread([p.numel() for p in parameters], len(addresses))
         self.parameters = list(parameters)
-        self.own = [self.parameters[i] for i in self.shares[0]]
+        self.own_parameters = [self.parameters[i] for i in self.shard_indices[0]]
         self._context = zmq.Context()
         settings: dict[str, Any] = {"token": token, "digest": digest_of([Layout(parameters), Layout(extras)], job), "timeout_s": timeout_s}
-        self._lines = [Line(self._context, address, worker=0, **settings) for address in addresses[1:]]
+        self._connections = [Connection(self._context, address, worker=0, **settings) for address in addresses[1:]]
 
-    def load(self, states: Sequence[Any], ledger: Ledger) -> None:
+    def load(self, states: Sequence[Any], queue: WorkQueue) -> None:
         """Give each of the others its state, before anything else."""
-        for line, state in zip(self._lines, states, strict=True):
-            line.ask(Kind.ORDER, payload=_order("load", nonce=ledger.nonce, state=state))
+        for connection, state in zip(self._connections, states, strict=True):
+            connection.request(Kind.COMMAND, payload=_order("load", nonce=queue.nonce, state=state))
 
-    def send(self, work: Work) -> None:
+    def send(self, work: WorkItem) -> None:
         """The weights as they are now go with this work."""
-        for line in self._lines:
-            line.tell(_order("send", work=work.id))
+        for connection in self._connections:
+            connection.send_command(_order("send", work=work.id))
 
-    def apply(self, update: "Update", ledger: Ledger) -> None:
+    def apply(self, update: "Update", queue: WorkQueue) -> None:
         """Make the same update of the same gradients."""
-        facts = {"ids": [work.id for work in update.works], "weights": update.weights, "damping": update.damping}
-        for line in self._lines:
-            line.tell(_order("apply", **facts, clock=[ledger.samples, ledger.version], out=ledger.outstanding))
+        facts = {"ids": [work.id for work in update.work_items], "weights": update.weights, "damping": update.damping}
+        for connection in self._connections:
+            connection.send_command(_order("apply", **facts, clock=[queue.samples, queue.version], out=queue.outstanding))
 
     def states(self) -> list[Any]:
         """What the others have become."""
-        answers = [line.ask(Kind.ORDER, payload=_order("state")) for line in self._lines]
-        return [_read(answer.payload) for answer in answers]
+        replies = [connection.request(Kind.COMMAND, payload=_order("state")) for connection in self._connections]
+        return [_read(reply.payload) for reply in replies]
 
     def end(self) -> None:
         """Let the others go."""
-        for line in self._lines:
+        for connection in self._connections:
             with contextlib.suppress(LostWorkers):
-                line.tell(_order("end"))
-            line.close()
+                connection.send_command(_order("end"))
+            connection.close()
         self._context.term()
 
 
-class Order(NamedTuple):
+class Command(NamedTuple):
     """What a part server's owner must do."""
 
     kind: str  # load, apply or state
@@ -134,14 +134,14 @@ class Order(NamedTuple):
     state: Any = None
 
 
-class PartServer:
+class ShardServer:
     """A further server, which has some of the parameters.
 
         while (order := server.next()) is not None:
             match order.kind:
                 case "load": ...                        # take up order.state
                 case "apply": ...                       # the gradient is in p.grad: step, then server.publish()
-                case "state": server.tell_state(...)
+                case "state": server.send_state(...)
 
     Args:
         parameters: Of the whole model.
@@ -167,11 +167,11 @@ class PartServer:
     ) -> None:
         self.parameters = [parameters[i] for i in spread([p.numel() for p in parameters], len(addresses))[number]]
         self._layout = Layout(self.parameters)
-        payload_bytes = {Kind.FETCH: 0, Kind.PART: self._layout.num_bytes, Kind.ORDER: -1}
+        payload_bytes = {Kind.PULL_SHARD: 0, Kind.PUSH_SHARD: self._layout.num_bytes, Kind.COMMAND: -1}
         digest = digest_of([Layout(parameters), Layout(extras)], job)
-        most_bytes = 16 * self._layout.num_bytes + (1 << 24)  # an optimizer's state has a few times the bytes of the weights
-        self._desk = Desk(addresses[number], token=token, digest=digest, payload_bytes=payload_bytes, most_bytes=most_bytes)
-        self.traffic = self._desk.traffic
+        max_bytes = 16 * self._layout.num_bytes + (1 << 24)  # an optimizer's state has a few times the bytes of the weights
+        self._socket = ServerSocket(addresses[number], token=token, digest=digest, payload_bytes=payload_bytes, max_bytes=max_bytes)
+        self.traffic = self._socket.traffic
         self._orders: list[tuple[bytes, Request]] = []
         self._last_order = 0
         self._nonce: int | None = None
@@ -183,7 +183,7 @@ class PartServer:
         self._packed: bytes | None = None
         self._to_answer: tuple[bytes, int] = (b"", 0)
 
-    def next(self) -> Order | None:
+    def next(self) -> Command | None:
         """Serve workers until the first server wants something of this one's owner; None at the end of the run."""
         while True:
             while self._orders:
@@ -191,15 +191,15 @@ class PartServer:
                 order = self._carry_out(peer, request)
                 if order == "end":
                     return None
-                if isinstance(order, Order):
+                if isinstance(order, Command):
                     return order
-            for peer, request in self._desk.requests(1.0):
+            for peer, request in self._socket.requests(1.0):
                 match request.kind:
-                    case Kind.ORDER:
+                    case Kind.COMMAND:
                         self._orders.append((peer, request))
-                    case Kind.FETCH:
+                    case Kind.PULL_SHARD:
                         self._fetches[request.work] = (peer, request.request)
-                    case Kind.PART:
+                    case Kind.PUSH_SHARD:
                         self._take(peer, request)
             self._serve_fetches()
 
@@ -209,21 +209,21 @@ class PartServer:
             p.grad = None
         self._packed = None
 
-    def tell_state(self, state: Any) -> None:
+    def send_state(self, state: Any) -> None:
         """Answer the order for the state."""
-        self._desk.say(self._to_answer[0], Answer(Say.TAKEN, self._to_answer[1], {}, b"".join(_frames(state))))
+        self._socket.reply(self._to_answer[0], Reply(Status.ACCEPTED, self._to_answer[1], {}, b"".join(_frames(state))))
 
     def close(self) -> None:
         """Stop listening; safe to call twice."""
-        self._desk.close()
+        self._socket.close()
 
-    def _carry_out(self, peer: bytes, request: Request) -> Order | str | None:
+    def _carry_out(self, peer: bytes, request: Request) -> Command | str | None:
         order = _read(request.payload)
         kind = order.pop("order")
         if kind == "load":
             self._last_order, self._nonce = request.request, order["nonce"]
-            self._desk.say(peer, Answer(Say.TAKEN, request.request, {}))
-            return Order(kind, state=order["state"])
+            self._socket.reply(peer, Reply(Status.ACCEPTED, request.request, {}))
+            return Command(kind, state=order["state"])
         if request.request != self._last_order + 1:
             raise LostWorkers(f"a part server missed order {self._last_order + 1}; all servers must start again, from the last checkpoint")
         self._last_order = request.request
@@ -234,7 +234,7 @@ class PartServer:
             self._serve_fetches()
         elif kind == "state":
             self._to_answer = (peer, request.request)
-            return Order(kind)
+            return Command(kind)
         elif kind == "apply":
             combine(self.parameters, self._layout, [self._gradients[id] for id in order["ids"]], order["weights"])
             out = set(order["out"]) - set(order["ids"])
@@ -242,27 +242,27 @@ class PartServer:
             for by_work in (self._weights, self._gradients):
                 for id in by_work.keys() - out:
                     del by_work[id]
-            return Order(kind, Clock(*order["clock"]), order["damping"], len(order["ids"]))
+            return Command(kind, Clock(*order["clock"]), order["damping"], len(order["ids"]))
         return kind if kind == "end" else None
 
     def _take(self, peer: bytes, request: Request) -> None:
         if request.work in self._awaited:
             self._gradients[request.work] = request.payload
             self.traffic["received_bytes"] += len(request.payload)
-            self._desk.say(peer, Answer(Say.TAKEN, request.request, {}))
+            self._socket.reply(peer, Reply(Status.ACCEPTED, request.request, {}))
         else:
-            self._desk.say(peer, Answer(Say.REFUSED, request.request, {"why": f"work {request.work}: is not out"}))
+            self._socket.reply(peer, Reply(Status.REFUSED, request.request, {"why": f"work {request.work}: is not out"}))
 
     def _serve_fetches(self) -> None:
         for id, (peer, request) in list(self._fetches.items()):
             if id in self._weights:
                 packed = self._weights.pop(id)
                 self.traffic["sent_bytes"] += len(packed)
-                self._desk.say(peer, Answer(Say.WORK, request, {}, packed))
+                self._socket.reply(peer, Reply(Status.WORK, request, {}, packed))
             elif self._nonce is None or (id >> 32 == self._nonce and id > self._newest):
                 continue  # the order to send it is still on its way
             else:
-                self._desk.say(peer, Answer(Say.REFUSED, request, {"why": f"work {id}: is not out"}))
+                self._socket.reply(peer, Reply(Status.REFUSED, request, {"why": f"work {id}: is not out"}))
             del self._fetches[id]
 
 

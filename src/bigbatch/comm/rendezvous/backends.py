@@ -20,11 +20,11 @@ from bigbatch.core.checks import Elsewhere, UserError
 from bigbatch.core.devices import CPU, identity_of
 from bigbatch.core.environment import JOB, STORE, read_variable
 
-HEARD_S = 5.0
+ACK_TIMEOUT_S = 5.0
 """Seconds that the first worker waits until all have heard that they can't go together; the store may be its own."""
 
 
-def store_of_environment(rank: int, world_size: int) -> Any:
+def store_from_environment(rank: int, world_size: int) -> Any:
     """Where BIGBATCH_STORE says, for the job that BIGBATCH_JOB or torchrun's --rdzv-id names; None if it says nothing.
 
     Raises:
@@ -41,7 +41,7 @@ def store_of_environment(rank: int, world_size: int) -> Any:
     return RedisStore(url, job=job, rank=rank, world_size=world_size, generation=generation)
 
 
-def meet(rank: int, world_size: int, device: torch.device, timeout_s: float, store: Any = None) -> None:
+def init_process_group(rank: int, world_size: int, device: torch.device, timeout_s: float, store: Any = None) -> None:
     """Make the process group of all workers.
 
     Args:
@@ -58,7 +58,7 @@ def meet(rank: int, world_size: int, device: torch.device, timeout_s: float, sto
     timeout = timedelta(seconds=timeout_s)
     try:
         store = store if store is not None else next(rendezvous("env://", rank, world_size, timeout=timeout))[0]
-        decided = _agree(PrefixStore("devices", store), rank, world_size, device, timeout)
+        decided = _agree_on_backend(PrefixStore("devices", store), rank, world_size, device, timeout)
         if "error" not in decided:
             group_store = PrefixStore("default_pg", store)
             dist.init_process_group(decided["backend"], store=group_store, rank=rank, world_size=world_size, timeout=timeout)
@@ -76,7 +76,7 @@ def meet(rank: int, world_size: int, device: torch.device, timeout_s: float, sto
         warnings.warn(decided["note"], stacklevel=2)
 
 
-def decide(places: Sequence[tuple[str, str]]) -> dict[str, str]:
+def choose_backend(places: Sequence[tuple[str, str]]) -> dict[str, str]:
     """What backends workers take.
 
     Args:
@@ -85,9 +85,9 @@ def decide(places: Sequence[tuple[str, str]]) -> dict[str, str]:
     Returns:
         The "backend", with a "note" for the user where there is one; or an "error".
 
-    >>> decide([("cpu", ""), ("cpu", "")])
+    >>> choose_backend([("cpu", ""), ("cpu", "")])
     {'backend': 'gloo'}
-    >>> decide([("cuda", "a"), ("cuda", "b")])
+    >>> choose_backend([("cuda", "a"), ("cuda", "b")])
     {'backend': 'cpu:gloo,cuda:nccl'}
     """
     kind = places[0][0]
@@ -114,7 +114,7 @@ def backend_of(device: torch.device, group: Any = None) -> str | None:
     return next((backend for kind, _, backend in pairs if kind == device.type), None)
 
 
-def group_of_host() -> Any:
+def cpu_group() -> Any:
     """A group of all workers over which tensors of the CPU can be sent to anybody, and received from anybody. All workers call this.
 
     None, which is the default group, where that has gloo for the CPU; else a new group.
@@ -122,17 +122,17 @@ def group_of_host() -> Any:
     return None if backend_of(CPU) == "gloo" else dist.new_group(backend="gloo")
 
 
-def _agree(store: Any, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> dict[str, str]:
+def _agree_on_backend(store: Any, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> dict[str, str]:
     """What the first worker decides, from where all of them are."""
     store.set(f"{rank}", json.dumps([device.type, identity_of(device)]))
     if rank == 0:
         everyone = [f"{r}" for r in range(world_size)]
         store.wait(everyone, timeout)
-        store.set("decided", json.dumps(decide([tuple(json.loads(store.get(r))) for r in everyone])))
+        store.set("decided", json.dumps(choose_backend([tuple(json.loads(store.get(r))) for r in everyone])))
     store.wait(["decided"], timeout)
     decided: dict[str, str] = json.loads(store.get("decided"))
     if "error" in decided:
         store.set(f"heard by {rank}", "")
         if rank == 0:
-            store.wait([f"heard by {r}" for r in range(world_size)], timedelta(seconds=HEARD_S))
+            store.wait([f"heard by {r}" for r in range(world_size)], timedelta(seconds=ACK_TIMEOUT_S))
     return decided

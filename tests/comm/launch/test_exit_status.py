@@ -7,17 +7,17 @@ import sys
 
 import pytest
 
-from bigbatch.comm.launch import deaths
-from bigbatch.comm.launch.deaths import how_it_ended, is_stopped, oom_kills, these
+from bigbatch.comm.launch import exit_status
+from bigbatch.comm.launch.exit_status import describe_exit, is_stopped, name_workers, oom_kills
 
 
 def test_the_reason_of_a_kill_is_the_kernels_count(monkeypatch):
-    monkeypatch.setattr(deaths, "oom_kills", lambda: 3)
-    assert how_it_ended(-9, 2) == "was killed by SIGKILL (out of memory: the kernel's count of such kills here rose)"
+    monkeypatch.setattr(exit_status, "oom_kills", lambda: 3)
+    assert describe_exit(-9, 2) == "was killed by SIGKILL (out of memory: the kernel's count of such kills here rose)"
     for before in (3, None):
-        assert how_it_ended(-9, before) == "was killed by SIGKILL (from outside, or out of memory: the kernel's log tells)"
-    monkeypatch.setattr(deaths, "oom_kills", lambda: None)
-    assert "from outside" in how_it_ended(-9, 2)
+        assert describe_exit(-9, before) == "was killed by SIGKILL (from outside, or out of memory: the kernel's log tells)"
+    monkeypatch.setattr(exit_status, "oom_kills", lambda: None)
+    assert "from outside" in describe_exit(-9, 2)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_reason_of_a_kill_is_the_kernels_count(monkeypatch):
     ],
 )
 def test_signals_by_name(code, words):
-    assert how_it_ended(code, None).startswith(words)
+    assert describe_exit(code, None).startswith(words)
 
 
 def test_counts_of_both_versions_of_control_groups(tmp_path):
@@ -70,5 +70,5 @@ def test_a_stopped_process_is_seen():
 
 
 def test_workers_by_number():
-    assert these([3], of=4) == "worker 3 of 4"
-    assert these([2, 0, 1]) == "workers 0, 1 and 2"
+    assert name_workers([3], of=4) == "worker 3 of 4"
+    assert name_workers([2, 0, 1]) == "workers 0, 1 and 2"

@@ -6,17 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from bigbatch.comm.parameter_server.connection import COPIED_BYTES, HEARTBEATS_MS
+from bigbatch.comm.parameter_server.connection import COPY_BELOW_BYTES, HEARTBEATS_MS
 from bigbatch.comm.parameter_server.messages import (
     HEADER,
-    MOST_TOKEN_BYTES,
-    Answer,
+    MAX_TOKEN_BYTES,
     BadMessage,
     Kind,
+    Reply,
     Request,
-    Say,
+    Status,
     decode_request,
-    encode_answer,
+    encode_reply,
 )
 from bigbatch.core.checks import UserError
 from bigbatch.core.extras import needed
@@ -25,11 +25,11 @@ with needed("a parameter server", extra="parameter-server"):
     import zmq
 
 
-AT_ONCE = 64
+MAX_REQUESTS_PER_POLL = 64
 """Requests that are read in one go."""
 
 
-class Desk:
+class ServerSocket:
     """A socket that listens, and what may be said to it.
 
     Args:
@@ -49,15 +49,15 @@ class Desk:
     """
 
     def __init__(
-        self, address: str, *, token: str | None, digest: bytes, payload_bytes: Mapping[Kind, int], most_bytes: int | None = None
+        self, address: str, *, token: str | None, digest: bytes, payload_bytes: Mapping[Kind, int], max_bytes: int | None = None
     ) -> None:
         self.token = token or secrets.token_hex(32)
         self.traffic: Counter[str] = Counter(received_bytes=0, sent_bytes=0, malformed=0)
         self._digest, self._payload_bytes = digest, payload_bytes
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        limit = most_bytes if most_bytes is not None else max(*payload_bytes.values(), HEADER.size, MOST_TOKEN_BYTES)
-        options = {zmq.MAXMSGSIZE: limit, zmq.RCVHWM: AT_ONCE, zmq.LINGER: 0}
+        limit = max_bytes if max_bytes is not None else max(*payload_bytes.values(), HEADER.size, MAX_TOKEN_BYTES)
+        options = {zmq.MAXMSGSIZE: limit, zmq.RCVHWM: MAX_REQUESTS_PER_POLL, zmq.LINGER: 0}
         options[zmq.ROUTER_MANDATORY] = 1  # so that what can't be delivered is known
         for option, value in {**options, **HEARTBEATS_MS}.items():
             self._socket.setsockopt(option, value)
@@ -73,7 +73,7 @@ class Desk:
         """Who asks what; waits for at most so long for the first, then takes what is there, up to a limit."""
         if not self._socket.poll(int(1000 * timeout_s)):
             return
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_REQUESTS_PER_POLL):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -83,12 +83,12 @@ class Desk:
                 yield peer, decode_request([frame.buffer for frame in frames[1:]], payload_bytes=self._payload_bytes, **settings)
             except BadMessage as why:
                 self.traffic["malformed"] += 1
-                self.say(peer, Answer(Say.REFUSED, 0, {"why": str(why)}))
+                self.reply(peer, Reply(Status.REFUSED, 0, {"why": str(why)}))
 
-    def say(self, peer: bytes, answer: Answer) -> bool:
+    def reply(self, peer: bytes, reply: Reply) -> bool:
         """Answer; returns whether the peer is still there. One that does not read what it asked for is not waited for."""
         try:
-            self._socket.send_multipart([peer, *encode_answer(answer)], zmq.NOBLOCK, copy=len(answer.payload) < COPIED_BYTES)
+            self._socket.send_multipart([peer, *encode_reply(reply)], zmq.NOBLOCK, copy=len(reply.payload) < COPY_BELOW_BYTES)
         except zmq.Again:
             return True
         except zmq.ZMQError:
@@ -101,10 +101,10 @@ class Desk:
         self._context.term()
 
 
-class Every:
+class Periodic:
     """True about once in so many seconds.
 
-    >>> every = Every(60.0)
+    >>> every = Periodic(60.0)
     >>> every.due(), every.due()
     (True, False)
     """

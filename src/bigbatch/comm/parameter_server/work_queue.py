@@ -3,7 +3,7 @@
 The samples of a run are one stream, cut into updates of `global_batch` and each of these into pieces. A piece is handed out as work with
 an id that is never used again, comes back by its id, once, and is applied, once; a piece whose worker is lost is handed out again under
 another id, so that every sample is in exactly one update whatever happens to workers. The staleness bound is kept at every moment (see
-`bounds_can_be_kept` in `async_sgd`): what could break it waits.
+`can_meet_deadlines` in `async_sgd`): what could break it waits.
 """
 
 import bisect
@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bigbatch.comm.parameter_server.async_sgd import bounds_can_be_kept
+from bigbatch.comm.parameter_server.async_sgd import can_meet_deadlines
 from bigbatch.core.checks import UserError, check_positive
 
 
-class Work(NamedTuple):
+class WorkItem(NamedTuple):
     """A piece of the run in one worker's hands."""
 
     id: int
@@ -24,24 +24,24 @@ class Work(NamedTuple):
     version: int  # of the weights that go with it
     start: int  # its first sample, by number in the run
     num_samples: int
-    handed_out_s: float = 0.0
+    assigned_s: float = 0.0
 
 
 class Refused(ValueError):
     """A gradient that is not wanted: its work is done, or was given to another."""
 
 
-def even_pieces(num_samples: int, pieces: int) -> list[int]:
+def even_split(num_samples: int, pieces: int) -> list[int]:
     """Sizes that differ by at most one.
 
-    >>> even_pieces(10, 4)
+    >>> even_split(10, 4)
     [2, 3, 2, 3]
     """
     ends = [num_samples * i // pieces for i in range(pieces + 1)]
     return [b - a for a, b in itertools.pairwise(ends)]
 
 
-class Ledger:
+class WorkQueue:
     """The state of a run that is computed by workers that come and go.
 
     Args:
@@ -63,13 +63,13 @@ class Ledger:
     Raises:
         UserError: If a setting is impossible.
 
-    >>> ledger = Ledger(total_samples=6, global_batch=2, staleness_bound=1)
-    >>> a, b = ledger.hand_out(0), ledger.hand_out(1)
-    >>> ledger.hand_out(2) is None  # a third of version 0 could not be applied in time
+    >>> queue = WorkQueue(total_samples=6, global_batch=2, staleness_bound=1)
+    >>> a, b = queue.assign(0), queue.assign(1)
+    >>> queue.assign(2) is None  # a third of version 0 could not be applied in time
     True
-    >>> ledger.give(b.id), [(work.start, tau) for work, tau in ledger.ready()]
+    >>> queue.accept(b.id), [(work.start, tau) for work, tau in queue.ready()]
     (None, [(2, 0)])
-    >>> ledger.applied(), ledger.give(a.id), [(work.start, tau) for work, tau in ledger.ready()]
+    >>> queue.mark_applied(), queue.accept(a.id), [(work.start, tau) for work, tau in queue.ready()]
     (None, None, [(0, 1)])
     """
 
@@ -81,7 +81,7 @@ class Ledger:
         gradients_per_update: int = 1,
         staleness_bound: int = 0,
         backup_workers: int = 0,
-        cut: Callable[[int, int], list[int]] = even_pieces,
+        split: Callable[[int, int], list[int]] = even_split,
         nonce: int = 0,
         timeout_s: float = 120.0,
     ) -> None:
@@ -98,40 +98,42 @@ class Ledger:
                 f"staleness_bound = {staleness_bound}, backup_workers = {backup_workers}: neither may be below zero, and backup workers "
                 "belong to synchronous updates (staleness_bound = 0); set one of them to 0"
             )
-        self.total, self.global_batch, self.gradients = total_samples, global_batch, gradients_per_update
-        self.bound, self.backups, self.timeout_s = staleness_bound, backup_workers, timeout_s
-        self._cut, self.nonce, self._count = cut, nonce, 0
+        self.total_samples, self.global_batch, self.gradients_per_update = total_samples, global_batch, gradients_per_update
+        self.staleness_bound, self.backup_workers, self.timeout_s = staleness_bound, backup_workers, timeout_s
+        self._split, self.nonce, self._count = split, nonce, 0
         self.version = self.samples = 0
         self.histogram: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
         self._cursor = 0  # samples cut into pieces so far
         self._waiting: list[tuple[int, int]] = []  # pieces to hand out, ascending
-        self._computing: dict[int, Work] = {}
-        self._arrived: dict[int, Work] = {}  # held back for the sake of others' bounds
-        self._collected: dict[int, Work] = {}  # for the next update
+        self._computing: dict[int, WorkItem] = {}
+        self._arrived: dict[int, WorkItem] = {}  # held back for the sake of others' bounds
+        self._collected: dict[int, WorkItem] = {}  # for the next update
         self._applied: list[list[int]] = []  # [start, stop) of samples applied, joined where they touch
 
     @property
     def done(self) -> bool:
         """Whether every sample is applied."""
-        return self.samples == self.total
+        return self.samples == self.total_samples
 
-    def hand_out(self, worker: int, now_s: float = 0.0) -> Work | None:
+    def assign(self, worker: int, now_s: float = 0.0) -> WorkItem | None:
         """Work for a worker, or None while there is none or it would have to wait. What it had before and never gave is taken back."""
-        self.drop(worker)
-        if not (self._waiting or self._cursor < self.total):
+        self.release(worker)
+        if not (self._waiting or self._cursor < self.total_samples):
             return None
-        surplus = 0 if any(work.worker == worker for work in self._collected.values()) else self.backups
-        if len(self.outstanding) >= self.gradients * (self.bound + 1) + surplus:  # no worker is its own backup: it would come late itself
+        surplus = 0 if any(work.worker == worker for work in self._collected.values()) else self.backup_workers
+        if (
+            len(self.outstanding) >= self.gradients_per_update * (self.staleness_bound + 1) + surplus
+        ):  # no worker is its own backup: it would come late itself
             return None
         if not self._waiting:
-            self._cut_next_update()
+            self._split_next_update()
         self._count += 1
-        work = Work(self.nonce << 32 | self._count, worker, self.version, *self._waiting.pop(0), now_s)
+        work = WorkItem(self.nonce << 32 | self._count, worker, self.version, *self._waiting.pop(0), now_s)
         self._computing[work.id] = work
         return work
 
-    def give(self, id: int) -> None:
+    def accept(self, id: int) -> None:
         """A gradient has come.
 
         Raises:
@@ -145,30 +147,30 @@ class Ledger:
         self._arrived[id] = work
         self._collect()
 
-    def ready(self) -> list[tuple[Work, int]]:
+    def ready(self) -> list[tuple[WorkItem, int]]:
         """The gradients of the next update, by their place in the run, each with its staleness; empty until they are all here."""
         if not self._full():
             return []
-        works = sorted(self._collected.values(), key=lambda work: work.start)
-        return [(work, self.version - work.version) for work in works]
+        work_items = sorted(self._collected.values(), key=lambda work: work.start)
+        return [(work, self.version - work.version) for work in work_items]
 
-    def applied(self) -> None:
+    def mark_applied(self) -> None:
         """The update that was ready is made."""
         ready = self.ready()
         assert ready, "no update was ready"
-        assert all(0 <= tau <= self.bound for _, tau in ready), "a staleness bound was broken"
+        assert all(0 <= tau <= self.staleness_bound for _, tau in ready), "a staleness bound was broken"
         for work, tau in ready:
             self.histogram[tau] += 1
             self.samples += work.num_samples
             self._note_applied(work.start, work.start + work.num_samples)
         self._collected.clear()
         self.version += 1
-        if self.bound == 0:
+        if self.staleness_bound == 0:
             for id in [*self._computing, *self._arrived]:
                 self._take_back(id)
         self._collect()
 
-    def drop(self, worker: int) -> list[Work]:
+    def release(self, worker: int) -> list[WorkItem]:
         """A worker is gone, or starts anew: what it has not given is taken back. Returns that."""
         lost = [work for work in self._computing.values() if work.worker == worker]
         for work in lost:
@@ -177,16 +179,16 @@ class Ledger:
             self._collect()
         return lost
 
-    def expire(self, now_s: float) -> list[Work]:
+    def expire(self, now_s: float) -> list[WorkItem]:
         """Take back what is out for too long. Returns that."""
-        late = [work for work in self._computing.values() if now_s - work.handed_out_s > self.timeout_s]
+        late = [work for work in self._computing.values() if now_s - work.assigned_s > self.timeout_s]
         for work in late:
             self._take_back(work.id)
         if late:
             self._collect()
         return late
 
-    def is_held(self, id: int) -> bool:
+    def is_pending(self, id: int) -> bool:
         """Whether the gradient of this work has come and is still to be applied."""
         return id in self._arrived or id in self._collected
 
@@ -220,33 +222,33 @@ class Ledger:
         self._computing, self._arrived, self._collected = {}, {}, {}
 
     @property
-    def intervals(self) -> list[list[int]]:
+    def applied_ranges(self) -> list[list[int]]:
         """[start, stop) of the samples that are applied; in the end, one from zero to all."""
         return [list(interval) for interval in self._applied]
 
-    def _cut_next_update(self) -> None:
-        num_samples = min(self.global_batch, self.total - self._cursor)
-        for size in self._cut(num_samples, self.gradients):
+    def _split_next_update(self) -> None:
+        num_samples = min(self.global_batch, self.total_samples - self._cursor)
+        for size in self._split(num_samples, self.gradients_per_update):
             if size:
                 self._waiting.append((self._cursor, size))
                 self._cursor += size
 
     def _full(self) -> bool:
         held = sum(work.num_samples for work in self._collected.values())
-        return bool(held) and (len(self._collected) == self.gradients or self.samples + held == self.total)
+        return bool(held) and (len(self._collected) == self.gradients_per_update or self.samples + held == self.total_samples)
 
     def _collect(self) -> None:
         """Move what has arrived into the next update, in its order, as far as all bounds can then still be kept."""
         for id, work in list(self._arrived.items()):
             if self._full():
                 return
-            if self.bound == 0 or self._may_collect(work):
+            if self.staleness_bound == 0 or self._may_collect(work):
                 self._collected[id] = self._arrived.pop(id)
 
-    def _may_collect(self, work: Work) -> bool:
-        others = [w.version + self.bound for held in (self._computing, self._arrived) for w in held.values() if w.id != work.id]
-        settings = {"version": self.version, "collected": len(self._collected) + 1, "gradients_per_update": self.gradients}
-        return bounds_can_be_kept(others, **settings)
+    def _may_collect(self, work: WorkItem) -> bool:
+        others = [w.version + self.staleness_bound for held in (self._computing, self._arrived) for w in held.values() if w.id != work.id]
+        settings = {"version": self.version, "collected": len(self._collected) + 1, "gradients_per_update": self.gradients_per_update}
+        return can_meet_deadlines(others, **settings)
 
     def _take_back(self, id: int) -> None:
         work = self._computing.pop(id, None) or self._arrived.pop(id)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.protocol import Comm
-from bigbatch.comm.ranks import ALONE, Ranks
+from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import CheckpointError
 
 
-class OwnWeights(Comm):
+class ModelAveraging(Comm):
     """Evaluates and saves the average of all workers' weights; each goes on from its own.
 
     Args:
@@ -27,7 +27,7 @@ class OwnWeights(Comm):
         relative_distance: The same over |mean|.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS) -> None:
         super().__init__(model, ranks)
         self.updates = 0
         self.distance = self.relative_distance = 0.0
@@ -35,14 +35,14 @@ class OwnWeights(Comm):
         self._saved: list[Tensor] | None = None
 
     @property
-    def apart(self) -> bool:
+    def weights_differ(self) -> bool:
         """Whether weights may now differ between workers."""
         return self.ranks.world_size > 1
 
     @contextmanager
-    def averaged(self, optimizer: Optimizer) -> Iterator[None]:
+    def averaged_weights(self, optimizer: Optimizer) -> Iterator[None]:
         """The average for a while, of weights and optimizer state; each worker's own afterwards."""
-        if not self.apart:
+        if not self.weights_differ:
             yield
             return
         self._own = own = self._average(optimizer)
@@ -53,14 +53,14 @@ class OwnWeights(Comm):
                 tensor.copy_(before)
             self._own = None
 
-    def settle(self, optimizer: Optimizer) -> None:
+    def average_weights(self, optimizer: Optimizer) -> None:
         """After the last step: the average, for good."""
-        if self.apart:
+        if self.weights_differ:
             self._average(optimizer)
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """How far apart workers were when last averaged."""
-        return {"distance": self.distance, "relative_distance": self.relative_distance} if self.apart else {}
+        return {"distance": self.distance, "relative_distance": self.relative_distance} if self.weights_differ else {}
 
     def state_dict(self) -> dict[str, Any]:
         """This worker's own weights and optimizer state, where they are not those of all."""
@@ -71,13 +71,13 @@ class OwnWeights(Comm):
         self.updates = states[0].get("updates", 0)
         self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
 
-    def load_whole_states(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+    def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
         """The average; then each worker's own over it.
 
         Raises:
             CheckpointError: If a worker's own are not of the model and the optimizer.
         """
-        super().load_whole_states(optimizer, model_state, optimizer_state)
+        super().load_full_state_dicts(optimizer, model_state, optimizer_state)
         if self._saved is not None:
             tensors = self._tensors(optimizer)
             if [t.shape for t in tensors] != [own.shape for own in self._saved]:
@@ -97,7 +97,7 @@ class OwnWeights(Comm):
     @torch.no_grad()
     def _take(self, flat: Tensor) -> None:
         """Make flat values the weights."""
-        for w, values in in_pieces(flat, self.weights()):
+        for w, values in split_like(flat, self.weights()):
             w.copy_(values)
 
     def _tensors(self, optimizer: Optimizer) -> list[Tensor]:
@@ -123,11 +123,11 @@ def average_(tensors: list[Tensor], group: Any = None) -> None:
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)
-    for tensor, mean in in_pieces(flat, tensors):
+    for tensor, mean in split_like(flat, tensors):
         tensor.copy_(mean)
 
 
-def in_pieces(flat: Tensor, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def split_like(flat: Tensor, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Each tensor, with its part of the flat values in its shape."""
     for tensor, values in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         yield tensor, values.view_as(tensor)
