@@ -130,7 +130,7 @@ class BatchControl:
         return work
 
     def forget(self) -> None:
-        """After a rehearsal: passes so far were none of an update's."""
+        """After a warm-up pass, which was not part of an update."""
         if self._monitor is not None:
             self._monitor.forget()
 

@@ -1,4 +1,4 @@
-"""The loops of a run with a parameter server: servers (`serve`, `servers`) and workers (`work`).
+"""The training loops of a run with a parameter server: `server`, `shard_servers` and `worker`.
 
-May import every room of `train`. Messages, sharing-out of work and processes are `bigbatch.comm.parameter_server`, which knows no task.
+May import every subpackage of `train`. Messages, the work queue and processes are in `bigbatch.comm.parameter_server`, which knows no task.
 """

@@ -1,7 +1,7 @@
-"""The loop of a run with a parameter server, whole in view: the trainer's own loop with `collect` and `publish` around the step.
+"""The training loop of the (first) parameter server: the trainer's loop with `collect` before the step and `publish` after it.
 
-Workers run `worker_loop`. The record, the checkpoints and the result are those of any other run; `last.pt` is what a server that was
-killed goes on from.
+Workers run `worker`. The record, the checkpoints and the result are those of any other run; a server that was killed resumes from
+`last.pt`.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import nn
 from bigbatch.comm.parameter_server.backup_workers import num_gradients
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.server import ParameterServer
-from bigbatch.comm.parameter_server.shard_server import Parts
+from bigbatch.comm.parameter_server.shard_client import ShardClient
 from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import process_group
@@ -39,8 +39,8 @@ from bigbatch.train.state.interrupt import Stopwatch, how_to_resume, interruptib
 from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result, conclude
 
-LOOK_S = 0.25
-"""Seconds between two looks at whether someone pressed Ctrl-C, and whether it is time to save."""
+POLL_S = 0.25
+"""Seconds between two checks for a signal to stop and for the time to save."""
 
 
 def run_server(
@@ -60,18 +60,18 @@ def run_server(
     keep_checkpoints: bool = False,
     target: float | None = None,
 ) -> Result:
-    """The server's part of `fit`, with the same arguments.
+    """Run the server's training loop, with the arguments of `fit`.
 
     Returns:
-        The result, which workers get too.
+        The result, which workers receive too.
 
     Raises:
-        UserError: If the task, recipe, data, checkpoint, folder or address can't be used.
+        UserError: If the task, recipe, data, checkpoint, folder or address is invalid.
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
     with process_group(device=device) as ranks, owned_by_first(out, ranks, resume=resume):
-        asked = resume
+        resume_requested = resume
         folder, resume, finished = open_together(out, recipe, resume=resume, ranks=ranks)
         if finished is not None:
             return finished
@@ -85,8 +85,8 @@ def run_server(
         if folder is not None and resume:
             progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
             clock = progress.clock
-            unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-            load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", EMPTY | unbroken), clock)
+            without_gaps = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
+            load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", NEW_QUEUE | without_gaps), clock)
         else:
             progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
         clock, best_score, reached = progress.clock, progress.best_score, progress.reached
@@ -110,8 +110,8 @@ def run_server(
         server = _open(role, recipe, model, queue, shards, micro_batch=progress.micro_batch)
         server.traffic.update(progress.batch.get("traffic", {}))
         record = Record(folder, clock, tensorboard=tensorboard, ranks=ranks)
-        if resume and not asked:
-            _print(quiet, f"{title or task.name}: the server goes on after update {clock.updates:,}")
+        if resume and not resume_requested:
+            _print(quiet, f"{title or task.name}: the server resumes after update {clock.updates:,}")
         result: Result | None = None
         show = Display(title or task.name, total=total, start=clock.samples, epoch=recipe.num_train_samples, quiet=quiet)
         try:
@@ -121,18 +121,18 @@ def run_server(
                 keep_recipe(folder, recipe)
                 record.open()
                 if not record.begun:
-                    facts: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
-                    facts["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
+                    fields: dict[str, Any] = {"micro_batch": progress.micro_batch, "workers": role.num_workers}
+                    fields["groups"] = told_groups(model, recipe, title=title or task.name, quiet=quiet)
                     if not _reproducible(recipe):
                         _print(quiet, f"{title or task.name}: {_warning(recipe)}")
-                    record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **facts)
+                    record.start(recipe, task=task.name, bit_for_bit=_reproducible(recipe), **fields)
                 if clock.updates == 0:
                     save("last.pt")
                 validation: Evaluation | None = None
-                last_look = last_saved = time.monotonic()
+                last_poll = last_saved = time.monotonic()
                 watch = Stopwatch(progress.train_s)
                 while not queue.done and not reached:
-                    update = server.collect(timeout_s=LOOK_S)
+                    update = server.collect(timeout_s=POLL_S)
                     before = clock
                     if update is not None:
                         lr = apply(clock, update.damping, len(update.work_items))
@@ -154,8 +154,8 @@ def run_server(
                     if clock.samples > before.samples:
                         show.update(clock.samples, loss=record.last_loss)
                     now = time.monotonic()
-                    if now - last_look >= min(LOOK_S, save_every_s) or interrupt.is_set():
-                        last_look = now
+                    if now - last_poll >= min(POLL_S, save_every_s) or interrupt.is_set():
+                        last_poll = now
                         record.flush()
                         if not (queue.done or reached) and (interrupt.is_set() or now - last_saved >= save_every_s):
                             with watch.paused():
@@ -178,7 +178,7 @@ def run_server(
                 micro_batch=progress.micro_batch,
                 reached=reached,
             )
-            result = conclude(result, record, clock, folder, test=test, validation=validation, **_what_happened(server, comm))
+            result = conclude(result, record, clock, folder, test=test, validation=validation, **_summary(server, comm))
             return result
         except Diverged as error:
             raise Diverged(explain_divergence(error, recipe, data.train, folder), update=error.update) from None
@@ -189,14 +189,14 @@ def run_server(
                 shards.end()
 
 
-EMPTY: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
+NEW_QUEUE: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
 
 
 def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     """Who computes what, as the recipe has it.
 
     Raises:
-        RecipeError: If an update can't be cut into so many pieces.
+        RecipeError: If an update cannot be split into that many gradients.
     """
     c, ghost_batch = recipe.comm, recipe.batch.ghost_batch
     assert isinstance(c, sections.ParameterServer)
@@ -204,14 +204,14 @@ def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     gradients = c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if synchronous else 1)
     check_shares(recipe.batch.global_batch, gradients, ghost_batch)
 
-    def split(num_samples: int, pieces: int) -> list[int]:
-        return [share_of(num_samples, i, pieces, ghost_batch).num_samples for i in range(pieces)]
+    def split(num_samples: int, parts: int) -> list[int]:
+        return [share_of(num_samples, i, parts, ghost_batch).num_samples for i in range(parts)]
 
     return WorkQueue(
         total_samples=recipe.total_samples,
         global_batch=recipe.batch.global_batch,
         gradients_per_update=gradients,
-        staleness_bound=0 if synchronous else c.staleness_bound or BOUND,
+        staleness_bound=0 if synchronous else c.staleness_bound or DEFAULT_STALENESS_BOUND,
         backup_workers=c.backup_workers,
         split=split,
         nonce=secrets.randbits(32),
@@ -219,12 +219,12 @@ def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     )
 
 
-BOUND = 16
-"""Staleness bound of a recipe that gives none."""
+DEFAULT_STALENESS_BOUND = 16
+"""Default staleness bound."""
 
 
 def _open(
-    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: Parts | None, *, micro_batch: int
+    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: ShardClient | None, *, micro_batch: int
 ) -> ParameterServer:
     assert isinstance(recipe.comm, sections.ParameterServer)
     return ParameterServer(
@@ -241,33 +241,33 @@ def _open(
     )
 
 
-def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> Parts:
-    facts: dict[str, Any] = {
+def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> ShardClient:
+    settings: dict[str, Any] = {
         "token": role.token,
         "extras": batch_norm_buffers(model),
         "job": describe_job(recipe),
         "timeout_s": timeout_s(),
     }
-    return Parts(list(model.parameters()), role.server_addresses, **facts)
+    return ShardClient(list(model.parameters()), role.server_addresses, **settings)
 
 
 def _reproducible(recipe: Recipe) -> bool:
-    """Whether the same recipe gives the same bits again."""
+    """Whether the run is reproducible bit for bit."""
     c = recipe.comm
     return isinstance(c, sections.ParameterServer) and c.mode == "synchronous" and not c.backup_workers
 
 
 def _warning(recipe: Recipe) -> str:
-    """What a run should know that is not reproducible bit for bit."""
+    """Warning of a run that is not reproducible bit for bit."""
     c, momentum = recipe.comm, getattr(recipe.optimizer, "momentum", 0.0)
-    text = "which gradient comes first decides: not reproducible bit for bit"
+    text = "updates depend on which gradient arrives first: not reproducible bit for bit"
     if isinstance(c, sections.ParameterServer) and c.mode == "asynchronous" and momentum and c.damping == "none":
-        text += f"; delays add to momentum = {momentum}: should it diverge, drop momentum, or set comm.damping (studies/staleness)"
+        text += f"; staleness adds to momentum = {momentum}: if it diverges, set momentum to 0, or set comm.damping (studies/staleness)"
     return text
 
 
-def _what_happened(server: ParameterServer, comm: Comm) -> dict[str, Any]:
-    """For the last line of the record."""
+def _summary(server: ParameterServer, comm: Comm) -> dict[str, Any]:
+    """Fields of the last line of the record."""
     queue = server.queue
     return {
         "staleness": {str(tau): count for tau, count in sorted(queue.histogram.items())},
