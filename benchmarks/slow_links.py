@@ -125,7 +125,7 @@ class MixAlone(DPSGD):
 
     def sync_context(self, last):  # noqa: ARG002
         """Flatten."""
-        self.own, self.received = self._flat(), self._flat()
+        self.own, self.received = self._flat_weights(), self._flat_weights()
         return contextlib.nullcontext()
 
     def after_step(self, optimizer, updates):  # noqa: ARG002
@@ -140,9 +140,9 @@ class Served:
         self.model, address = Weights(num_bytes), f"tcp://{os.environ['MASTER_ADDR']}:29400"
         if ranks.is_rank_0:
             hosts = ranks.world_size
-            ledger = WorkQueue(total_samples=1 << 40, global_batch=hosts, gradients_per_update=hosts, timeout_s=600.0, nonce=1)
+            queue = WorkQueue(total_samples=1 << 40, global_batch=hosts, gradients_per_update=hosts, timeout_s=600.0, nonce=1)
             held = Weights(num_bytes)
-            server = ParameterServer(held.parameters(), ledger, token="slow links", address=address)
+            server = ParameterServer(held.parameters(), queue, token="slow links", address=address)
             threading.Thread(target=self.serve, args=(server, held), daemon=True).start()
         dist.barrier()
         self.client = ParameterClient(address, "slow links", self.model.parameters(), worker=ranks.rank, timeout_s=600.0)

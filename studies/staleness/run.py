@@ -5,7 +5,7 @@
 
 Fixed beforehand: the named recipe (batch 128, tuned without staleness, not tuned again), one gradient an update, W workers, of which one
 that is drawn at random finishes next, within a bound of 2 W; final weights, test set once a run. One process plays all workers, by the
-server's own ledger and step, so that staleness depends on W and the seed and not on this machine. W = 1 is the recipe as it is.
+server's own work queue and step, so that staleness depends on W and the seed and not on this machine. W = 1 is the recipe as it is.
 Added after the first results, in which the recipe as tuned collapsed from W = 2 on, because delays act like momentum of their own
 (Mitliagkas et al. 2016): the same without momentum, first at the rate that it had in effect, lr / (1 - momentum), which is lost even
 without staleness, then at the same lr.

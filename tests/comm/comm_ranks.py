@@ -153,7 +153,7 @@ def check_agreement(ranks):
 
 
 def check_evaluation(ranks):
-    """The same to the last bit as by one worker, in lockstep too."""
+    """The same to the last bit as by one worker, with an equal number of passes too."""
     task, recipe = load_task("digits/mlp"), Recipe.named("digits/mlp")
     torch.manual_seed(1)
     model, data = task.model(), task.splits().train
@@ -178,9 +178,9 @@ def check_top_k(rank, world):
 
     top = TopK(0.5)
     first = torch.tensor([4.0, 1.0]) if rank == 0 else torch.tensor([1.0, 2.0])
-    got = top.exchange(Bucket(first.clone())).wait()
+    got = top.comm_hook(Bucket(first.clone())).wait()
     torch.testing.assert_close(got, torch.tensor([4.0, 2.0 * (world - 1)]) / world)
-    got = top.exchange(Bucket(torch.tensor([0.0, 0.0]))).wait()  # now what was kept: 1 each, in the other place
+    got = top.comm_hook(Bucket(torch.tensor([0.0, 0.0]))).wait()  # now what was kept: 1 each, in the other place
     torch.testing.assert_close(got, torch.tensor([1.0 * (world - 1), 1.0]) / world)
     assert float(top.state_dict()["errors"][0].abs().sum()) == 0
 

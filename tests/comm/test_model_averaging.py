@@ -28,5 +28,7 @@ def test_own_weights_of_another_shape_are_refused(change):
     comm.load_state_dicts([{"updates": 1, "own": own}])
     comm.load_full_state_dicts(optimizer, *whole)
     comm.load_state_dicts([{"updates": 1, "own": change(own)}])
-    with pytest.raises(CheckpointError, match="a worker's own weights and optimizer state have other shapes than the model's; start anew"):
+    with pytest.raises(
+        CheckpointError, match="a worker's own weights and optimizer state have other shapes than the model's; start a new run"
+    ):
         comm.load_full_state_dicts(optimizer, *whole)

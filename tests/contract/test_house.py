@@ -58,6 +58,61 @@ def test_no_public_argument_is_a_bare_batch_size():
                 assert "batch_size" not in names, f"{path.name}:{node.lineno}"
 
 
+def import_graph(package):
+    """Which modules of a package each of its modules imports, anywhere in the file: in functions and under TYPE_CHECKING too."""
+    paths = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for module, path in paths.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno}: a relative import, which this test does not follow"
+                for alias in node.names:  # `from package import name`: the name is a module, or something in the package's __init__
+                    submodule = f"{node.module}.{alias.name}"
+                    imported.add(submodule if submodule in paths else node.module)
+        graph[module] = imported & paths.keys()
+    return graph
+
+
+def import_cycles(graph):
+    """For each module that imports itself, by way of others or directly, a shortest way round; each cycle once."""
+    cycles = {}
+    for start in graph:
+        ways, seen = [[start]], set()
+        while ways:
+            way = ways.pop(0)
+            if start in graph[way[-1]]:
+                cycles.setdefault(frozenset(way), [*way, start])
+                break
+            for module in sorted(graph[way[-1]] - seen):
+                seen.add(module)
+                ways.append([*way, module])
+    return sorted(cycles.values())
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert import_cycles(import_graph(SOURCE)) == []
+
+
+@pytest.mark.parametrize(
+    "back", ["import p.a", "from p import a", "def f():\n    from p.a import x", "if TYPE_CHECKING:\n    from p.a import x"]
+)
+def test_a_cycle_is_found_wherever_the_import_stands(tmp_path, back):
+    package = tmp_path / "p"
+    (package / "sub").mkdir(parents=True)
+    files = {"__init__": "", "a": "from p.sub.b import y", "sub/__init__": "", "sub/b": "import p.c", "c": back, "d": "from p import a"}
+    for name, text in files.items():
+        (package / f"{name}.py").write_text(text)
+    assert import_cycles(import_graph(package)) == [["p.a", "p.sub.b", "p.c", "p.a"]]
+    (package / "c.py").write_text("import os")
+    assert import_cycles(import_graph(package)) == []
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -86,13 +86,13 @@ def test_a_rank_that_never_comes(tmp_path):
     ((code, said),) = start(tmp_path, (0, SHORT), world=2, BIGBATCH_TIMEOUT_S="3")
     assert code == 2
     assert len(errors(said)) == 1
-    assert "worker 0 of 2: did not meet the others at 127.0.0.1" in said
+    assert "worker 0 of 2: could not connect to the others at 127.0.0.1" in said
 
 
 def test_a_master_that_cant_be_reached(tmp_path):
     ((code, said),) = start(tmp_path, (1, SHORT), world=2, BIGBATCH_TIMEOUT_S="3")
     assert code == 2
-    assert "worker 1 of 2: did not meet the others at 127.0.0.1" in said
+    assert "worker 1 of 2: could not connect to the others at 127.0.0.1" in said
 
 
 def test_workers_that_meet_at_redis(tmp_path):
@@ -106,7 +106,7 @@ def test_workers_that_meet_at_redis(tmp_path):
         assert "p@ss" not in ends[0][1]
         ((code, said),) = start(tmp_path, (0, SHORT), world=2, BIGBATCH_STORE=server.url)
         assert code == 2
-        assert "a store without a name of the job" in said
+        assert "a store needs a job name" in said
 
 
 @pytest.mark.parametrize("text", ["0", "x", "4:2", "2:x", "-1", ""])
@@ -118,7 +118,7 @@ def test_numbers_of_workers_that_are_none(text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--comm", "gossip", "--topology", "random_match", "--workers", "3"], "random_match of 3 workers: one would be left over; start"),
+        (["--comm", "gossip", "--topology", "random_match", "--workers", "3"], "random_match of 3 workers: must be an even number"),
         (["--comm", "gossip", "--topology", "rng", "--workers", "2"], "comm.topology = 'rng': input should be 'ring', 'torus'"),
         (["--topology", "ring", "--workers", "2"], "unknown field 'comm.topology'"),
     ],

@@ -24,7 +24,7 @@ def last_saved(out):
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
-        (signal.SIGKILL, "(from outside, or out of memory: the kernel's log tells)"),
+        (signal.SIGKILL, "(from outside, or out of memory: see the kernel's log)"),
         (signal.SIGSEGV, "(a crash in native code: torch, a driver or an extension)"),
     ],
 )
@@ -67,9 +67,7 @@ def test_an_abort_is_named(tmp_path):
     arguments = [sys.executable, "-m", "bigbatch", "train", *TASK, "--workers", "2", "--out", "run"]
     done = ended(tmp_path, "os.kill(os.getpid(), signal.SIGABRT)", arguments)
     assert done.returncode == 4
-    assert done.stderr.startswith(
-        "lost: worker 1 of 2 was killed by SIGABRT (a library gave up: what it printed says why); saved up to update"
-    )
+    assert done.stderr.startswith("lost: worker 1 of 2 was killed by SIGABRT (a library aborted: see its output); saved up to update")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -110,7 +108,7 @@ def test_a_kill_for_want_of_memory_is_told_from_others(tmp_path, control_group):
     arguments = ["sh", "-c", f'echo $$ > {control_group}; exec "$@"', "sh", *train]
     done = ended(tmp_path, "self.held = [os.urandom(1 << 20) * 64 for _ in range(100)]", arguments)
     assert done.returncode == 4
-    said = "lost: worker 1 of 2 was killed by SIGKILL (out of memory: the kernel's count of such kills here rose); saved up to update"
+    said = "lost: worker 1 of 2 was killed by SIGKILL (out of memory: the kernel's count of out-of-memory kills rose); saved up to update"
     assert done.stderr.startswith(said), done.stderr
 
 
@@ -170,7 +168,7 @@ def test_a_range_goes_on_with_those_left_and_never_with_fewer_than_the_least(tmp
     assert len(lost) == 2, said
     assert lost[0].startswith(f"lost: worker 1 of 3 {how}")
     assert lost[1].startswith(f"lost: worker 1 of 2 {how}")
-    assert all(line.endswith("; going on with 2, from the last checkpoint") for line in lost)
+    assert all(line.endswith("; continuing with 2 from the last checkpoint") for line in lost)
     assert "--resume" not in said
     assert [line["update"] for line in job.lines() if line["kind"] == "update"] == list(range(1, 1015))
     assert left_behind(job.out) == []

@@ -58,9 +58,9 @@ def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
         kill(job, role)
     code, said = job.end()
     assert code == 0, said
-    assert said.count("the server continues after update") == 3
+    assert said.count("the server resumes after update") == 3
     lost = [line for line in said.splitlines() if line.startswith("lost: ")]
-    killed = "was killed by SIGKILL (from outside, or out of memory: the kernel's log tells); starting it again"
+    killed = "was killed by SIGKILL (from outside, or out of memory: see the kernel's log); restarting it"
     assert [line.partition(" was killed")[0] for line in lost] == [
         "lost: parameter server 0 of 2",
         "lost: worker 1 of 3",
@@ -102,8 +102,8 @@ def test_a_worker_that_ends_in_an_error_of_the_task_is_counted(tmp_path):
     done = bigbatch("train", *command, "2", cwd=tmp_path, expect=5, **found)
     assert done.stderr.splitlines() == [
         "worker 1: unexpected RuntimeError: no such thing; this is a bug in bigbatch or in the task: --debug shows the traceback",
-        "lost: worker 1 of 2 ended with exit code 1; going on with 1",
-        "lost: done, but 1 of 2 workers ended too early (worker 1); the others did their part",
+        "lost: worker 1 of 2 ended with exit code 1; continuing with 1",
+        "lost: done, but 1 of 2 workers exited early (worker 1); the others did the rest",
     ]
     assert "test accuracy" in done.stdout
     end = json.loads((tmp_path / "run" / "record.jsonl").read_text().splitlines()[-1])
@@ -137,8 +137,8 @@ def test_stopped_servers_and_workers_are_named_and_started_again(tmp_path):
         job.wait_for(lambda role=role, stopped=stopped: processes(job).get(role, stopped) != stopped)
     code, said = job.end()
     assert code == 0, said
-    assert "lost: worker 1 of 2 was stopped (SIGSTOP, or a debugger) for 5 s (BIGBATCH_TIMEOUT_S); starting it again" in said
-    assert "lost: the parameter server was stopped (SIGSTOP, or a debugger) for 5 s (BIGBATCH_TIMEOUT_S); starting it again" in said
+    assert "lost: worker 1 of 2 was stopped (SIGSTOP, or a debugger) for 5 s (BIGBATCH_TIMEOUT_S); restarting it" in said
+    assert "lost: the parameter server was stopped (SIGSTOP, or a debugger) for 5 s (BIGBATCH_TIMEOUT_S); restarting it" in said
     assert_whole(job)
 
 
@@ -149,5 +149,5 @@ def test_a_server_without_a_folder_ends_the_job(tmp_path):
     kill(job, "server:0")
     said = process.communicate(timeout=LIMIT_S)[1]
     assert process.returncode == 4
-    reason = "from outside, or out of memory: the kernel's log tells"
+    reason = "from outside, or out of memory: see the kernel's log"
     assert said == f"lost: the parameter server was killed by SIGKILL ({reason}); nothing was saved: no --out was given\n"

@@ -146,7 +146,9 @@ def test_a_folder_that_workers_do_not_share(tmp_path):
     """Files that others say they wrote, and the first does not see."""
     writer = SafetensorsWriter(tmp_path / "shards" / "last.1", {}, 2, lambda files: pytest.fail("a checkpoint without its shards"))
     written = WriteResult(MetadataIndex("model.weight"), 8, ("shard-00002.safetensors", 8, 0))
-    with pytest.raises(OutputError, match="was written by another worker and is not seen by the first; give an --out that all workers"):
+    with pytest.raises(
+        OutputError, match="was written by another worker, but worker 0 cannot see it; give an --out on a disk that all workers"
+    ):
         writer.finish(Metadata({}), [[], [written]])
 
 
@@ -161,12 +163,12 @@ def flip(path):
 
 
 DAMAGE = {
-    "a flipped bit": (flip, r"safetensors: is truncated or damaged \(wrong checksum\); resume from a copy or start anew"),
+    "a flipped bit": (flip, r"safetensors: is truncated or damaged \(wrong checksum\); resume from a copy or start a new run"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-8]), r"is truncated or damaged \(wrong checksum\)"),
     "empty": (lambda path: path.write_bytes(b""), r"is truncated or damaged \(wrong checksum\)"),
-    "missing": (Path.unlink, r"safetensors: No such file or directory; resume from a copy or start anew"),
+    "missing": (Path.unlink, r"safetensors: No such file or directory; resume from a copy or start a new run"),
     "all missing": (lambda path: shutil.rmtree(path.parent), r"safetensors: No such file or directory"),
-    "a foreign file": (lambda path: path.with_name("more.safetensors").touch(), r"more.safetensors: does not belong to it"),
+    "a foreign file": (lambda path: path.with_name("more.safetensors").touch(), r"more.safetensors: does not belong to this checkpoint"),
 }
 
 
@@ -189,7 +191,7 @@ def test_damage_that_another_worker_sees_is_not_taken_for_another_model(runs, tm
     assert len(lines) == 2, lines
     for line, who in zip(lines, ("error: worker 1 of 2: ", "worker 1: error: "), strict=True):
         assert line.startswith(f"{who}checkpoint stopped/shards/last.")
-        assert line.endswith("is truncated or damaged (wrong checksum); resume from a copy or start anew")
+        assert line.endswith("is truncated or damaged (wrong checksum); resume from a copy or start a new run")
 
 
 def test_shards_of_another_model_are_refused(runs, tmp_path):
@@ -199,11 +201,11 @@ def test_shards_of_another_model_are_refused(runs, tmp_path):
     shape, *rest = header["shards"]["tensors"]["model.1.weight"]
     header["shards"]["tensors"]["model.1.weight"] = ((shape[0] + 1, shape[1]), *rest)
     torch.save(header, out / "last.pt")
-    with pytest.raises(CheckpointError, match=r"does not hold what it should \(.*model.1.weight"):
+    with pytest.raises(CheckpointError, match=r"does not hold the expected tensors \(.*model.1.weight"):
         state(out)
     header["shards"]["tensors"] |= {"model.1.weight": (shape, *rest), "model.more": (shape, *rest)}
     torch.save(header, out / "last.pt")
-    with pytest.raises(CheckpointError, match=r"does not hold what it should \(.*model.more"):
+    with pytest.raises(CheckpointError, match=r"does not hold the expected tensors \(.*model.more"):
         state(out)
 
 
@@ -226,7 +228,7 @@ def test_code_in_shards_is_not_run(runs, tmp_path):
     header = torch.load(out / "last.pt", weights_only=True)
     header["shards"]["files"][shard.name] = size_and_checksum(shard)
     torch.save(header, out / "last.pt")
-    with pytest.raises(CheckpointError, match="does not hold what it should"):
+    with pytest.raises(CheckpointError, match="does not hold the expected tensors"):
         state(out)
     assert not (tmp_path / "ran").exists()
 
@@ -341,7 +343,7 @@ def test_the_group_forms_anew_while_a_checkpoint_is_written(tmp_path, monkeypatc
     held.go_on()
     code, said = held.job.end()
     assert code == 0, said
-    assert "continues after update" in said
+    assert "resumes after update" in said
     assert held.updates() == list(range(1, UPDATES + 1))
     assert left_behind(held.out) == []
     assert held.saved() == UPDATES

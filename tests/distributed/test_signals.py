@@ -183,7 +183,7 @@ def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
     job.process.send_signal(signal.SIGUSR1)
     code, said = job.end()
     assert code == 130, said
-    assert f"continues after update {saved:,}" in said
+    assert f"resumes after update {saved:,}" in said
     assert "requeue: Slurm did not queue job 77 again (no such job)" in said
 
 

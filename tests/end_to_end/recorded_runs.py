@@ -621,7 +621,7 @@ def processor():
 # --- Comparison ---------------------------------------------------------------------------------------------------------------------
 
 
-def weights_differ(values, recorded):
+def apart(values, recorded):
     """The largest difference of two runs' values, in parts of their sizes; infinite where what can't be rounded differs."""
     exact = all(values[part] == recorded[part] for part in ("batches", "counts"))
     if not exact or any(values[part].keys() != recorded[part].keys() for part in ("weights", "last")):

@@ -8,7 +8,8 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.machine import usable_cores
 from bigbatch.simulate.alpha_beta import AlphaBeta
 from bigbatch.study import doctor
-from bigbatch.study.doctor import Data, examine
+from bigbatch.study.doctor import examine
+from bigbatch.study.measurements import Data
 from bigbatch.tasks.data.fashion_mnist import SHA256, SYSTEM
 
 

@@ -5,7 +5,8 @@ import pytest
 from bigbatch.comm.launch.preflight import WorkerTimings
 from bigbatch.core.machine import GPU, Disk, Machine
 from bigbatch.simulate.alpha_beta import AlphaBeta
-from bigbatch.study.doctor import Data, Report
+from bigbatch.study.doctor import Report
+from bigbatch.study.measurements import Data
 
 MACHINE = Machine({"torch": "2"}, cores=4, memory_bytes=8 * 10**9, available_bytes=6 * 10**9, gpus=(), backends=("gloo",))
 EXCHANGE = WorkerTimings(2, "gloo", 2, alone_gflops=10.0, together_gflops=(9.0, 10.0), latency_s=1e-4, all_reduce=())

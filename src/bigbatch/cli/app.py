@@ -33,7 +33,7 @@ def options(
 ) -> None:
     """Options of every command."""
     if version:
-        from bigbatch import __version__
+        from bigbatch.core.version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,6 @@ def _check_device() -> None:
 
 
 def _run(command: list[str]) -> None:
-    from bigbatch.cli.app import main
-
+    """What `python -m bigbatch COMMAND` does, in this process."""
     sys.argv = [sys.argv[0], *command]
-    main()
+    runpy.run_module("bigbatch", run_name="__main__")

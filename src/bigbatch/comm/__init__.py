@@ -1,1 +1,1 @@
-"""How workers agree: who takes part, what happens to gradients before a step, and what happens to weights after it."""
+"""Communication between workers: ranks, gradients before a step, and weights after it."""

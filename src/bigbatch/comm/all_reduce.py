@@ -1,6 +1,6 @@
-"""All-reduce: every worker takes the same step along the mean gradient of all.
+"""All-reduce: every rank takes the same step with the mean gradient over all ranks.
 
-Rides on DistributedDataParallel, which sends what is ready while the rest of the backward pass still runs.
+Uses DistributedDataParallel, which overlaps communication with the backward pass.
 """
 
 from collections.abc import Callable
@@ -18,27 +18,27 @@ from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 
 _renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # in torch 2.13
-_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _renamed else "broadcast_buffers": False}
+_UNSYNCED_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _renamed else "broadcast_buffers": False}
 Observer = Callable[[Tensor, Tensor], None]
-"""Called with a bucket of this worker's gradients and the mean of all workers', both flat; must not change them."""
+"""Called with a bucket of this rank's gradients and with their mean over all ranks, both flat; must not change them."""
 
 
 class AllReduce(Comm):
-    """Synchronous data parallel, usable in any loop.
+    """Synchronous data parallelism, usable in any training loop.
 
-    Gradients of all passes of an update are summed and exchanged once, in the last pass. Weigh each loss by one over `divisor` and
-    shares may be of unequal size: the step is that of one worker with all samples.
+    The gradients of all micro-batches of an update are accumulated, and all-reduced once, in the last backward pass. Divide each loss by
+    `divisor`, and local batches may have different sizes: the step is that of one process with all samples.
 
     Args:
-        model: The same on every worker, or made so by the first's weights.
+        model: The model; DistributedDataParallel broadcasts the weights of rank 0.
         ranks: The workers.
-        compressor: Makes gradients smaller on the way.
-        bucket_mb: Megabytes of gradients that are sent together; by default a twelfth of all, between 1 and 25. A bucket can't be sent
-            before its last gradient is there, so with b of them at most 1 - 1/b of the exchange hides behind the backward pass.
-        partial: Whether a pass may leave out some of the parameters, as an adversarial pass does with the batch norms of clean samples;
-            each pass is then searched for what it leaves out.
+        compressor: Compresses gradients for communication.
+        bucket_mb: Size of a gradient bucket in MiB; by default a twelfth of the gradients, between 1 and 25. A bucket is sent once its
+            last gradient is ready, so with b buckets at most 1 - 1/b of the communication overlaps with the backward pass.
+        partial: Whether a pass may leave some parameters unused (DistributedDataParallel's `find_unused_parameters`), as an adversarial
+            pass does with the batch norms of clean samples.
 
-    >>> comm = AllReduce(nn.Linear(2, 1))  # alone: nothing to exchange
+    >>> comm = AllReduce(nn.Linear(2, 1))  # a single process: nothing to communicate
     >>> comm.divisor(128, 64)
     128.0
     """
@@ -59,51 +59,51 @@ class AllReduce(Comm):
             size = bucket_mb or min(max(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20 / 12, 1.0), 25.0)
             if compressor is not None and compressor.one_bucket:
                 size = 1 << 20
-            settings = {"process_group": ranks.group, "bucket_cap_mb": size, "find_unused_parameters": partial, **_OWN_BUFFERS}
+            settings = {"process_group": ranks.group, "bucket_cap_mb": size, "find_unused_parameters": partial, **_UNSYNCED_BUFFERS}
             self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True, **settings)
             if compressor is not None:
-                self.forward.register_comm_hook(self, _exchange)
+                self.forward.register_comm_hook(self, _comm_hook)
 
     def observe(self, observer: Observer) -> None:
-        """Let an observer see every bucket before and after its exchange, whatever compresses it; before the first backward pass.
+        """Register an observer of every bucket before and after communication; call it before the first backward pass.
 
-        DistributedDataParallel has room for one hook only: compressor and observers share it.
+        DistributedDataParallel takes a single communication hook, which the compressor and all observers share.
         """
         if self.compressor is None and not self._observers and isinstance(self.forward, DistributedDataParallel):
-            self.forward.register_comm_hook(self, _exchange)
+            self.forward.register_comm_hook(self, _comm_hook)
         self._observers.append(observer)
 
-    def divisor(self, num_samples: int, own_samples: int) -> float:
-        """The update's samples, less what DistributedDataParallel divides by on its own: the number of workers."""
-        return super().divisor(num_samples, own_samples) / self.ranks.world_size
+    def divisor(self, global_batch: int, local_batch: int) -> float:
+        """The global batch over the world size, by which DistributedDataParallel divides as well."""
+        return super().divisor(global_batch, local_batch) / self.ranks.world_size
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:
-        """Exchange gradients in the last pass only."""
+        """Synchronise gradients in the last pass only: `no_sync` in the others."""
         return nullcontext() if last or not isinstance(self.forward, DistributedDataParallel) else self.forward.no_sync()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the compressor remembers."""
+        """State of the compressor, such as its errors."""
         return self.compressor.state_dict() if self.compressor is not None else {}
 
     def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
-        """What the compressors remembered."""
+        """Load the state of the compressors of all ranks."""
         if self.compressor is not None:
             self.compressor.load_state_dicts(states, self.ranks.rank, self.ranks.world_size)
 
 
-def _exchange(comm: AllReduce, bucket: GradBucket) -> Future[Tensor]:
+def _comm_hook(comm: AllReduce, bucket: GradBucket) -> Future[Tensor]:
     if comm.in_warmup_pass:
-        return Compressor().exchange(bucket)
-    own = bucket.buffer().clone() if comm._observers else None
-    future = (comm.compressor or Compressor()).exchange(bucket)
-    if own is None:
+        return Compressor().comm_hook(bucket)
+    local = bucket.buffer().clone() if comm._observers else None
+    future = (comm.compressor or Compressor()).comm_hook(bucket)
+    if local is None:
         return future
 
     def observe(done: Future[Tensor]) -> Tensor:
         mean = done.value()
         mean = mean[0] if isinstance(mean, list) else mean
         for observer in comm._observers:
-            observer(own, mean)
+            observer(local, mean)
         return mean
 
     return future.then(observe)

@@ -1,8 +1,7 @@
-"""Gradients made smaller before they are exchanged: half precision and PowerSGD from torch, and what every compressor answers.
+"""Gradient compression: half precision and PowerSGD from torch, and the interface of a compressor.
 
-A compressor is what DistributedDataParallel calls for each bucket of gradients in place of its own all-reduce. Its answer is the mean
-over workers. What compression leaves out is remembered and added to the next gradient (error feedback), by every worker for itself: it
-belongs into checkpoints.
+A compressor is a communication hook of DistributedDataParallel: it replaces the all-reduce of each gradient bucket, and returns the mean
+over ranks. With error feedback, each rank adds its own compression error to its next gradient; the errors are part of a checkpoint.
 """
 
 from typing import Annotated, Any, Literal
@@ -24,49 +23,49 @@ from bigbatch.recipe.sections import CompressionSection
 
 
 class Compressor:
-    """No compression: the mean as it is."""
+    """No compression: a plain all-reduce."""
 
     one_bucket = False
-    """Whether all gradients must go in one bucket."""
+    """Whether all gradients must be in one bucket."""
 
-    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
-        """Start the exchange of a bucket.
+    def comm_hook(self, bucket: GradBucket) -> Future[Tensor]:
+        """Start the communication of a bucket.
 
         Returns:
-            The mean over all workers, as it was compressed.
+            The mean over all ranks of the compressed gradients.
         """
         return default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """What this worker remembers."""
+        """State of this rank, such as its compression errors."""
         return {}
 
     def load_state_dicts(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take up the memories of the workers that saved.
+        """Load the states of all ranks that saved.
 
-        Where there are now fewer or more, each takes those whose number leaves its own when divided by the new number; the sum of all
-        memories over the number of workers, which is what is still owed to the weights, stays.
+        With another world size, rank r takes the errors of the old ranks r, r + world_size, ... The sum of all errors over the world size,
+        which is what the weights have yet to receive, stays the same.
         """
 
 
 class HalfPrecision(Compressor):
-    """float16, or bfloat16 where the backend can add it (NCCL; gloo can't).
+    """float16, or bfloat16 with a backend that can reduce it (NCCL, not gloo).
 
     Args:
         dtype: torch.float16 or torch.bfloat16.
-        device: Of the gradients, which decides the backend.
+        device: Device of the gradients, which determines the backend.
 
     Raises:
-        UserError: If the backend can't.
+        UserError: If the backend cannot reduce bfloat16.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float16, *, device: torch.device = CPU) -> None:
         if dtype == torch.bfloat16 and dist.is_initialized() and (backend := backend_of(device)) == "gloo":
-            raise UserError(f"compression bf16 with {backend}: can't add bfloat16; choose fp16")
+            raise UserError(f"compression bf16 with {backend}: {backend} cannot reduce bfloat16; use fp16")
         self._hook = default_hooks.bf16_compress_hook if dtype == torch.bfloat16 else default_hooks.fp16_compress_hook
 
-    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
-        """Halve, add up, widen."""
+    def comm_hook(self, bucket: GradBucket) -> Future[Tensor]:
+        """All-reduce in half precision."""
         return self._hook(None, bucket)  # type: ignore[arg-type]
 
 
@@ -74,12 +73,12 @@ class PowerSGD(Compressor):
     """Low-rank approximation with error feedback (Vogels et al. 2019, arXiv:1905.13727): torch's implementation.
 
     Args:
-        rank: Of the approximation of each matrix; gradients of one dimension are sent whole.
-        start_updates: Updates before compression begins, at least 2: the first gradients are the largest.
-        seed: Of the first guess, the same on every worker.
+        rank: Rank of the approximation of each matrix; one-dimensional gradients are not compressed.
+        start_updates: Updates before compression starts, at least 2: the first gradients are the largest.
+        seed: Seed of the first factors, the same on every rank.
     """
 
-    one_bucket = True  # with several, torch's callback waits inside another and hangs
+    one_bucket = True  # with several buckets, torch's callback waits inside another callback and hangs
 
     def __init__(self, rank: int = 4, *, start_updates: int = 10, seed: int = 0) -> None:
         self._state = powerSGD_hook.PowerSGDState(
@@ -87,17 +86,17 @@ class PowerSGD(Compressor):
             orthogonalization_epsilon=1e-8,
         )  # fmt: skip
 
-    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
-        """Two thin matrices for each gradient."""
+    def comm_hook(self, bucket: GradBucket) -> Future[Tensor]:
+        """All-reduce two low-rank factors of each gradient."""
         return powerSGD_hook.powerSGD_hook(self._state, bucket)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the errors and the warm starts."""
+        """The step count, the errors and the factors of the last step (warm start)."""
         s = self._state
         return {"iter": s.iter, "errors": dict(s.error_dict), "p": dict(s.p_memory_dict), "q": dict(s.q_memory_dict)}
 
     def load_state_dicts(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Step and warm starts are the same on all workers, errors are each one's own."""
+        """Load the step count and the factors, which are the same on all ranks, and this rank's errors."""
         s, first = self._state, states[0]
         if not first:
             return
@@ -105,18 +104,18 @@ class PowerSGD(Compressor):
         s.error_dict = redistribute_errors([state["errors"] for state in states], rank, world_size)
 
 
-def redistribute_errors(memories: list[dict[int, Tensor]], rank: int, world_size: int) -> dict[int, Tensor]:
-    """One worker's part of the error memories of the workers that saved, by bucket.
+def redistribute_errors(errors: list[dict[int, Tensor]], rank: int, world_size: int) -> dict[int, Tensor]:
+    """The compression errors of one rank, by bucket, from those of all ranks that saved.
 
     >>> three = [{0: torch.tensor([1.0])}, {0: torch.tensor([2.0])}, {0: torch.tensor([3.0])}]
-    >>> redistribute_errors(three, 0, 2), redistribute_errors(three, 1, 2)  # mean owed: 2 = (8/3 + 4/3) / 2
+    >>> redistribute_errors(three, 0, 2), redistribute_errors(three, 1, 2)  # the mean error stays: 2 = (8/3 + 4/3) / 2
     ({0: tensor([2.6667])}, {0: tensor([1.3333])})
     """
-    mine = memories[rank::world_size]
-    if len(memories) == world_size:
+    mine = errors[rank::world_size]
+    if len(errors) == world_size:
         return dict(mine[0])
-    scale = world_size / len(memories)
-    return {bucket: scale * torch.stack([m[bucket] for m in mine]).sum(0) for bucket in (mine[0] if mine else {})}
+    scale = world_size / len(errors)
+    return {bucket: scale * torch.stack([e[bucket] for e in mine]).sum(0) for bucket in (mine[0] if mine else {})}
 
 
 class HalfPrecisionSection(CompressionSection):

@@ -1,7 +1,7 @@
-"""Fully sharded: parameters, gradients and optimizer state of a model that does not fit are spread over the workers (FSDP2).
+"""Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state are sharded over the ranks.
 
-The step is that of all-reduce. torch's `fully_shard` gathers the weights of a layer just before they are needed, and hands each worker
-its part of the mean gradient.
+The step is that of all-reduce. torch's `fully_shard` all-gathers the weights of a layer just before they are used, and reduce-scatters
+the gradients.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class FullyShard(Comm):
-    """FSDP2 on a mesh of all workers; make the optimizer afterwards.
+    """FSDP2 on a mesh of all ranks; make the optimizer afterwards.
 
     Args:
-        model: Changed in place: its parameters become DTensors. Each child that holds parameters is gathered by itself.
+        model: Changed in place: its parameters become DTensors. Each child module with parameters is a unit of its own.
         ranks: The workers.
 
     Attributes:
-        mesh: Of all workers; None for one alone.
-        writer: Writes what each worker holds, while training goes on; None for one alone.
+        mesh: Mesh of all ranks; None in a single process.
+        writer: Writes each rank's shards while training continues; None in a single process.
 
     Raises:
-        UserError: If workers share a GPU.
+        UserError: If ranks share a GPU.
     """
 
     equal_num_passes = True
@@ -50,10 +50,10 @@ class FullyShard(Comm):
         if ranks.world_size > 1:
             if ranks.device.type != "cpu" and backend_of(ranks.device, ranks.group) == "gloo":
                 raise UserError(
-                    "fully_shard: workers share a GPU, where spreading a model over them saves no memory; start one for each GPU, or give "
+                    "fully_shard: workers share a GPU, so sharding the model over them saves no memory; start one worker per GPU, or use "
                     "--device cpu"
                 )
-            from bigbatch.comm.shard_files import ShardWriter  # its import of torch.distributed.checkpoint takes a while
+            from bigbatch.comm.shard_files import ShardWriter  # imports torch.distributed.checkpoint, which is slow
 
             self.writer = ShardWriter(ranks)
             self.mesh = mesh = init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("workers",))
@@ -62,39 +62,44 @@ class FullyShard(Comm):
                     fully_shard(child, mesh=mesh)
             fully_shard(model, mesh=mesh)
 
-    def divisor(self, num_samples: int, own_samples: int) -> float:
-        """The update's samples, less what torch divides by on its own: the number of workers."""
-        return super().divisor(num_samples, own_samples) / self.ranks.world_size
+    def divisor(self, global_batch: int, local_batch: int) -> float:
+        """The global batch over the world size, by which torch divides as well."""
+        return super().divisor(global_batch, local_batch) / self.ranks.world_size
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:
-        """Add up gradients over workers in the last pass only."""
+        """Synchronise gradients in the last pass only."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
     def full_state_dicts(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Gathered from all workers."""
-        return _map(self.model.state_dict(), _whole), _map(optimizer.state_dict(), _whole)
+        """State dicts of full tensors, gathered from all ranks."""
+        return _map(self.model.state_dict(), _full_tensor), _map(optimizer.state_dict(), _full_tensor)
 
     def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """Each worker takes its part, or is given it as DTensors."""
-        now = self.model.state_dict()
-        self.model.load_state_dict({name: _as(value, now[name]) if name in now else value for name, value in model_state.items()})
+        """Shard full tensors over the ranks; DTensors are loaded as they are."""
+        current = self.model.state_dict()
+        self.model.load_state_dict(
+            {name: _shard_like(value, current[name]) if name in current else value for name, value in model_state.items()}
+        )
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        numbers = [n for group in optimizer_state["param_groups"] for n in group["params"]]
+        ids = [n for group in optimizer_state["param_groups"] for n in group["params"]]
         state = {
-            n: {name: _as(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value for name, value in of_one.items()}
-            for n, p in zip(numbers, params, strict=True)
+            n: {
+                name: _shard_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
+                for name, value in of_one.items()
+            }
+            for n, p in zip(ids, params, strict=True)
             if (of_one := optimizer_state["state"].get(n)) is not None
         }
         load_optimizer_state(optimizer, {**optimizer_state, "state": state})
 
 
-def _whole(value: Any) -> Any:
+def _full_tensor(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _as(value: Tensor, like: Tensor) -> Tensor:
+def _shard_like(value: Tensor, like: Tensor) -> Tensor:
     if isinstance(value, DTensor) or not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

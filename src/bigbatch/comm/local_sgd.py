@@ -1,14 +1,14 @@
-r"""Local SGD: workers take steps of their own and average their weights now and then.
+r"""Local SGD: workers take local steps and average their weights periodically.
 
 Paper:   Lin, Stich, Patel, Jaggi 2018, Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217, Algorithm 1.
-Formula: worker i, update t, batch of its own samples B_i:
+Formula: worker i, update t, local batch B_i:
              w_i <- w_i - step(mean gradient over B_i)
              every H updates:  w_i <- (1/W) sum_j w_j
          Post-local: the first T_s updates are those of all-reduce.
 Units:   H (period) and T_s (start_updates) in updates.
-Differs: momentum and other state of the optimizer that has a parameter's shape is averaged with the weights ("average"); the paper keeps
-         each worker's own ("keep") or starts from zero ("reset"). With H = 1 and SGD, "average" is exactly all-reduce.
-         Hierarchical averaging, among the workers of a group more often than among all, is the paper's extension.
+Differs: momentum and other optimizer state of a parameter's shape is averaged with the weights ("average"); the paper keeps it local
+         ("keep") or sets it to zero ("reset"). With H = 1 and SGD, "average" is exactly all-reduce.
+         Hierarchical averaging, within a group of workers more often than over all workers, is the paper's extension.
 """
 
 from contextlib import AbstractContextManager
@@ -41,7 +41,7 @@ PAPER = Paper(
 
 
 def next_average(updates: int, *, period: int, start_updates: int = 0) -> int:
-    """Number of the update after which weights are averaged next, when so many have been made.
+    """The next update after which weights are averaged, once `updates` have been made.
 
     >>> [next_average(t, period=3, start_updates=4) for t in (0, 4, 6, 7, 8)]
     [7, 7, 7, 10, 10]
@@ -53,16 +53,16 @@ class LocalSGD(ModelAveraging, AllReduce):
     """Local and post-local SGD; see the module's docstring for the rule.
 
     Args:
-        model: The same on every worker, or made so by the first's weights.
+        model: The model; DistributedDataParallel broadcasts the weights of rank 0.
         ranks: The workers.
         period: H.
         start_updates: T_s.
-        momentum: What becomes of the optimizer's state when weights are averaged.
-        group_size: Workers in a group that averages among itself every `group_period` updates; must divide their number.
+        momentum: What happens to the optimizer's state when weights are averaged.
+        group_size: Workers in a group, which averages its weights every `group_period` updates; must divide the number of workers.
         group_period: Updates between averages within a group; must divide `period`.
 
     Raises:
-        UserError: If periods or groups don't divide.
+        UserError: If a period or the group size does not divide evenly.
     """
 
     def __init__(
@@ -89,29 +89,29 @@ class LocalSGD(ModelAveraging, AllReduce):
 
     @property
     def weights_differ(self) -> bool:
-        """Whether the next step is each worker's own."""
+        """Whether the next step is local."""
         return super().weights_differ and self.updates >= self.start_updates
 
-    def divisor(self, num_samples: int, own_samples: int) -> float:
-        """A worker's own samples, once steps are its own."""
-        return max(own_samples, 1) if self.weights_differ else super().divisor(num_samples, own_samples)
+    def divisor(self, global_batch: int, local_batch: int) -> float:
+        """The local batch, once steps are local."""
+        return max(local_batch, 1) if self.weights_differ else super().divisor(global_batch, local_batch)
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:
-        """No exchange of gradients, once steps are each worker's own."""
+        """No gradient synchronisation, once steps are local."""
         return super().sync_context(last and not self.weights_differ)
 
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
-        """Average when it is time."""
-        was_apart, self.updates = self.weights_differ, updates
-        if not was_apart:
+        """Average the weights if a period ends with this update."""
+        was_local, self.updates = self.weights_differ, updates
+        if not was_local:
             return
         if updates == next_average(updates - 1, period=self.period, start_updates=self.start_updates):
-            self._meet(optimizer, None)
+            self._average_over(optimizer, None)
         elif self._group is not None and updates == next_average(updates - 1, period=self.group_period, start_updates=self.start_updates):
-            self._meet(optimizer, self._group)
+            self._average_over(optimizer, self._group)
 
     @torch.no_grad()
-    def _meet(self, optimizer: Optimizer, group: Any) -> None:
+    def _average_over(self, optimizer: Optimizer, group: Any) -> None:
         states = state_tensors(optimizer)
         if self.momentum == "reset" and group is None:
             for tensor in states:

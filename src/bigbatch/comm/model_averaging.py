@@ -1,4 +1,4 @@
-"""What ways of working together have in common whose workers hold weights of their own between averages."""
+"""Model averaging: each rank trains its own weights, which are averaged over the ranks now and then."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,111 +15,111 @@ from bigbatch.core.checks import CheckpointError
 
 
 class ModelAveraging(Comm):
-    """Evaluates and saves the average of all workers' weights; each goes on from its own.
+    """Base of the methods whose ranks have different weights: evaluates and saves their average, and trains each rank's own weights.
 
     Args:
-        model: Its trainable parameters are what workers have of their own.
+        model: Its trainable parameters differ between ranks.
         ranks: The workers.
 
     Attributes:
         updates: Updates made so far.
-        distance: Root mean square over workers of |x_i - mean|, when last averaged; 0 while all are alike.
-        relative_distance: The same over |mean|.
+        distance: Consensus distance at the last average: the root mean square over ranks of |x_i - mean|; 0 while all weights are equal.
+        relative_distance: The consensus distance divided by |mean|.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS) -> None:
         super().__init__(model, ranks)
         self.updates = 0
         self.distance = self.relative_distance = 0.0
-        self._own: list[Tensor] | None = None
+        self._local: list[Tensor] | None = None
         self._saved: list[Tensor] | None = None
 
     @property
     def weights_differ(self) -> bool:
-        """Whether weights may now differ between workers."""
+        """Whether weights may differ between ranks now."""
         return self.ranks.world_size > 1
 
     @contextmanager
     def averaged_weights(self, optimizer: Optimizer) -> Iterator[None]:
-        """The average for a while, of weights and optimizer state; each worker's own afterwards."""
+        """Context in which weights and optimizer state are the average over ranks; restores each rank's own afterwards."""
         if not self.weights_differ:
             yield
             return
-        self._own = own = self._average(optimizer)
+        self._local = local = self._average(optimizer)
         try:
             yield
         finally:
-            for tensor, before in zip(self._tensors(optimizer), own, strict=True):
+            for tensor, before in zip(self._tensors(optimizer), local, strict=True):
                 tensor.copy_(before)
-            self._own = None
+            self._local = None
 
     def average_weights(self, optimizer: Optimizer) -> None:
-        """After the last step: the average, for good."""
+        """Called after the last step: replace weights and optimizer state by their average permanently."""
         if self.weights_differ:
             self._average(optimizer)
 
     def metrics(self) -> dict[str, float]:
-        """How far apart workers were when last averaged."""
+        """The consensus distance at the last average, absolute and relative."""
         return {"distance": self.distance, "relative_distance": self.relative_distance} if self.weights_differ else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """This worker's own weights and optimizer state, where they are not those of all."""
-        return {"updates": self.updates, **({"own": self._own} if self._own is not None else {})}
+        """This rank's own weights and optimizer state, inside `averaged_weights`."""
+        return {"updates": self.updates, **({"own": self._local} if self._local is not None else {})}
 
     def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
-        """Where the number of workers is another, all start from the average."""
+        """Load this rank's own weights; with another world size, all ranks start from the average."""
         self.updates = states[0].get("updates", 0)
         self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
 
     def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """The average; then each worker's own over it.
+        """Load the average, then this rank's own weights and optimizer state, if any were saved.
 
         Raises:
-            CheckpointError: If a worker's own are not of the model and the optimizer.
+            CheckpointError: If the rank's own tensors have other shapes than those of the model and the optimizer.
         """
         super().load_full_state_dicts(optimizer, model_state, optimizer_state)
         if self._saved is not None:
             tensors = self._tensors(optimizer)
-            if [t.shape for t in tensors] != [own.shape for own in self._saved]:
-                raise CheckpointError("a worker's own weights and optimizer state have other shapes than the model's; start anew")
+            if [t.shape for t in tensors] != [saved.shape for saved in self._saved]:
+                raise CheckpointError("a worker's own weights and optimizer state have other shapes than the model's; start a new run")
             with torch.no_grad():
-                for tensor, own in zip(tensors, self._saved, strict=True):
-                    tensor.copy_(own)
+                for tensor, saved in zip(tensors, self._saved, strict=True):
+                    tensor.copy_(saved)
 
     def weights(self) -> list[Tensor]:
-        """What is trained, detached."""
+        """The trainable parameters, detached."""
         return [p.detach() for p in self.model.parameters() if p.requires_grad]
 
-    def _flat(self) -> Tensor:
-        """A copy of the weights, flat."""
+    def _flat_weights(self) -> Tensor:
+        """A copy of the weights as one flat tensor."""
         return torch.cat([w.reshape(-1) for w in self.weights()])
 
     @torch.no_grad()
-    def _take(self, flat: Tensor) -> None:
-        """Make flat values the weights."""
+    def _set_weights(self, flat: Tensor) -> None:
+        """Copy a flat tensor into the weights."""
         for w, values in split_like(flat, self.weights()):
             w.copy_(values)
 
     def _tensors(self, optimizer: Optimizer) -> list[Tensor]:
-        """What differs between workers: weights, then state."""
+        """The tensors that differ between ranks: weights, then optimizer state."""
         return [*self.weights(), *state_tensors(optimizer)]
 
     def _average(self, optimizer: Optimizer) -> list[Tensor]:
-        """Average everything that differs, and see how far this worker and all were apart. Returns what this one had."""
+        """Average the tensors over ranks and measure the consensus distance. Returns this rank's tensors from before."""
         tensors = self._tensors(optimizer)
-        own = [t.clone() for t in tensors]
+        local = [t.clone() for t in tensors]
         average_(tensors)
         weights = self.weights()
-        moved = torch.stack([(w - before).double().square().sum() for w, before in zip(weights, own, strict=False)]).sum()
+        moved = torch.stack([(w - before).double().square().sum() for w, before in zip(weights, local, strict=False)]).sum()
         self.distance = float(self.ranks.sum_(moved.reshape(1)) / self.ranks.world_size) ** 0.5
         length = float(torch.stack([w.double().square().sum() for w in weights]).sum()) ** 0.5
         self.relative_distance = self.distance / length if length else 0.0
-        return own
+        return local
 
 
 @torch.no_grad()
 def average_(tensors: list[Tensor], group: Any = None) -> None:
-    """Replace tensors by their means over workers, in one exchange."""
+    """Replace tensors by their means over ranks, in one all-reduce."""
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)
@@ -128,13 +128,13 @@ def average_(tensors: list[Tensor], group: Any = None) -> None:
 
 
 def split_like(flat: Tensor, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each tensor, with its part of the flat values in its shape."""
+    """Each tensor with its part of the flat tensor, reshaped to it."""
     for tensor, values in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         yield tensor, values.view_as(tensor)
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """State that has its parameter's shape, in the order of the parameters; not the count of steps, which a scalar's shape is too."""
+    """Optimizer state of its parameter's shape, in the order of the parameters; without step counts, though scalars match them."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [(p, name, v) for p in params for name, v in optimizer.state[p].items()]
     return [v for p, name, v in states if isinstance(v, Tensor) and v.shape == p.shape and name != "step"]

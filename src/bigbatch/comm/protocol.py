@@ -1,4 +1,4 @@
-"""What every way of working together answers: what happens to gradients before a step, and what happens to weights after it?"""
+"""The interface of every communication method: what happens to gradients before a step, and to weights after it."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,16 +12,16 @@ from bigbatch.core.optimizer_state import load_optimizer_state
 
 
 class Comm:
-    """One worker alone; the ways of several workers change what they must.
+    """A single process; subclasses override what several workers do differently.
 
     Args:
-        model: Whose gradients and weights are meant.
+        model: The model that is trained.
         ranks: The workers.
 
     Attributes:
-        forward: What to call instead of the model while training.
-        in_warmup_pass: Whether passes weigh nothing now: what they would exchange is not to be compressed, observed or mixed in.
-        equal_num_passes: Whether every worker must make as many forward passes as the others, in evaluation too.
+        forward: The module to call in place of the model while training, such as its DistributedDataParallel wrapper.
+        in_warmup_pass: Whether this is a pass of weight zero: its gradients are not compressed, observed or mixed.
+        equal_num_passes: Whether every rank must make the same number of forward passes, in evaluation too.
     """
 
     equal_num_passes = False
@@ -31,28 +31,37 @@ class Comm:
         self.forward: nn.Module = model
         self.in_warmup_pass = False
 
-    def divisor(self, num_samples: int, own_samples: int) -> float:  # noqa: ARG002
-        """What a worker divides each of its losses by.
+    def divisor(self, global_batch: int, local_batch: int) -> float:  # noqa: ARG002
+        """The number by which a rank divides each of its losses.
 
         Args:
-            num_samples: Of the update, over all workers.
-            own_samples: Of this worker's share.
+            global_batch: Samples of this update, over all ranks.
+            local_batch: Samples of this update on this rank.
         """
-        return num_samples
+        return global_batch
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Around the forward and backward pass of each micro-batch; `last`: of this worker's share of the update."""
+        """Context of the forward and backward pass of one micro-batch.
+
+        Args:
+            last: Whether it is the last micro-batch of this rank in the update, after which gradients are synchronised.
+        """
         return nullcontext()
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Before the optimizer's step, its rate set and gradients clipped; may change gradients."""
+        """Called before the optimizer's step, once its learning rate is set and gradients are clipped; may change gradients."""
 
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
-        """After the optimizer's step; `updates` is the number of updates made so far."""
+        """Called after the optimizer's step.
+
+        Args:
+            optimizer: The optimizer.
+            updates: Number of updates made so far.
+        """
 
     @contextmanager
     def warmup_pass(self) -> Iterator[None]:
-        """Around a first pass that weighs nothing, which settles in which order gradients are sent."""
+        """Context of a first pass of weight zero, in which DistributedDataParallel learns the order of the gradients."""
         self.in_warmup_pass = True
         try:
             yield
@@ -60,28 +69,28 @@ class Comm:
             self.in_warmup_pass = False
 
     def averaged_weights(self, optimizer: Optimizer) -> AbstractContextManager[object]:  # noqa: ARG002
-        """While weights are evaluated or saved: the same everywhere, and afterwards as they were."""
+        """Context in which all ranks have the same weights, to evaluate or save them; restores each rank's weights afterwards."""
         return nullcontext()
 
     def average_weights(self, optimizer: Optimizer) -> None:
-        """After the last step: make weights the same everywhere, for good."""
+        """Called after the last step: give all ranks the same weights permanently."""
 
     def metrics(self) -> dict[str, float]:
-        """What is worth recording with each evaluation, such as how far apart workers are; empty if nothing."""
+        """Values to record with each evaluation, such as the distance between the ranks' weights; empty if there are none."""
         return {}
 
     def full_state_dicts(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-        """State of model and optimizer as one worker alone would have it; called by all, used by the first."""
+        """State dicts of model and optimizer as a single process would have them; all ranks call it, rank 0 uses them."""
         return self.model.state_dict(), optimizer.state_dict()
 
     def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """The inverse of `full_state_dicts`; every worker has the states."""
+        """The inverse of `full_state_dicts`; every rank passes the same state dicts."""
         self.model.load_state_dict(model_state)
         load_optimizer_state(optimizer, optimizer_state)
 
     def state_dict(self) -> dict[str, Any]:
-        """What this worker alone knows, such as compression errors; empty if nothing."""
+        """State that belongs to this rank only, such as compression errors; empty if there is none."""
         return {}
 
     def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
-        """Take up the states of the workers that saved, of which there may have been more or fewer."""
+        """Load the states of all ranks that saved, whose number may differ from the current world size."""

@@ -1,7 +1,6 @@
-"""The workers of a run, and the few things that all of them must know alike.
+"""The ranks of a run, and the collectives that the trainer needs.
 
-Launch, rendezvous and restarts are torchrun's; this is what a worker does once it runs. Alone, every method is the identity, so that
-nothing else asks whether there are others.
+Launch, rendezvous and restarts are torchrun's. In a single process every collective is the identity, so callers need no special case.
 """
 
 import json
@@ -25,45 +24,45 @@ from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
 DESTROY_TIMEOUT_S = 10.0
-"""Seconds that a process group between GPUs may take to be destroyed."""
+"""Longest wait, in seconds, for the process group between GPUs to be destroyed."""
 
 
 class Ranks(NamedTuple):
-    """This worker is number `rank` of `world_size`; every collective is called by all of them, in the same order."""
+    """This process is rank `rank` of `world_size`. All ranks call each collective, in the same order."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
-    group: Any = None  # process group, where these are not all; its first member is rank 0 of all
+    group: Any = None  # process group, if these are not all ranks; its first member is rank 0 of all
 
     @property
-    def first(self) -> bool:
-        """Whether this is the worker that speaks, writes files and reads clocks."""
+    def is_rank_0(self) -> bool:
+        """Whether this is rank 0, which prints, writes files and reads clocks."""
         return self.rank == 0
 
     @property
-    def host(self) -> torch.device:
-        """Where to put what is exchanged and not of the device: the CPU, unless the process group has no backend for it."""
+    def host_device(self) -> torch.device:
+        """The device for values that are communicated but not computed on: the CPU, unless the process group has no backend for it."""
         return CPU if self.world_size == 1 or backend_of(CPU, self.group) is not None else self.device
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Add up over all workers, in place and in the order of their ranks: the sum of one value does not depend on the others.
+        """All-reduce by sum, in place and in the order of the ranks, so that the sum of one value does not depend on the other values.
 
-        For a few values: every worker receives those of all others.
+        For a few values only: every rank receives the values of all others.
         """
         return sum_over_ranks_(values, self.group) if self.world_size > 1 else values
 
     def max_(self, values: Tensor) -> Tensor:
-        """Largest over all workers, in place."""
+        """All-reduce by maximum, in place."""
         if self.world_size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
 
-    def gather(self, data: bytes) -> list[bytes]:
-        """What every worker has, by rank."""
+    def all_gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, which may differ in length, ordered by rank."""
         if self.world_size == 1:
             return [data]
-        host = self.host
+        host = self.host_device
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=host)
         sizes[self.rank] = len(data)
         dist.all_reduce(sizes, group=self.group)
@@ -74,26 +73,26 @@ class Ranks(NamedTuple):
         return [bytes(t[:size].cpu().numpy()) for t, size in zip(received, sizes.tolist(), strict=True)]
 
     def broadcast_from_rank_0(self, data: bytes | None) -> bytes:
-        """What the first worker has, on all of them."""
+        """Broadcast the bytes of rank 0 to all ranks; the others may pass None."""
         if self.world_size == 1:
             assert data is not None
             return data
-        host = self.host
-        size = torch.tensor([len(data) if data is not None and self.first else 0], device=host)
+        host = self.host_device
+        size = torch.tensor([len(data) if data is not None and self.is_rank_0 else 0], device=host)
         dist.broadcast(size, src=0, group=self.group)
-        own = _as_tensor(data) if data is not None and self.first else torch.empty(int(size), dtype=torch.uint8)
+        own = _as_tensor(data) if data is not None and self.is_rank_0 else torch.empty(int(size), dtype=torch.uint8)
         own = own.to(host)
         dist.broadcast(own, src=0, group=self.group)
         return bytes(own.cpu().numpy())
 
-    def together(self, action: Callable[[], T]) -> T:
-        """Do something on every worker; if one of them fails by a UserError, all of them do, and each says where.
+    def run_on_all_ranks(self, action: Callable[[], T]) -> T:
+        """Run a function on every rank; if it raises a UserError on one of them, all ranks raise.
 
         Returns:
-            What the action returned here.
+            What the function returned on this rank.
 
         Raises:
-            UserError: The worker's own error as it is; another's with its rank.
+            UserError: This rank's own error, or the error of another rank with that rank's number.
         """
         error: UserError | None = None
         try:
@@ -101,38 +100,38 @@ class Ranks(NamedTuple):
         except UserError as own:
             error = own
         if self.world_size > 1:
-            errors = [text.decode() for text in self.gather(str(error or "").encode())]
+            errors = [text.decode() for text in self.all_gather(str(error or "").encode())]
             failed = [rank for rank, text in enumerate(errors) if text]
             if failed and error is None:
                 raise Elsewhere(f"worker {failed[0]} of {self.world_size}: {errors[failed[0]]}")
-            if failed and not self.first and errors[0] == str(error):
+            if failed and not self.is_rank_0 and errors[0] == str(error):
                 raise Elsewhere(str(error)) from error
         if error is not None:
             raise error
         return result
 
     def run_on_rank_0(self, action: Callable[[], str]) -> str:
-        """Do something on the first worker alone and tell the others; if it fails by a UserError, it fails on all."""
-        told = self.together(lambda: action() if self.first else "")
-        return self.broadcast_from_rank_0(told.encode() if self.first else None).decode()
+        """Run a function on rank 0 and broadcast its result; if it raises a UserError, all ranks raise."""
+        result = self.run_on_all_ranks(lambda: action() if self.is_rank_0 else "")
+        return self.broadcast_from_rank_0(result.encode() if self.is_rank_0 else None).decode()
 
-    def check_identical(self, facts: Mapping[str, str]) -> None:
-        """Refuse workers that would train different things.
+    def check_identical(self, values: Mapping[str, str]) -> None:
+        """Check that all ranks have the same values, such as the same recipe.
 
         Args:
-            facts: What must be the same everywhere, by name.
+            values: The values of this rank, by name.
 
         Raises:
-            UserError: On every worker, with what differs and where.
+            UserError: On every rank, with the names of the values that differ and the first difference.
         """
-        everyone = [json.loads(text) for text in self.gather(json.dumps(dict(facts)).encode())]
-        for rank, theirs in enumerate(everyone):
-            differing = [name for name in facts if theirs.get(name) != everyone[0].get(name)]
+        by_rank = [json.loads(text) for text in self.all_gather(json.dumps(dict(values)).encode())]
+        for rank, theirs in enumerate(by_rank):
+            differing = [name for name in values if theirs.get(name) != by_rank[0].get(name)]
             if differing:
                 name = differing[0]
-                raise (UserError if self.first else Elsewhere)(
-                    f"workers 0 and {rank} differ in {', '.join(differing)} ({_first_difference(everyone[0].get(name), theirs.get(name))}): "
-                    "must be the same on all; start all of them by the same command and with the same versions"
+                raise (UserError if self.is_rank_0 else Elsewhere)(
+                    f"workers 0 and {rank} differ in {', '.join(differing)} ({_first_difference(by_rank[0].get(name), theirs.get(name))}): "
+                    "must be the same on all workers; start all of them with the same command and the same versions"
                 )
 
 
@@ -141,68 +140,67 @@ SINGLE_PROCESS = Ranks()
 
 @contextmanager
 def process_group(*, device: str | torch.device | None = None, timeout_s: float = WAIT_S, store: Any = None) -> Iterator[Ranks]:
-    """Take part in the run that torchrun started this process for; alone where it was started by hand.
+    """Context in which this process is a rank of the process group that torchrun's environment variables describe.
 
-    A process group that exists already is used and left as it is.
+    Without these variables, the run has a single process. An existing default process group is used, and not destroyed.
 
     Args:
-        device: Of this worker, made torch's current one meanwhile; by default what BIGBATCH_DEVICE says, else the GPU of its LOCAL_RANK
-            if there is one, else the CPU.
-        timeout_s: How long to wait for the others, at the start and in every exchange; BIGBATCH_TIMEOUT_S overrides it.
-        store: A `torch.distributed.Store` to meet at instead of MASTER_ADDR.
+        device: Of this rank; torch's current device inside the context. By default BIGBATCH_DEVICE, else the GPU of LOCAL_RANK if there
+            is one, else the CPU.
+        timeout_s: Time-out of the rendezvous and of every collective; BIGBATCH_TIMEOUT_S overrides it.
+        store: A `torch.distributed.Store` for the rendezvous, in place of MASTER_ADDR.
 
     Raises:
-        UserError: If the others can't be reached in time, or the environment says something impossible about this worker, or there is
-            no such device.
-        LostWorkers: From whatever is done inside, once others died or fell silent.
+        UserError: If the rendezvous times out, an environment variable is invalid, or the device does not exist.
+        LostWorkers: If a collective fails because other ranks died or do not respond.
     """
     join_launcher()
-    place = _choose_device(device)
-    with current(place):
+    device = _choose_device(device)
+    with current(device):
         if dist.is_initialized():
-            yield Ranks(dist.get_rank(), dist.get_world_size(), place)
+            yield Ranks(dist.get_rank(), dist.get_world_size(), device)
             return
         world_size, rank, timeout_s = read_variable("WORLD_SIZE", 1), read_variable("RANK"), read_variable(TIMEOUT, timeout_s)
         if world_size == 1:
-            yield Ranks(device=place)
+            yield Ranks(device=device)
             return
         if rank is None or rank >= world_size:
-            told = "is not set" if rank is None else f"={rank}"
+            value = " is not set" if rank is None else f"={rank}"
             raise UserError(
-                f"WORLD_SIZE={world_size} and RANK {told}: must be from 0 to {world_size - 1}; start by torchrun, or unset both"
+                f"WORLD_SIZE={world_size} and RANK{value}: RANK must be from 0 to {world_size - 1}; start with torchrun, or unset both"
             )
         watch_launcher()
         store = store or store_from_environment(rank, world_size)
-        init_process_group(rank, world_size, place, timeout_s, store)
+        init_process_group(rank, world_size, device, timeout_s, store)
         try:
-            with heartbeats(rank, world_size, timeout_s) if place.type != "cpu" else nullcontext():
-                yield Ranks(rank, world_size, place)
+            with heartbeats(rank, world_size, timeout_s) if device.type != "cpu" else nullcontext():
+                yield Ranks(rank, world_size, device)
         except RuntimeError as error:
             if is_lost_worker_error(error):
                 why = " ".join(str(error).split())[:200]
                 raise LostWorkers(
-                    f"worker {rank} of {world_size} lost the others ({why}); go on from the last checkpoint with --resume"
+                    f"worker {rank} of {world_size} lost the others ({why}); continue from the last checkpoint with --resume"
                 ) from None
             raise
         finally:
-            time.sleep(0.1)  # gloo's destructor holds Python's lock while it waits for its threads: let them finish letting go of tensors
-            _destroy_process_group(place)
+            time.sleep(0.1)  # gloo's destructor holds the GIL while it joins its threads: let them release their tensors first
+            _destroy_process_group(device)
             if hasattr(store, "close"):
                 store.close()
 
 
 def _destroy_process_group(device: torch.device) -> None:
-    """Destroy the process group; NCCL may wait for a worker that is gone, and is not waited for."""
+    """Destroy the process group; with NCCL in a thread with a time-out, since NCCL may wait for a rank that is gone."""
     if device.type == "cpu":
         dist.destroy_process_group()
         return
-    thread = threading.Thread(target=dist.destroy_process_group, daemon=True, name="let go of the others")
+    thread = threading.Thread(target=dist.destroy_process_group, daemon=True, name="destroy process group")
     thread.start()
     thread.join(DESTROY_TIMEOUT_S)
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:
-    """The device of this worker; where there is no such device, the first worker of a machine says so."""
+    """The device of this rank; if it does not exist, only the first rank of the machine prints the error."""
     try:
         return choose_device(device)
     except UserError as error:
@@ -212,7 +210,7 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def is_lost_worker_error(error: Exception) -> bool:
-    """Whether an exchange failed because others died or fell silent: gloo says so by a RuntimeError like any other."""
+    """Whether a collective failed because other ranks died or do not respond; gloo raises a plain RuntimeError then."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 

@@ -1,6 +1,6 @@
-"""Tensors that are spread over the workers, as files: each worker writes its own shards, in the background, and reads what it needs.
+"""Files of sharded tensors: each rank writes its own shards in the background, and reads what it needs.
 
-torch.distributed.checkpoint writes them as safetensors files, which hold no code, and puts them together for any number of workers.
+torch.distributed.checkpoint writes them as safetensors files, which hold no code, and reads them with any number of ranks.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from bigbatch.core.checks import CheckpointError, Elsewhere, OutputError, UserEr
 from bigbatch.core.files import sync_folder
 
 FILE_BYTES = 256e6
-"""Bytes of a file, about: a file is put together in memory before it is written, and its tensors are read and checked as a whole."""
+"""Approximate size of a file, which is assembled in memory before it is written, and read and checked as a whole."""
 
 Files = dict[str, tuple[int, int]]
-"""Bytes and CRC-32 of each file, by its name."""
+"""Size in bytes and CRC-32 of each file, by name."""
 
 
 class ShardWriter:
-    """Writes the shards of all workers into a folder while training goes on; one folder at a time.
+    """Writes the shards of all ranks into a folder while training continues; one folder at a time.
 
-    Shards are copied to the host's memory first, once more than they take on the device; the copy is used again by the next writing.
+    Shards are staged in host memory first; the next write uses the same memory again.
 
     Args:
-        ranks: The workers. All of them call each method, in the same order; all must see the folder, on a disk that they share.
+        ranks: The workers. All ranks call each method, in the same order; the folder must be on a disk that all of them share.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -52,20 +52,20 @@ class ShardWriter:
         self._pending: tuple[Future[Any], Path, Path] | None = None
 
     def begin(self, folder: Path, tensors: Mapping[str, DTensor], commit: Callable[[Files], None], *, path: Path) -> None:
-        """Copy the shards, and begin to write them; waits for an earlier writing first.
+        """Stage the shards and start to write them; waits for an earlier write first.
 
         Args:
-            folder: To be made; on one disk for all workers.
-            tensors: By name.
-            commit: Called by the first worker once the files of all are on the disk.
-            path: Of what `commit` writes, for messages.
+            folder: Folder to create, on a disk that all ranks share.
+            tensors: The tensors, by name.
+            commit: Called on rank 0 once the files of all ranks are on the disk.
+            path: Path of the file that `commit` writes, for messages.
 
         Raises:
-            UserError: As `wait`, of the earlier writing.
+            UserError: As in `wait`, for the earlier write.
         """
         self.wait()
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")  # its own: exchanges of training go on meanwhile, perhaps between GPUs
+            self._group = dist.new_group(backend="gloo")  # a separate group: training communicates at the same time, perhaps by NCCL
             pinned = self.ranks.device.type == "cuda"
             self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
         writer = SafetensorsWriter(folder, tensors, self.ranks.world_size, commit)
@@ -75,14 +75,14 @@ class ShardWriter:
 
     @property
     def writing(self) -> bool:
-        """Whether this worker still writes, or waits for others that do."""
+        """Whether this rank or another one still writes."""
         return self._pending is not None and not self._pending[0].done()
 
     def wait(self) -> None:
-        """Until what was begun is written.
+        """Wait until the current write is complete.
 
         Raises:
-            UserError: On every worker, if it could not be; what had been written of it is deleted.
+            UserError: On every rank, if it failed; the incomplete folder is deleted.
         """
         if self._pending is None:
             return
@@ -103,7 +103,7 @@ class ShardWriter:
             raise reason from None
 
     def close(self) -> None:
-        """Let go of the copy and of the connections to the other workers; a later writing makes them anew."""
+        """Free the staging memory and destroy the process group; a later write makes new ones."""
         if self._stager is not None:
             self._stager.close()
             dist.destroy_process_group(self._group)
@@ -111,13 +111,13 @@ class ShardWriter:
 
 
 class SafetensorsWriter(HuggingFaceStorageWriter):
-    """torch's writer of safetensors files, with checksums, and with a last step of our own.
+    """torch's writer of safetensors files, with checksums and a final commit.
 
     Args:
-        folder: To be made.
-        tensors: What will be written.
-        world_size: Number of workers.
-        commit: Called on the first worker once all files are on the disk.
+        folder: Folder to create.
+        tensors: The tensors to write, by name.
+        world_size: Number of ranks.
+        commit: Called on rank 0 once all files are on the disk.
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, DTensor], world_size: int, commit: Callable[[Files], None]) -> None:
@@ -125,7 +125,7 @@ class SafetensorsWriter(HuggingFaceStorageWriter):
         self.folder, self.commit = folder, commit
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """Write this worker's shards; the results tell size and checksum of each file."""
+        """Write this rank's shards; the results hold the size and checksum of each file."""
         results = super().write_data(plan, planner).value()
         files = {name: size_and_checksum(self.folder / name) for name in {result.storage_data.relative_path for result in results}}
         sync_folder(self.folder)
@@ -135,22 +135,22 @@ class SafetensorsWriter(HuggingFaceStorageWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:  # noqa: ARG002
-        """On the first worker, once all have written."""
+        """Check and commit the files; called on rank 0 once all ranks have written."""
         files = {name: (size, checksum) for each in results for name, size, checksum in (result.storage_data for result in each)}
         for name, (size, _) in files.items():
             if not (path := self.folder / name).exists() or path.stat().st_size != size:
                 raise OutputError(
-                    f"{path}: was written by another worker and is not seen by the first; give an --out that all workers share"
+                    f"{path}: was written by another worker, but worker 0 cannot see it; give an --out on a disk that all workers share"
                 )
         sync_folder(self.folder.parent)
         self.commit(files)
 
 
 def check_files(folder: Path, files: Mapping[str, tuple[int, int]], ranks: Ranks) -> None:
-    """Refuse files that are missing or damaged; each worker reads some of them.
+    """Check that no file is missing or damaged; each rank reads some of the files.
 
     Raises:
-        CheckpointError: On every worker.
+        CheckpointError: On every rank, if one is.
     """
 
     def check() -> None:
@@ -158,47 +158,49 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, int]], ranks: Ranks
             try:
                 found = size_and_checksum(folder / name)
             except OSError as error:
-                raise CheckpointError(f"checkpoint {folder / name}: {error.strerror}; resume from a copy or start anew") from None
+                raise CheckpointError(f"checkpoint {folder / name}: {error.strerror}; resume from a copy or start a new run") from None
             if found != (size, checksum):
                 raise CheckpointError(
-                    f"checkpoint {folder / name}: is truncated or damaged (wrong checksum); resume from a copy or start anew"
+                    f"checkpoint {folder / name}: is truncated or damaged (wrong checksum); resume from a copy or start a new run"
                 )
         others = {path.name for path in folder.glob("*.safetensors")} - files.keys()
         if others:
-            raise CheckpointError(f"checkpoint {folder / min(others)}: does not belong to it; move that file elsewhere")
+            raise CheckpointError(f"checkpoint {folder / min(others)}: does not belong to this checkpoint; move the file elsewhere")
 
     ranks.run_on_all_ranks(check)
 
 
 def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill tensors, whole or sharded in any way, by what was written. Checked files only.
+    """Read tensors in place, full or sharded in any way, from files that `check_files` has checked.
 
     Raises:
-        CheckpointError: If they don't hold these tensors.
+        CheckpointError: If the files do not hold these tensors.
     """
     reader = HuggingFaceStorageReader(str(folder))
     try:
-        reader.read_metadata()  # first by itself: `load` would log a traceback
+        reader.read_metadata()  # separately: `load` would log a traceback
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each worker reads by itself
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each rank reads on its own
             load(dict(tensors), storage_reader=reader, no_dist=True)
     except (Exception, CheckpointException) as error:  # safetensors and torch raise several unrelated kinds
         cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
         reason = " ".join(str(cause).split())[:200]
-        raise CheckpointError(f"checkpoint {folder}: does not hold what it should ({reason}); resume from a copy or start anew") from None
+        raise CheckpointError(
+            f"checkpoint {folder}: does not hold the expected tensors ({reason}); resume from a copy or start a new run"
+        ) from None
 
 
 def size_and_checksum(path: Path) -> tuple[int, int]:
-    """Bytes and CRC-32 of a file."""
+    """Size in bytes and CRC-32 of a file."""
     size = checksum = 0
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+        while block := file.read(1 << 20):
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
     return size, checksum
 
 
 def _assign_files(tensors: Mapping[str, DTensor], world_size: int) -> dict[str, int]:
-    """Number of the file for each tensor, from 1, of each worker's; filled in their order."""
+    """The file index of each tensor, from 1; files are filled in the order of the tensors."""
     numbers: dict[str, int] = {}
     number, filled = 1, 0.0
     for name, tensor in tensors.items():

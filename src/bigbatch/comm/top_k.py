@@ -1,14 +1,15 @@
-r"""Top-k: each worker sends the largest of its gradients and remembers the rest (torch ships none).
+r"""Top-k: each rank sends its k largest gradients and keeps the rest as error feedback (torch has no such hook).
 
 Paper:   Stich, Cordonnier, Jaggi 2018, Sparsified SGD with Memory, arXiv:1809.07599, Algorithm 1.
-Formula: for each bucket of gradients, on worker i of W, with memory e_i (0 at first),
+Formula: for each bucket of gradients, on rank i of W, with error e_i (initially 0),
              p_i <- g_i + e_i
              c_i  = p_i where |p_i| is among the k largest, else 0
              e_i <- p_i - c_i
              g    = (1/W) sum_i c_i
-Units:   k is a share of the elements of a bucket, at least one.
-Differs: the memory holds gradients, not steps (the paper's e is eta times ours): a rate that changes then weighs old and new alike. The
-         largest are taken of a bucket, not of the whole gradient. Sent as 4-byte indices and values in the gradients' type.
+Units:   k is a fraction of the elements of a bucket, at least one.
+Differs: e accumulates gradients, not steps (the paper's e is eta times ours), so a change of the learning rate applies to old and new
+         gradients alike. The top k are taken per bucket, not of the whole gradient. They are sent as 4-byte indices and values of the
+         gradients' type.
 """
 
 from typing import Annotated, Any, Literal
@@ -56,10 +57,10 @@ def top_k_indices(vector: Tensor, share: float) -> Tensor:
 
 
 class TopK(Compressor):
-    """Top-k with error feedback; see the module's docstring for the rule.
+    """Top-k compression with error feedback; see the module's docstring for the rule.
 
     Args:
-        share: Share of the elements that are sent, in (0, 1].
+        share: Fraction of the elements that are sent, in (0, 1].
 
     Raises:
         UserError: If the share is out of range.
@@ -71,36 +72,36 @@ class TopK(Compressor):
         self.share = share
         self._errors: dict[int, Tensor] = {}
 
-    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
-        """All-gather of indices and values."""
+    def comm_hook(self, bucket: GradBucket) -> Future[Tensor]:
+        """All-gather indices and values."""
         gradient: Tensor = bucket.buffer()
-        world = dist.get_world_size()
-        owed = self._errors.get(bucket.index())
-        vector = gradient + owed if owed is not None and owed.shape == gradient.shape else gradient.clone()
+        world_size = dist.get_world_size()
+        error = self._errors.get(bucket.index())
+        vector = gradient + error if error is not None and error.shape == gradient.shape else gradient.clone()
         index = top_k_indices(vector, self.share)
         values = vector[index]
         vector[index] = 0
         self._errors[bucket.index()] = vector
-        indices = [torch.empty(len(index), dtype=torch.int32, device=index.device) for _ in range(world)]
-        sent = [torch.empty_like(values) for _ in range(world)]
+        indices = [torch.empty(len(index), dtype=torch.int32, device=index.device) for _ in range(world_size)]
+        sent = [torch.empty_like(values) for _ in range(world_size)]
         works = [dist.all_gather(indices, index.int(), async_op=True), dist.all_gather(sent, values, async_op=True)]
 
         def add_up(_: Future[Any]) -> Tensor:
             works[0].wait()
             gradient.zero_()
-            for i, v in zip(indices, sent, strict=True):  # in the order of ranks: the same sum on every worker
-                gradient.index_add_(0, i.long(), v, alpha=1 / world)
+            for i, v in zip(indices, sent, strict=True):  # in the order of ranks: the same sum on every rank
+                gradient.index_add_(0, i.long(), v, alpha=1 / world_size)
             return gradient
 
         future: Future[Tensor] = works[1].get_future().then(add_up)
         return future
 
     def state_dict(self) -> dict[str, dict[int, Tensor]]:
-        """What is still owed, by bucket."""
+        """The compression errors, by bucket."""
         return {"errors": dict(self._errors)}
 
     def load_state_dicts(self, states: list[dict[str, dict[int, Tensor]]], rank: int, world_size: int) -> None:
-        """Errors are each worker's own."""
+        """Load this rank's errors."""
         if states[0]:
             self._errors = redistribute_errors([state["errors"] for state in states], rank, world_size)
 

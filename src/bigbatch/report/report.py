@@ -7,10 +7,10 @@ from typing import Any
 import jinja2
 import matplotlib
 
-from bigbatch import __version__
 from bigbatch.core.checks import InputError, UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.core.reading import exists
+from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.report.curvature import cost_of_looks, curvature_section, top_eigenvalue, trace_of
 from bigbatch.report.plots import (

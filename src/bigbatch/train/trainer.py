@@ -19,7 +19,7 @@ from bigbatch.train.data.loader import refuse_in_a_loader
 from bigbatch.train.data.shares import partition
 from bigbatch.train.loop import begin, train, update
 from bigbatch.train.measure.curvature_probe import CurvatureProbe
-from bigbatch.train.parameter_server.dispatch import refuse_pieces, take_part
+from bigbatch.train.parameter_server.dispatch import refuse_gaps, take_part
 from bigbatch.train.run import Options, Run
 from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
@@ -107,7 +107,7 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
     recipe, out = recipe or Recipe.named(task.name), options.out
     if (role := ProcessRole.from_environment()) is not None:
         return take_part(task, recipe, role, options)
-    refuse_pieces(recipe, out if options.resume else None)
+    refuse_gaps(recipe, out if options.resume else None)
     with (
         process_group(device=options.device) as everyone,
         lock_on_rank_0(out, everyone, resume=options.resume),
@@ -121,7 +121,7 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
         run = set_up(task, recipe, options, ranks, folder=folder, resumes=resumes, pair=pair)
         run.start_facts["workers"] = everyone.world_size
         if resumes and not options.resume and ranks.is_rank_0:
-            print(f"{run.title}: continues after update {run.clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
+            print(f"{run.title}: resumes after update {run.clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
         return train(run)
 
 

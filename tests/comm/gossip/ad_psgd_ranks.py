@@ -31,8 +31,8 @@ def run(rank, world, *, lr, updates, pause_s=0.0, target=0.0, start=None, at_upd
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(start)
-        comm._x = comm._flat()
-        comm._at = comm._x.clone()
+        comm._x = comm._flat_weights()
+        comm._snapshot = comm._x.clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     dist.barrier()
     with comm.running():
@@ -48,15 +48,15 @@ def run(rank, world, *, lr, updates, pause_s=0.0, target=0.0, start=None, at_upd
             optimizer.step()
             comm.after_step(optimizer, update + 1)
             at_update(update + 1)
-    return comm, gathered(comm._flat(), world).to("cpu")
+    return comm, gathered(comm._flat_weights(), world).to("cpu")
 
 
 class WhereThreadsMoveToo(ADPSGD):
     """A mode of torch's is its thread's own."""
 
-    def _guarded(self):
+    def _run_thread(self):
         with stand_in.Moves():
-            super()._guarded()
+            super()._run_thread()
 
 
 PLACE = {"device": torch.device("cpu"), "moved": lambda model: model, "kind": ADPSGD}
@@ -86,10 +86,10 @@ def all_come_together(rank, world, *, updates, within):
     assert (everyone - everyone.mean(0)).abs().max() < within
     assert comm.averages > updates // 6
     optimizer = torch.optim.SGD(comm.model.parameters(), lr=0.02)
-    own = comm._flat().to("cpu")
+    own = comm._flat_weights().to("cpu")
     with comm.averaged_weights(optimizer):
-        torch.testing.assert_close(comm._flat().to("cpu"), everyone.mean(0), rtol=0, atol=1e-12)
-    assert torch.equal(comm._flat().to("cpu"), own)
+        torch.testing.assert_close(comm._flat_weights().to("cpu"), everyone.mean(0), rtol=0, atol=1e-12)
+    assert torch.equal(comm._flat_weights().to("cpu"), own)
 
 
 def play():
@@ -108,7 +108,7 @@ def play():
     torch.testing.assert_close(everyone.mean(0), torch.full((4,), (world - 1) / 2).double(), rtol=0, atol=0.3)
     optimizer = torch.optim.SGD(comm.model.parameters(), lr=0.02)
     comm.average_weights(optimizer)
-    torch.testing.assert_close(comm._flat(), everyone.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(comm._flat_weights(), everyone.mean(0), rtol=0, atol=1e-12)
 
     # A slow worker holds nobody up: it goes on only when the others have told it that all their updates are made.
     slow, store = rank == world - 1, dist.FileStore(os.environ["STORE"] + ".told", world)
@@ -122,9 +122,9 @@ def play():
 
     run(rank, world, lr=0.02, updates=60, target=0.0, at_update=at_update)
 
-    with pytest.raises(UserError, match=r"neighbours = \[.*\] of worker \d: must be some of"):
+    with pytest.raises(UserError, match=r"neighbours = \[.*\] of worker \d: must be among"):
         ADPSGD(nn.Linear(1, 1), Ranks(rank, world), neighbours=[rank])
-    with pytest.raises(UserError, match="AD-PSGD of 3 workers: half of them ask"):
+    with pytest.raises(UserError, match="AD-PSGD with 3 workers: half of them must be active and half passive"):
         ADPSGD(nn.Linear(1, 1), Ranks(rank, 3))
     leave()
 

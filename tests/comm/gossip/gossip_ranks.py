@@ -146,19 +146,19 @@ def refusals(rank, world):
     model, ranks = Point(torch.zeros(DIMENSION)), Ranks(rank, world)
     with pytest.raises(UserError, match=f"none given to {world} workers"):
         DPSGD(model, ranks)
-    with pytest.raises(UserError, match=f"one of {world + 2} given to {world} workers"):
+    with pytest.raises(UserError, match=f"a topology of {world + 2} workers given to {world} workers"):
         DPSGD(model, ranks, topology=topology("ring", world + 2))
-    with pytest.raises(UserError, match="topology exponential: is directed, and DecentLaM needs symmetric weights"):
+    with pytest.raises(UserError, match="topology exponential: is directed, but DecentLaM needs symmetric weights"):
         DecentLaM(model, ranks, topology=topology("exponential", world))
     apart = topology("ring", world)._replace(name="apart", weights=lambda update: np.eye(world))
     with pytest.raises(UserError, match="topology apart: worker 1 can't be reached from worker 0"):
         DPSGD(model, ranks, topology=apart)
     comm = DmSGD(model, ranks, topology=topology("ring", world))
     comm.after_step(torch.optim.SGD(model.parameters(), lr=0.1), 3)
-    with pytest.raises(UserError, match="update 3 after 0: must follow each other; count them one by one"):
+    with pytest.raises(UserError, match="update 3 after 0: must be consecutive; pass one more"):
         comm.after_step(torch.optim.SGD(model.parameters(), lr=0.1), 4)
     comm = DecentLaM(model, ranks, topology=topology("ring", world))
-    with pytest.raises(UserError, match="DecentLaM over Adam: is made for heavy-ball momentum"):
+    with pytest.raises(UserError, match="DecentLaM over Adam: needs heavy-ball momentum"):
         comm.before_step(torch.optim.Adam(model.parameters()))
     with pytest.raises(UserError, match="use torch.optim.SGD without nesterov"):
         comm.before_step(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True))

@@ -118,9 +118,9 @@ def test_between_gpus_all_messages_of_an_update_go_in_one_call(monkeypatch, coal
     monkeypatch.setattr(gossip, "backend_of", lambda device: "nccl")
     exchange = gossip.NeighbourExchange(topology("ring", 4), Ranks(0, 4))
     for update in range(2):
-        exchange.begin(torch.full((3,), 1.0), update)
+        exchange.start(torch.full((3,), 1.0), update)
         expected = (10.0 - 1.0) / 3 + (30.0 - 1.0) / 3  # a ring of four weighs each neighbour by a third
-        torch.testing.assert_close(exchange.pull(), torch.full((3,), expected))
+        torch.testing.assert_close(exchange.wait(), torch.full((3,), expected))
         assert len(waited) == (1 if coalesced else 4) * (update + 1)
     assert len(calls[0]) == 2
     assert set(calls[1]) == set(calls[0])

@@ -13,9 +13,9 @@ from bigbatch.comm.launch.exit_status import describe_exit, is_stopped, name_wor
 
 def test_the_reason_of_a_kill_is_the_kernels_count(monkeypatch):
     monkeypatch.setattr(exit_status, "oom_kills", lambda: 3)
-    assert describe_exit(-9, 2) == "was killed by SIGKILL (out of memory: the kernel's count of such kills here rose)"
+    assert describe_exit(-9, 2) == "was killed by SIGKILL (out of memory: the kernel's count of out-of-memory kills rose)"
     for before in (3, None):
-        assert describe_exit(-9, before) == "was killed by SIGKILL (from outside, or out of memory: the kernel's log tells)"
+        assert describe_exit(-9, before) == "was killed by SIGKILL (from outside, or out of memory: see the kernel's log)"
     monkeypatch.setattr(exit_status, "oom_kills", lambda: None)
     assert "from outside" in describe_exit(-9, 2)
 
@@ -23,8 +23,8 @@ def test_the_reason_of_a_kill_is_the_kernels_count(monkeypatch):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (-signal.SIGBUS, "was killed by SIGBUS (memory that could not be read"),
-        (-signal.SIGABRT, "was killed by SIGABRT (a library gave up"),
+        (-signal.SIGBUS, "was killed by SIGBUS (unreadable memory"),
+        (-signal.SIGABRT, "was killed by SIGABRT (a library aborted"),
         (-signal.SIGUSR2, "was killed by SIGUSR2"),
         (-50, "was killed by signal 50"),
         (7, "ended with exit code 7"),

@@ -48,7 +48,7 @@ def test_speedup_hand_worked():
 
 def test_a_real_failure_says_rank_and_reason(monkeypatch, started):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
-    with pytest.raises(UserError, match=r"worker of rank [01] of 2 failed with exit code 1: .*nosuch0.*; mend what it says") as error:
+    with pytest.raises(UserError, match=r"worker of rank [01] of 2 failed with exit code 1: .*nosuch0.*; fix that error") as error:
         measure_workers(2)
     assert "\n" not in str(error.value)
     assert all(r.returncode is not None for r in started)
@@ -61,8 +61,8 @@ def test_outputs_are_those_of_the_ranks(tmp_path):
 @pytest.mark.parametrize(
     ("scripts", "message"),
     [
-        ((WAIT, "kill -9 $$"), r"worker of rank 1 of 2 was ended by signal 9: it said nothing; mend"),
-        (("exit 0", WAIT, "echo no >&2; echo 'bad luck' >&2; exit 3"), r"worker of rank 2 of 3 failed with exit code 3: bad luck; mend"),
+        ((WAIT, "kill -9 $$"), r"worker of rank 1 of 2 was killed by signal 9: no output; fix"),
+        (("exit 0", WAIT, "echo no >&2; echo 'bad luck' >&2; exit 3"), r"worker of rank 2 of 3 failed with exit code 3: bad luck; fix"),
     ],
     ids=["killed", "failed"],
 )
@@ -76,12 +76,12 @@ def test_a_worker_that_dies_is_named_and_ends_the_others(tmp_path, started, scri
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (f"echo started; {WAIT}", r"worker of rank 1 of 3: no answer in 2 s, last it started; mend"),
-        (WAIT, r"worker of rank 1 of 3: no answer in 2 s, it never started; mend"),
+        (f"echo started; {WAIT}", r"worker of rank 1 of 3: timed out after 2 s, last stage: started; fix"),
+        (WAIT, r"worker of rank 1 of 3: timed out after 2 s, it did not start; fix"),
     ],
 )
 def test_of_workers_that_hang_the_one_that_got_least_far_is_named(tmp_path, started, second, message):
-    first = f"echo started; echo joined the others; {WAIT}"
+    first = f"echo started; echo joined the process group; {WAIT}"
     with pytest.raises(UserError, match=message):
         run_workers(shell(first, second, "exit 0"), tmp_path, timeout_s=2)
     assert [r.returncode for r in started] == [-signal.SIGKILL, -signal.SIGKILL, 0]
@@ -101,7 +101,7 @@ def test_a_worker_ends_when_its_parent_is_gone(tmp_path):
 
 
 def test_refuses():
-    with pytest.raises(UserError, match="workers = 1: an exchange needs two at least"):
+    with pytest.raises(UserError, match="workers = 1: must be at least 2"):
         measure_workers(1)
     with pytest.raises(UserError, match="threads = 0: must be a finite number above zero"):
         measure_workers(2, threads=0)

@@ -55,7 +55,7 @@ def test_what_is_said_is_what_is_heard():
         ([TOKEN, b"x" * HEADER.size, b""], "another protocol"),
         (push(payload=b"x" * 11), "PUSH with 11 bytes: must be 12"),
         (push(payload=b"x" * 13), "PUSH with 13 bytes: must be 12"),
-        (push(kind=Kind.PULL, payload=b""), "kind 2: is not one that this server knows"),
+        (push(kind=Kind.PULL, payload=b""), "kind 2: is not supported by this server"),
         (push(kind=99), "kind 99"),
         (encode_request(Request(Kind.HELLO, 0, 1), token=TOKEN, digest=b"?" * 32), "another model, recipe or version"),
     ],

@@ -16,7 +16,7 @@ def test_who_is_who():
     [
         ({"BIGBATCH_ROLE": "boss:1"}, "BIGBATCH_ROLE=boss:1: must be server:0"),
         ({"BIGBATCH_ROLE": "worker"}, "BIGBATCH_ROLE=worker: must be"),
-        ({"BIGBATCH_ROLE": "server:2"}, "BIGBATCH_SERVERS names 2 servers; count from 0"),
+        ({"BIGBATCH_ROLE": "server:2"}, "BIGBATCH_SERVERS lists 2 servers; count from 0"),
         ({"BIGBATCH_SERVERS": ""}, "'nothing' is not HOST:PORT"),
         ({"BIGBATCH_SERVERS": "h1:7000,h2"}, "'h2' is not HOST:PORT"),
         ({"BIGBATCH_TOKEN": ""}, "BIGBATCH_TOKEN: must be a secret of 1 to 256 bytes"),

@@ -142,14 +142,14 @@ def test_wrong_tokens_models_jobs_and_addresses():
         while len(refused) < 3:
             server.serve(0.1)
     assert "worker 3: the parameter server at tcp://127.0.0.1:" in refused[0]
-    assert "wrong token: give the one of the server (BIGBATCH_TOKEN)" in refused[0]
+    assert "wrong token: use the server's token (BIGBATCH_TOKEN)" in refused[0]
     assert all("another model, recipe or version than the server's" in text for text in refused[1:])
-    with pytest.raises(UserError, match=r"can't listen there \(Address already in use\); choose another address"):
+    with pytest.raises(UserError, match=r"cannot listen there \(Address already in use\); use another address"):
         ParameterServer(model.parameters(), WorkQueue(total_samples=10, global_batch=5), address=server.address)
     server.close()
-    with pytest.raises(UserError, match="is not an address"):
+    with pytest.raises(UserError, match="is not a valid address"):
         ParameterClient("nowhere", "x", model.parameters())
-    with pytest.raises(LostWorkers, match=r"worker 0: no parameter server at tcp://127.0.0.1:\d+ within 0.2 s; is it started"):
+    with pytest.raises(LostWorkers, match=r"worker 0: no parameter server at tcp://127.0.0.1:\d+ within 0.2 s; check that it is started"):
         ParameterClient(server.address, "x", model.parameters(), timeout_s=0.2)
 
 

@@ -7,23 +7,25 @@ from hypothesis import strategies as st
 from tests.comm.parameter_server.served import problem, threads, work
 
 from bigbatch.comm.parameter_server.server import ParameterServer
-from bigbatch.comm.parameter_server.shard_server import Parts, ShardServer, spread
+from bigbatch.comm.parameter_server.shard_client import ShardClient
+from bigbatch.comm.parameter_server.shard_server import ShardServer
+from bigbatch.comm.parameter_server.sharding import shard_parameters
 from bigbatch.comm.parameter_server.supervisor import reserved_ports
 from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():
-    assert spread([5, 1, 4, 3], 2) == [[0, 1], [2, 3]]
-    assert spread([5, 1, 4, 3], 1) == [[0, 1, 2, 3]]
-    with pytest.raises(UserError, match="5 servers for 4 tensors: each must have one"):
-        spread([5, 1, 4, 3], 5)
+    assert shard_parameters([5, 1, 4, 3], 2) == [[0, 1], [2, 3]]
+    assert shard_parameters([5, 1, 4, 3], 1) == [[0, 1, 2, 3]]
+    with pytest.raises(UserError, match="5 servers for 4 tensors: each server needs at least one"):
+        shard_parameters([5, 1, 4, 3], 5)
 
 
 @given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=30), servers=st.integers(1, 8))
 def test_each_tensor_is_somewhere_once_and_the_load_is_even(sizes, servers):
     servers = min(servers, len(sizes))
-    shares = spread(sizes, servers)
+    shares = shard_parameters(sizes, servers)
     assert sorted(i for share in shares for i in share) == list(range(len(sizes)))
     loads = [sum(sizes[i] for i in share) for share in shares]
     assert min(loads) > 0
@@ -52,7 +54,7 @@ def test_three_servers_are_one(bound):
     gradients = 1 if bound else 2
     with reserved_ports(3) as ports:
         addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
-        shards = Parts(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
+        shards = ShardClient(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
         queue = WorkQueue(total_samples=900, global_batch=30, gradients_per_update=gradients, staleness_bound=bound, nonce=3)
         server = ParameterServer(model.parameters(), queue, token="t", address=addresses[0], shards=shards)
         optimizer = make(shards.own_parameters)
@@ -104,7 +106,7 @@ def test_work_of_an_earlier_life_is_refused_by_a_part_too():
     with reserved_ports(2) as ports:
         addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
         model, *_ = problem()
-        shards = Parts(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
+        shards = ShardClient(list(model.parameters()), addresses, token="t", extras=[], job="", timeout_s=20)
         queue = WorkQueue(total_samples=60, global_batch=30, nonce=9)
         with threads(partial(run_shard_server, 1, addresses, partial(torch.optim.SGD, lr=0.1))):
             shards.load(["begin"], queue)

@@ -127,7 +127,7 @@ def test_whatever_happens_bounds_are_kept_and_each_sample_is_applied_once(settin
         ({"total_samples": 0}, "total_samples = 0"),
         ({"gradients_per_update": 9}, "gradients_per_update = 9: more than the 8 samples of an update"),
         ({"staleness_bound": -1}, "staleness_bound = -1"),
-        ({"staleness_bound": 2, "backup_workers": 1}, "backup workers belong to synchronous updates"),
+        ({"staleness_bound": 2, "backup_workers": 1}, "backup workers need synchronous updates"),
     ],
 )
 def test_impossible_settings(changes, message):

@@ -30,7 +30,9 @@ def main():
 
     # On devices of two kinds nobody waits for anybody: all are told at once.
     kind, began = "cuda:0" if rank else "cpu", time.monotonic()
-    with pytest.raises(UserError, match="worker 0 is on cpu and worker 1 on cuda: must be alike; give --device cpu") as refused:
+    with pytest.raises(
+        UserError, match="worker 0 is on cpu and worker 1 on cuda: all need the same type of device; use --device cpu"
+    ) as refused:
         among("mixed", kind, "").__enter__()
     assert isinstance(refused.value, Elsewhere) == (rank > 0)
     assert time.monotonic() - began < 100
@@ -44,7 +46,7 @@ def main():
             assert backend_of(together.device) == "gloo"
             with pytest.raises(UserError, match="fully_shard: workers share a GPU"):
                 FullyShard(nn.Linear(2, 2), together)
-            with pytest.raises(UserError, match="compression bf16 with gloo: can't add bfloat16"):
+            with pytest.raises(UserError, match="compression bf16 with gloo: gloo cannot reduce bfloat16"):
                 HalfPrecision(torch.bfloat16, device=together.device)
             assert together.all_gather(b"%d" % rank) == [b"%d" % r for r in range(world)]
             assert together.broadcast_from_rank_0(b"first" if rank == 0 else None) == b"first"

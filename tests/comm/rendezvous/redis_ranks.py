@@ -15,7 +15,7 @@ from tests.distributed.ranks import leave
 from bigbatch.comm.rendezvous.redis_store import RedisStore
 from bigbatch.core.checks import UserError
 
-SERVER_GONE = r"^Redis at 127\.0\.0\.1.*does not answer.*start it"
+SERVER_GONE = r"^Redis at 127\.0\.0\.1.*does not respond.*start it"
 
 
 def init(store, rank, world, **settings):
@@ -64,7 +64,7 @@ def server_dies_first(store, pid, rank, world):
 
 def rank_is_missing(store, pid, rank, world):
     """Rank 1 never makes a store."""
-    message = re.escape("key '0//cpu//0/1': not stored after 3 s") + ".* 1 of 2 ranks never came, such as rank 1"
+    message = re.escape("key '0//cpu//0/1': not stored after 3 s") + ".* 1 of 2 ranks never joined, such as rank 1"
     expect(dist.DistStoreError, message, lambda: init(store, rank, world, timeout=timedelta(seconds=3)))
 
 

@@ -27,13 +27,13 @@ def test_nccl_only_where_each_worker_has_a_gpu_of_its_own(places, backend):
 
 def test_the_note_names_two_that_share_and_how_many_workers_would_not():
     note = choose_backend([("cuda", "a"), ("cuda", "b"), ("cuda", "b"), ("cuda", "a")])["note"]
-    assert note.startswith("workers 1 and 2 share a GPU (2 for 4 workers): they exchange by gloo")
-    assert note.endswith("2 workers, each with a GPU of its own, would do so by nccl")
+    assert note.startswith("workers 1 and 2 share a GPU (2 GPUs for 4 workers): all tensors use gloo")
+    assert note.endswith("2 workers, each with its own GPU, would use nccl")
 
 
 def test_a_worker_without_a_gpu_among_others_is_named():
     assert choose_backend([("cuda", "a"), ("cuda", "b"), ("cpu", "")])["error"].startswith(
-        "worker 0 is on cuda and worker 2 on cpu: must be alike"
+        "worker 0 is on cuda and worker 2 on cpu: all need the same type of device"
     )
 
 

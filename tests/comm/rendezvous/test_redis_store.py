@@ -204,7 +204,7 @@ def test_the_time_out_names_the_key_the_job_and_who_is_absent(server, open_store
     with pytest.raises(dist.DistStoreError, match=r"key 'x/y': not stored after 0\.1 s in job 'trio', .* 1 of 3 .* such as rank 1"):
         stores[0].wait(["there", "x/y"], timedelta(seconds=0.1))
     open_store(server.url, job="trio", rank=1, world_size=3)
-    with pytest.raises(dist.DistStoreError, match="all ranks came"):
+    with pytest.raises(dist.DistStoreError, match="all ranks have joined"):
         stores[0].wait(["x/y"], timedelta(0))
 
 
@@ -299,7 +299,7 @@ def test_a_second_job_of_the_same_name_is_refused_until_the_first_has_left(serve
             UserError, match=rf"rank = {rank}: taken in job 'mnist', generation 0, by process {os.getpid()} on .* UTC; rename"
         ):
             open_store(server.url, job="mnist", rank=rank, world_size=2)
-    with pytest.raises(UserError, match=r"world_size = 4: job 'mnist', generation 0, began with 2; .* next generation"):
+    with pytest.raises(UserError, match=r"world_size = 4: job 'mnist', generation 0, started with 2; .* next generation"):
         open_store(server.url, job="mnist", rank=3, world_size=4)
     assert client.hgetall("bigbatch:mnist:0:ranks") == taken
     second = open_store(server.url, job="mnist", rank=0, world_size=2, generation=1)
@@ -320,14 +320,14 @@ def with_password(url, password):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: with_password(s.url, "wrong-secret"), r"Redis at 127\.0\.0\.1:\d+, database 0: it refused the password \(invalid"),
-        (lambda s: s.url.replace(f":{quote(PASSWORD, safe='')}@", ""), "it refused the password"),
+        (lambda s: with_password(s.url, "wrong-secret"), r"Redis at 127\.0\.0\.1:\d+, database 0: the password was refused \(invalid"),
+        (lambda s: s.url.replace(f":{quote(PASSWORD, safe='')}@", ""), "the password was refused"),
         (lambda s: with_password(s.url, "wrong/secret"), r"not shown.* must be redis://.*percent-encode"),
         (lambda s: s.url.replace("redis:", "http:"), r"must be redis://.* or rediss://"),
         (lambda s: s.url.replace(str(s.port), "99999999"), "not shown.*[Pp]ort"),
         (lambda s: s.url + "?ssl_ca_cert=typo", "not shown.*ssl_ca_cert.*after its"),
-        (lambda s: s.url.replace(str(s.port), str(free_port())), r"it does not answer \(.*refused.*\); start it"),
-        (lambda s: s.url.replace("redis:", "rediss:"), "it does not answer"),
+        (lambda s: s.url.replace(str(s.port), str(free_port())), r"the server does not respond \(.*refused.*\); start it"),
+        (lambda s: s.url.replace("redis:", "rediss:"), "the server does not respond"),
     ],
 )
 def test_a_bad_address_is_one_readable_error_without_the_password(server, change, message):
@@ -358,7 +358,7 @@ def test_a_server_that_never_answers_is_given_up(callers_before):
             caller.setblocking(False)
             caller.connect_ex(silent.getsockname())
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"it does not answer \(Timeout"):
+        with pytest.raises(UserError, match=r"the server does not respond \(Timeout"):
             RedisStore(f"redis://127.0.0.1:{silent.getsockname()[1]}", job="j", rank=0, world_size=1, reply_timeout_s=0.5)
         assert 0.5 <= time.monotonic() - start < 4
 
@@ -370,7 +370,7 @@ def test_a_server_that_stalls_is_given_up_at_once_and_serves_again_later(own_ser
         before = client.info("stats")["total_connections_received"]
         os.kill(own_server.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(UserError, match=r"it does not answer \(Timeout"):
+            with pytest.raises(UserError, match=r"the server does not respond \(Timeout"):
                 store.add("n", 1)
         finally:
             os.kill(own_server.pid, signal.SIGCONT)
@@ -419,7 +419,7 @@ def test_tls_trusts_only_the_authority_that_was_named(tmp_path, open_store):
         store = open_store(f"{secure.url}?ssl_ca_certs={quote(str(cert))}")
         store.set("k", "v")
         assert store.get("k") == b"v"
-        with pytest.raises(UserError, match=r"does not answer \(.*certificate verify failed"):
+        with pytest.raises(UserError, match=r"does not respond \(.*certificate verify failed"):
             open_store(secure.url)
 
 

@@ -107,7 +107,7 @@ def test_asynchronous_is_recorded_and_told(tmp_path, capsys):
     }
     recipe = NAMED.replace(changes)
     result = run(Digits(), recipe, tmp_path, workers=4, quiet=False)
-    assert "digits/mlp  which gradient comes first decides: not reproducible bit for bit\n" in capsys.readouterr().err
+    assert "digits/mlp  updates depend on which gradient arrives first: not reproducible bit for bit\n" in capsys.readouterr().err
     assert result.test_score > 0.9
     lines = read_record(tmp_path / "record.jsonl")
     assert [line["update"] for line in lines if line["kind"] == "update"] == list(range(1, result.updates + 1))

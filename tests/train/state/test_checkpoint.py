@@ -57,7 +57,7 @@ def test_a_truncated_checkpoint(tmp_path, keep):
     path = tmp_path / "run" / "last.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(CheckpointError, match=r"last.pt: is truncated or damaged .*; resume from a copy or start anew"):
+    with pytest.raises(CheckpointError, match=r"last.pt: is truncated or damaged .*; resume from a copy or start a new run"):
         run(tmp_path / "run", resume=True)
 
 

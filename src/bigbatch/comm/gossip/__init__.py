@@ -1,4 +1,4 @@
-"""Decentralised training: each worker has weights of its own and averages them with neighbours'.
+"""Decentralised training: each worker has its own weights and averages them with its neighbours'.
 
 May import `comm.rendezvous`, `comm.ranks` and `comm.model_averaging`.
 """

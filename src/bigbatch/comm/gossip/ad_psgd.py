@@ -1,20 +1,19 @@
-r"""AD-PSGD: gossip without a common clock: each worker averages with one random neighbour at a time, whenever it is ready.
+r"""AD-PSGD: asynchronous gossip: each worker averages with one random neighbour at a time, whenever it is ready.
 
 Paper:   Lian, Zhang, Zhang, Liu 2018, Asynchronous Decentralized Parallel Stochastic Gradient Descent, arXiv:1710.06952,
          Algorithm 1, on a bipartite graph.
-Formula: worker i, over and over, and meanwhile a thread that averages:
-             g_i = mean gradient over the worker's own samples at a copy of x_i
-             x_i, x_j <- (x_i + x_j) / 2   for a random neighbour j, at once on both
+Formula: worker i, in a loop, while a thread of it averages:
+             g_i = mean gradient over the local batch at a copy of x_i
+             x_i, x_j <- (x_i + x_j) / 2   for a random neighbour j, atomically on both
              x_i <- x_i - gamma g_i
 Units:   a message has the size of the weights.
-Differs: half of the workers (those of even rank) ask, the others answer, so that no two wait for each other: the graph is bipartite. Any
-         torch optimizer may stand for gamma g_i; what it changed is added to x_i, which may have been averaged meanwhile.
-         An asking worker averages once an update at most, while it computes.
-         Messages go by gloo, of GPUs through the host's memory: whoever answers does not know who will ask, and NCCL receives from a known
-         sender only.
+Differs: workers of even rank are active (they send requests), the others passive (they reply), so that no two wait for each other: the
+         graph is bipartite. Any torch optimizer may stand for gamma g_i; its step is added to x_i, which may have been averaged meanwhile.
+         An active worker averages at most once an update, while it computes.
+         Messages use gloo, and host memory for GPUs: a passive worker receives from any source, and NCCL needs a known one.
 
-A worker that is slow delays nobody but those who ask it in that moment. No two runs are alike, and a run can't be resumed bit for bit:
-`bigbatch train` has the asynchronous parameter server for uneven workers, and this is for loops of your own.
+A slow worker delays only the neighbours that send it a request at that moment. Runs are not reproducible and cannot be resumed bit for bit.
+`bigbatch train` has the asynchronous parameter server for workers of unequal speed; AD-PSGD is for your own training loop.
 """
 
 import random
@@ -43,13 +42,13 @@ PAPER = Paper(
     arxiv="1710.06952",
     where="Algorithm 1",
 )
-REQUEST, REPLY = 1 << 24, (1 << 24) + 1  # tags of messages, far from those of gossip's exchanges
+REQUEST, REPLY = 1 << 24, (1 << 24) + 1  # message tags, far from those of `NeighbourExchange`
 
 
 def average_with_neighbour(own: Tensor, sent: Tensor, received: Tensor) -> Tensor:
-    """What an average with a neighbour makes of own weights that have moved since they were sent: own + (received - sent) / 2.
+    """Average with a neighbour, when the own weights have changed since they were sent: own + (received - sent) / 2.
 
-    >>> average_with_neighbour(torch.tensor([1.5]), torch.tensor([1.0]), torch.tensor([3.0]))  # (1 + 3)/2, and the 0.5 moved meanwhile
+    >>> average_with_neighbour(torch.tensor([1.5]), torch.tensor([1.0]), torch.tensor([3.0]))  # (1 + 3)/2, and a step of 0.5
     tensor([2.5000])
     """
     return own + (received - sent) / 2
@@ -63,51 +62,53 @@ class ADPSGD(ModelAveraging):
                 loss(model(batch)).backward()
                 optimizer.step()
                 comm.after_step(optimizer, ...)
-        comm.settle(optimizer)         # the mean of all, for good
+        comm.average_weights(optimizer)         # the mean over workers
 
     Args:
-        model: Made the first worker's.
+        model: The model; its weights are set to those of rank 0.
         ranks: The workers, an even number.
-        neighbours: Of this worker: ranks of the other parity, the same edges seen from both ends; by default all of them.
-        seed: Of whom is asked.
+        neighbours: Neighbours of this worker, ranks of the other parity; both ends of an edge must list it. By default all of them.
+        seed: Seed of the choice of neighbours.
 
     Raises:
-        UserError: If the number of workers is odd, or a neighbour is of the same parity.
+        UserError: If the number of workers is odd, or a neighbour has the same parity.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks = SINGLE_PROCESS, *, neighbours: list[int] | None = None, seed: int = 0) -> None:
         super().__init__(model, ranks)
         if ranks.world_size % 2 and ranks.world_size > 1:
-            raise UserError(f"AD-PSGD of {ranks.world_size} workers: half of them ask and half answer; start an even number")
+            raise UserError(f"AD-PSGD with {ranks.world_size} workers: half of them must be active and half passive; start an even number")
         others = range(1 - ranks.rank % 2, ranks.world_size, 2)
         self.neighbours = sorted(neighbours) if neighbours is not None else list(others)
         if not set(self.neighbours) <= set(others) or (ranks.world_size > 1 and not self.neighbours):
-            raise UserError(f"neighbours = {self.neighbours} of worker {ranks.rank}: must be some of {list(others)}, of the other parity")
-        self.asks = ranks.rank % 2 == 0
+            raise UserError(
+                f"neighbours = {self.neighbours} of worker {ranks.rank}: must be among {list(others)}, the ranks of the other parity"
+            )
+        self.is_active = ranks.rank % 2 == 0
         self.averages = 0
         self._random = random.Random(f"{seed} {ranks.rank}")
         self._lock = threading.Lock()
-        self._x = self._flat()  # on the model's device; messages are on the CPU
+        self._x = self._flat_weights()  # on the model's device; messages are on the CPU
         self._group: Any = None
         if ranks.world_size > 1:
             dist.broadcast(self._x, src=0)
             self._group = cpu_group()
-        self._take(self._x)
-        self._at = self._x.clone()  # where the gradient is computed
+        self._set_weights(self._x)
+        self._snapshot = self._x.clone()  # the weights at which the gradient is computed
         self._ready, self._ended = threading.Semaphore(0), False
         self._error: BaseException | None = None
 
     @contextmanager
     def running(self) -> Iterator["ADPSGD"]:
-        """While the loop runs, a thread averages; leaving waits until no neighbour asks any more.
+        """Context of the training loop: a thread averages; leaving the context waits until no neighbour sends requests any more.
 
         Raises:
-            RuntimeError: If an exchange failed.
+            RuntimeError: If communication failed.
         """
         if self.ranks.world_size == 1:
             yield self
             return
-        thread = threading.Thread(target=self._guarded, daemon=True, name="AD-PSGD")
+        thread = threading.Thread(target=self._run_thread, daemon=True, name="AD-PSGD")
         thread.start()
         try:
             yield self
@@ -117,31 +118,31 @@ class ADPSGD(ModelAveraging):
             thread.join()
         if self._error is not None:
             raise self._error
-        self._take(self._x)
+        self._set_weights(self._x)
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, updates: int) -> None:  # noqa: ARG002
-        """Add the step to the weights, wherever they have been averaged to, and go on from there."""
+        """Add the step to the weights, which may have been averaged since, and continue from the result."""
         self.updates = updates
         with self._lock:
-            self._x += self._flat() - self._at
-            self._at.copy_(self._x)
-        self._take(self._at)
+            self._x += self._flat_weights() - self._snapshot
+            self._snapshot.copy_(self._x)
+        self._set_weights(self._snapshot)
         self._ready.release()
 
-    def _guarded(self) -> None:
+    def _run_thread(self) -> None:
         try:
-            self._ask() if self.asks else self._answer()
+            self._run_active() if self.is_active else self._run_passive()
         except BaseException as error:
             self._error = error
 
-    def _ask(self) -> None:
-        """Average with a random neighbour for each update; in the end tell all neighbours."""
+    def _run_active(self) -> None:
+        """Average with a random neighbour after each update; at the end, send all neighbours an empty request."""
         while True:
             self._ready.acquire()
             if self._ended:
                 break
-            while self._ready.acquire(blocking=False):  # updates that went by meanwhile
+            while self._ready.acquire(blocking=False):  # updates made in the meantime
                 pass
             with self._lock:
                 sent = self._x.clone()
@@ -156,17 +157,17 @@ class ADPSGD(ModelAveraging):
         for j in self.neighbours:
             dist.send(torch.zeros(len(self._x) + 1, dtype=self._x.dtype, device=CPU), j, self._group, tag=REQUEST)
 
-    def _answer(self) -> None:
-        """Average with whoever asks, until all neighbours have said that they are through."""
-        asked = torch.empty(len(self._x) + 1, dtype=self._x.dtype, device=CPU)
-        through = 0
-        while through < len(self.neighbours):
-            j = dist.recv(asked, group=self._group, tag=REQUEST)
-            if not asked[-1]:
-                through += 1
+    def _run_passive(self) -> None:
+        """Average with each neighbour that sends a request, until all neighbours have ended."""
+        request = torch.empty(len(self._x) + 1, dtype=self._x.dtype, device=CPU)
+        ended = 0
+        while ended < len(self.neighbours):
+            j = dist.recv(request, group=self._group, tag=REQUEST)
+            if not request[-1]:
+                ended += 1
                 continue
             with self._lock:
                 own = self._x.clone()
-                self._x.copy_(average_with_neighbour(own, own, asked[:-1].to(own.device)))
+                self._x.copy_(average_with_neighbour(own, own, request[:-1].to(own.device)))
             dist.send(own.to(CPU), j, self._group, tag=REPLY)
             self.averages += 1

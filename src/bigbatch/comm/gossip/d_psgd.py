@@ -3,7 +3,7 @@ r"""D-PSGD: average with the neighbours while the gradient is computed.
 Paper:   Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, Can Decentralized Algorithms Outperform Centralized Algorithms?,
          arXiv:1705.09056, Algorithm 1.
 Formula: worker i, update k, in parallel and both at x_k,i:
-             g_i       = mean gradient over the worker's own samples
+             g_i       = mean gradient over the local batch
              x_k+1/2,i = sum_j W_ij x_k,j
          then
              x_k+1,i   = x_k+1/2,i - gamma g_i
@@ -37,19 +37,18 @@ PAPER = Paper(
 class DPSGD(Gossip):
     """See the module's docstring for the rule.
 
-    The exchange begins with the first pass of an update and ends after the optimizer's step: on a network that is fast enough it costs
-    no time.
+    The exchange starts with the first pass of an update and ends after the optimizer's step: on a fast network it is hidden entirely.
     """
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Begin to exchange the weights that the passes of this update use."""
-        if self._exchange is not None and not self._exchange.begun and not self.in_warmup_pass:
-            self._exchange.begin(self._flat(), self.updates)
+        """Start to exchange the weights that the passes of this update use."""
+        if self._exchange is not None and not self._exchange.in_progress and not self.in_warmup_pass:
+            self._exchange.start(self._flat_weights(), self.updates)
         return nullcontext()
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, updates: int) -> None:  # noqa: ARG002
-        """Add the neighbours' pull to the step: x_k+1 = x_k + step + pull(x_k)."""
+        """Add the mixing term to the step: x_k+1 = x_k + step + mixing(x_k)."""
         self.updates = updates
         if self._exchange is not None:
-            self._add(self._exchange.pull())
+            self._add(self._exchange.wait())

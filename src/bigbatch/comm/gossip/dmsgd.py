@@ -1,8 +1,8 @@
-r"""DmSGD: step, then average with the neighbours (adapt, then combine).
+r"""DmSGD: step, then average with the neighbours (adapt-then-combine).
 
 Paper:   Yuan, Chen, Huang, Zhang, Pan, Xu, Yin 2021, DecentLaM: Decentralized Momentum SGD for Large-batch Deep Training,
          arXiv:2104.11981, Algorithm 1 (the method that it improves on; as in Assran et al. 2019 and Gao and Huang 2020).
-Formula: worker i, momentum beta, rate gamma, mean gradient g_i of its own samples at x_k,i:
+Formula: worker i, momentum beta, rate gamma, mean gradient g_i of its local batch at x_k,i:
              m_k+1,i = beta m_k,i + g_i
              x_k+1,i = sum_j W_ij (x_k,j - gamma m_k+1,j)
 Rate:    on a quadratic of curvature L, stable while gamma L < (1 - beta)(1 - 1/l) where that is below all-reduce's 2 (1 + beta) and l, the
@@ -31,13 +31,14 @@ PAPER = Paper(
 class DmSGD(Gossip):
     """See the module's docstring for the rule.
 
-    The exchange needs the step's result, so nothing hides it; in return all workers are nearer to each other than by D-PSGD.
+    The exchange needs the result of the step, so it cannot overlap with computation; in return the consensus distance is smaller than with
+    D-PSGD.
     """
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, updates: int) -> None:  # noqa: ARG002
-        """Average what the step made."""
+        """Average the weights after the step with the neighbours'."""
         if self._exchange is not None:
-            self._exchange.begin(self._flat(), self.updates)
-            self._add(self._exchange.pull())
+            self._exchange.start(self._flat_weights(), self.updates)
+            self._add(self._exchange.wait())
         self.updates = updates

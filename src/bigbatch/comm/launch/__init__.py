@@ -1,1 +1,1 @@
-"""Starting the processes of a run, noticing how they end, and checking links before. Imports nothing else of `comm`."""
+"""Launching the processes of a run, reporting how they exit, and a preflight test. Imports nothing else of `comm`."""

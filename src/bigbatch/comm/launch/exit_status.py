@@ -1,4 +1,4 @@
-"""How a process ended, in words: the signal, and the likely reason."""
+"""Describe how a process exited: the exit code or the signal, and the likely reason."""
 
 import signal
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from pathlib import Path
 CGROUP_MEMBERSHIP, CGROUP_ROOT, PROCESSES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc")
 REASONS = {
     signal.SIGSEGV: "a crash in native code: torch, a driver or an extension",
-    signal.SIGBUS: "memory that could not be read: often a full /dev/shm or a file cut short",
-    signal.SIGILL: "an instruction that this processor doesn't have",
+    signal.SIGBUS: "unreadable memory: often a full /dev/shm or a truncated file",
+    signal.SIGILL: "an instruction that this processor does not support",
     signal.SIGFPE: "an arithmetic error in native code",
-    signal.SIGABRT: "a library gave up: what it printed says why",
-    signal.SIGTERM: "asked to end from outside",
+    signal.SIGABRT: "a library aborted: see its output",
+    signal.SIGTERM: "terminated from outside",
 }
 
 
 def oom_kills(membership: Path = CGROUP_MEMBERSHIP, control_groups: Path = CGROUP_ROOT) -> int | None:
-    """How many processes of this one's control group the kernel has killed for want of memory; None where it does not tell.
+    """The kernel's count of out-of-memory kills in this process's control group; None if it is not available.
 
     Args:
-        membership: The file that names this process's groups.
-        control_groups: Where they are mounted, version 2 or version 1.
+        membership: File with the control groups of this process.
+        control_groups: Mount point of the control groups, version 2 or version 1.
     """
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
@@ -39,11 +39,11 @@ def oom_kills(membership: Path = CGROUP_MEMBERSHIP, control_groups: Path = CGROU
 
 
 def describe_exit(code: int, oom_kills_before: int | None) -> str:
-    """An exit code, negative for a signal, in words.
+    """Describe an exit code; a negative one is a signal.
 
     Args:
-        code: As `subprocess` and `multiprocessing` have it.
-        oom_kills_before: `oom_kills` at the start of the process.
+        code: As in `subprocess` and `multiprocessing`.
+        oom_kills_before: Value of `oom_kills` at the start of the process.
 
     >>> describe_exit(77, None), describe_exit(-11, None)
     ('ended with exit code 77', 'was killed by SIGSEGV (a crash in native code: torch, a driver or an extension)')
@@ -55,12 +55,12 @@ def describe_exit(code: int, oom_kills_before: int | None) -> str:
     except ValueError:  # a real-time signal
         return f"was killed by signal {-code}"
     if number == signal.SIGKILL:
-        now = oom_kills()
-        rose = now is not None and oom_kills_before is not None and now > oom_kills_before
+        count = oom_kills()
+        rose = count is not None and oom_kills_before is not None and count > oom_kills_before
         reason = (
-            "out of memory: the kernel's count of such kills here rose"
+            "out of memory: the kernel's count of out-of-memory kills rose"
             if rose
-            else "from outside, or out of memory: the kernel's log tells"
+            else "from outside, or out of memory: see the kernel's log"
         )
     else:
         reason = REASONS.get(number, "")
@@ -68,7 +68,7 @@ def describe_exit(code: int, oom_kills_before: int | None) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is halted, by SIGSTOP or a debugger."""
+    """Whether a process is stopped, by SIGSTOP or a debugger."""
     try:
         return (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except (OSError, IndexError):
@@ -76,7 +76,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def name_workers(numbers: Sequence[int], *, of: int | None = None) -> str:
-    """Workers by number, as the subject of a sentence.
+    """Names of workers, as the subject of a sentence.
 
     >>> name_workers([1], of=2), name_workers([0, 2])
     ('worker 1 of 2', 'workers 0 and 2')

@@ -1,4 +1,4 @@
-"""Start N workers on this machine and time what they do to one another: exchanges, and matrix products side by side."""
+"""Preflight test: start N workers on this machine and time all-reduces, messages, and matrix products in parallel."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from pathlib import Path
 from bigbatch.core.checks import UserError, check_positive
 
 WORKER = ("-P", "-m", "bigbatch.comm.launch.preflight_worker")
-REMEDY = "mend what it says, or try fewer workers"
+REMEDY = "fix that error, or use fewer workers"
 
 
 @dataclass(frozen=True)
 class AllReduceTimings:
-    """Seconds of each round of an all-reduce of `num_bytes`, each of the rank that took longest."""
+    """Seconds of each round of an all-reduce of `num_bytes`, of the slowest rank."""
 
     num_bytes: int
     seconds: tuple[float, ...]
@@ -27,16 +27,16 @@ class AllReduceTimings:
 
 @dataclass(frozen=True)
 class WorkerTimings:
-    """What N workers measured.
+    """Measurements of N workers.
 
     Attributes:
-        workers: How many there were.
+        workers: Number of workers.
         backend: gloo or nccl.
-        threads: CPU threads of each.
-        alone_gflops: Speed of float32 matrix products of one worker while the others wait, 10^9 operations per second.
-        together_gflops: The same of each worker, all at once.
+        threads: CPU threads of each worker.
+        alone_gflops: Speed of float32 matrix products of one worker while the others are idle, 10^9 operations per second.
+        together_gflops: The same for each worker, all at the same time.
         latency_s: Seconds of one message of four bytes from rank 0 to rank 1.
-        all_reduce: Times at 4 kB to 16 MB.
+        all_reduce: Timings for 4 kB to 16 MB.
     """
 
     workers: int
@@ -49,34 +49,34 @@ class WorkerTimings:
 
     @property
     def speedup(self) -> float:
-        """How many times one worker's speed all of them reach at once; N where the machine has the cores."""
+        """Total speed of all workers over the speed of one; N if the machine has enough cores."""
         return sum(self.together_gflops) / self.alone_gflops
 
     @property
     def seconds(self) -> dict[int, tuple[float, ...]]:
-        """Bytes to the times of all rounds."""
+        """Seconds of all rounds, by number of bytes."""
         return {each.num_bytes: each.seconds for each in self.all_reduce}
 
 
 def measure_workers(workers: int, *, threads: int = 1, backend: str = "gloo", timeout_s: float = 60.0) -> WorkerTimings:
-    """Start workers as processes that meet over loopback, measure, and end them all.
+    """Start worker processes, measure, and end them.
 
-    gloo takes the interface that `GLOO_SOCKET_IFNAME` names, else loopback. Workers meet through a file, so no fixed port is used.
+    gloo uses the interface of `GLOO_SOCKET_IFNAME`, else loopback. The rendezvous is a file, so no fixed port is needed.
 
     Args:
         workers: N, at least 2.
         threads: CPU threads of each worker.
         backend: gloo, or nccl with a GPU for each worker.
-        timeout_s: Longest wait for all of them.
+        timeout_s: Time-out for all workers together.
 
     Returns:
-        The measurements; takes about 3 seconds after torch is imported.
+        The measurements; this takes about 3 seconds after torch is imported.
 
     Raises:
-        UserError: If there are fewer than two workers, or a worker fails or does not answer in time; says which rank, and its last words.
+        UserError: If `workers` is below 2, or a worker fails or times out; the message has its rank and last line of output.
     """
     if workers < 2:
-        raise UserError(f"workers = {workers}: an exchange needs two at least; give 2 or more")
+        raise UserError(f"workers = {workers}: must be at least 2; give more")
     check_positive("threads", threads)
     with tempfile.TemporaryDirectory(prefix="bigbatch-") as folder:
         settings = [str(workers), str(threads), str(timeout_s + 5), str(Path(folder) / "store"), backend]
@@ -89,18 +89,18 @@ def measure_workers(workers: int, *, threads: int = 1, backend: str = "gloo", ti
 
 
 def run_workers(programs: Sequence[Sequence[str]], folder: Path, *, timeout_s: float) -> list[str]:
-    """Run one program a rank to the end, and leave none behind whatever happens.
+    """Run one program per rank, and end all of them, also after an error.
 
     Args:
-        programs: One command line a rank.
-        folder: For what they print.
-        timeout_s: Longest wait for all of them.
+        programs: One command line per rank.
+        folder: Folder for their output.
+        timeout_s: Time-out for all workers together.
 
     Returns:
-        What each rank printed to its standard output.
+        The standard output of each rank.
 
     Raises:
-        UserError: If a rank fails, or any still runs when time is up; names the first that failed, or the one that got least far.
+        UserError: If a rank fails or times out; names the rank that failed first, or the one that made the least progress.
     """
     logs, words = ([folder / f"rank-{rank}.{kind}" for rank in range(len(programs))] for kind in ("out", "err"))
     ranks: list[subprocess.Popen[bytes]] = []
@@ -112,12 +112,12 @@ def run_workers(programs: Sequence[Sequence[str]], folder: Path, *, timeout_s: f
         while (codes := [r.poll() for r in ranks]) != [0] * len(ranks):
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
-                rank = min(failed, key=lambda r: codes[r] or 0)  # one that a signal ended (below zero) is the cause, not the consequence
+                rank = min(failed, key=lambda r: codes[r] or 0)  # a rank killed by a signal (negative) is the cause, not a consequence
                 raise UserError(f"worker of rank {rank} of {len(ranks)} {_how(codes[rank] or 0)}: {_last(words[rank])}; {REMEDY}")
             if time.monotonic() > end:
                 rank = min((r for r, code in enumerate(codes) if code is None), key=lambda r: len(logs[r].read_text()))
-                stage = f"last it {_last(logs[rank])}" if logs[rank].stat().st_size else "it never started"
-                raise UserError(f"worker of rank {rank} of {len(ranks)}: no answer in {timeout_s:g} s, {stage}; {REMEDY}")
+                stage = f"last stage: {_last(logs[rank])}" if logs[rank].stat().st_size else "it did not start"
+                raise UserError(f"worker of rank {rank} of {len(ranks)}: timed out after {timeout_s:g} s, {stage}; {REMEDY}")
             time.sleep(0.02)
     finally:
         for r in ranks:
@@ -128,7 +128,7 @@ def run_workers(programs: Sequence[Sequence[str]], folder: Path, *, timeout_s: f
 
 
 def _environment() -> dict[str, str]:
-    """This package on the path, and gloo on loopback unless told otherwise: a preflight must not depend on the host's name."""
+    """Environment with this package on the path, and gloo on loopback by default, so that the host's name need not resolve."""
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
@@ -137,9 +137,9 @@ def _environment() -> dict[str, str]:
 
 
 def _how(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
 
 
 def _last(file: Path) -> str:
     lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"

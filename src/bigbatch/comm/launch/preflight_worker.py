@@ -1,7 +1,4 @@
-"""What one worker of `bigbatch.comm.launch.preflight` measures.
-
-Started as a process; prints each stage it reaches, rank 0 the result last.
-"""
+"""A worker process of `bigbatch.comm.launch.preflight`. Prints each stage that it completes; rank 0 prints the result at the end."""
 
 import argparse
 import faulthandler
@@ -20,20 +17,20 @@ from bigbatch.core.devices import synchronize
 from bigbatch.core.machine import matmul_gflops
 
 SIZES = tuple(4096 * 4**i for i in range(7))
-"""Bytes of the all-reduces that are timed: 4 kB to 16 MB."""
-FEWEST, MOST, SECONDS_A_SIZE = 3, 25, 0.25
-"""Rounds a size, as many as fit into the seconds."""
+"""Bytes of the timed all-reduces: 4 kB to 16 MB."""
+MIN_ROUNDS, MAX_ROUNDS, SECONDS_PER_SIZE = 3, 25, 0.25
+"""Rounds per size: as many as fit into the seconds, within the limits."""
 PINGS = 50
 
 
 def main() -> None:
-    """Join the others, measure, print."""
+    """Join the process group, measure, print."""
     parser = argparse.ArgumentParser()
     for name, kind in {"rank": int, "workers": int, "threads": int, "timeout_s": float, "store": str, "backend": str}.items():
         parser.add_argument(name, type=kind)
     a = parser.parse_args()
     faulthandler.dump_traceback_later(a.timeout_s, exit=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(a.threads)
     device = f"cuda:{a.rank}" if a.backend == "nccl" else "cpu"
     if device != "cpu":
@@ -42,15 +39,15 @@ def main() -> None:
     timeout = timedelta(seconds=a.timeout_s)
     distributed.init_process_group(a.backend, f"file://{a.store}", timeout=timeout, rank=a.rank, world_size=a.workers)
     distributed.barrier()
-    print("joined the others", flush=True)
+    print("joined the process group", flush=True)
     alone = matmul_gflops(device=device) if a.rank == 0 else 0.0
     distributed.barrier()
-    print("multiplied alone", flush=True)
-    together = _gathered(matmul_gflops(device=device), a.workers, device)
-    print("multiplied together", flush=True)
+    print("matrix products of one rank", flush=True)
+    together = _all_gather(matmul_gflops(device=device), a.workers, device)
+    print("matrix products of all ranks", flush=True)
     latency = _latency_s(a.rank, device)
     distributed.barrier()
-    print("exchanged messages", flush=True)
+    print("latency of messages", flush=True)
     rounds = [{"num_bytes": b, "seconds": _all_reduce_s(b, device)} for b in SIZES]
     distributed.barrier()
     distributed.destroy_process_group()
@@ -58,42 +55,42 @@ def main() -> None:
         print(json.dumps({"alone_gflops": alone, "together_gflops": together, "latency_s": latency, "all_reduce": rounds}), flush=True)
 
 
-def _end_with_parent() -> None:
-    """The parent holds the other end of standard input: when it is gone, however it ended, so is this worker."""
+def _exit_with_parent() -> None:
+    """Exit when the parent is gone: it holds the other end of standard input."""
     os.read(0, 1)
     os._exit(1)
 
 
-def _gathered(value: float, workers: int, device: str) -> list[float]:
+def _all_gather(value: float, workers: int, device: str) -> list[float]:
     values = [torch.zeros(1, device=device) for _ in range(workers)]
     distributed.all_gather(values, torch.tensor([value], device=device))
     return [v.item() for v in values]
 
 
 def _slowest(values: list[float], device: str) -> list[float]:
-    """Element by element, the maximum over ranks."""
-    both = torch.tensor(values, dtype=torch.float64, device=device)
-    distributed.all_reduce(both, distributed.ReduceOp.MAX)
-    return [float(v) for v in both]
+    """Maximum over ranks of each element."""
+    maximum = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
+    return [float(v) for v in maximum]
 
 
 def _seconds(act: Callable[[], object], device: str) -> float:
-    begin = time.perf_counter()
+    start = time.perf_counter()
     act()
     synchronize(torch.device(device))
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
 def _all_reduce_s(num_bytes: int, device: str) -> list[float]:
-    """Seconds of each round, of the rank that took longest; all ranks begin a round at a barrier."""
+    """Seconds of each round, of the slowest rank; all ranks start a round at a barrier."""
     values = torch.zeros(num_bytes // 4, device=device)
 
     def one_round() -> float:
         distributed.barrier()
         return _seconds(lambda: distributed.all_reduce(values), device)
 
-    (guess,) = _slowest([one_round()], device)  # the same on all ranks, so all do as many rounds
-    rounds = max(FEWEST, min(MOST, int(SECONDS_A_SIZE / guess)))
+    (estimate,) = _slowest([one_round()], device)  # the same on all ranks, so all make the same number of rounds
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(SECONDS_PER_SIZE / estimate)))
     return _slowest([one_round() for _ in range(rounds)], device)
 
 

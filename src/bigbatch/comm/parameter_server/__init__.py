@@ -1,4 +1,4 @@
-"""A parameter server, and workers that pull weights from it and push gradients to it: messages, the sharing-out of work, and the rules.
+"""A parameter server, and workers that pull weights from it and push gradients to it: messages, the queue of work, and the methods.
 
-Knows tensors and no task; the loops are `bigbatch.train.parameter_server`. May import `comm.launch`.
+It knows tensors but no task; the training loops are in `bigbatch.train.parameter_server`. May import `comm.launch`.
 """

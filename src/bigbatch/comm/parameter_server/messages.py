@@ -1,13 +1,13 @@
-"""What workers and parameter servers say to each other: fixed headers and raw tensors. Nothing that is read is ever executed.
+"""Messages between workers and parameter servers: fixed headers and raw tensors. Nothing in a message is ever executed.
 
-A request is three frames, and is refused unless each of them is right to the byte:
+A request has three frames, and is refused unless each of them is exactly as specified:
 
     token                           shared secret, compared in constant time
-    header                          magic, kind, worker, request, work, sum of losses, digest of what is trained
-    payload                         the bytes of tensors whose shapes and types both sides know; empty where the kind has none
+    header                          magic, kind, worker, request, work item, sum of losses, digest of model and job
+    payload                         the bytes of tensors whose shapes and types both sides know; empty for some kinds
 
-An answer is three frames too: its kind and the request that it answers, a JSON object, a payload. Integers are in network order, tensors
-in the order of the machine (little-endian on all that torch supports).
+A reply has three frames too: a header with its status and the request that it answers, a JSON object, and a payload. Integers are in
+network byte order, tensors in the byte order of the machine (little-endian on all machines that torch supports).
 """
 
 import hashlib
@@ -29,60 +29,61 @@ REPLY_HEADER = struct.Struct("!6sBI")
 MAGIC = b"bbps-1"
 MAX_JSON_BYTES = 1 << 16
 MAX_TOKEN_BYTES = 256
+LENGTH_BYTES = 4  # of the length prefix of an encoded tree
 
 
 class Kind(IntEnum):
-    """What a request asks for."""
+    """The kind of a request."""
 
-    HELLO = 1  # I am here, and anew: forget what you gave me before
-    PULL = 2  # weights, and which samples to use them on
-    PUSH = 3  # the gradient of one piece of work
-    LEAVE = 4  # I am gone
-    FETCH = 5  # of a further server: its part of the weights that go with a piece of work
-    PART = 6  # to a further server: its part of a gradient
-    ORDER = 7  # of the first server to a further one
+    HELLO = 1  # register a worker; releases the work of an earlier process of the same number
+    PULL = 2  # pull weights and a work item
+    PUSH = 3  # push the gradient of a work item
+    LEAVE = 4  # deregister a worker
+    PULL_SHARD = 5  # to a further server: pull its shard of the weights of a work item
+    PUSH_SHARD = 6  # to a further server: push its shard of a gradient
+    COMMAND = 7  # from the first server to a further one
 
 
 class Status(IntEnum):
-    """What an answer says."""
+    """The status of a reply."""
 
     WELCOME = 1
     WORK = 2
-    TAKEN = 3
+    ACCEPTED = 3
     REFUSED = 4
     END = 5
-    STILL_HERE = 6  # nothing: whether it can be sent tells whether the worker is there
+    PING = 6  # whether it can be sent shows whether the worker is connected
 
 
 class BadMessage(ValueError):
-    """A message that no worker of this run would send."""
+    """A malformed message, or one of another job."""
 
 
 class Request(NamedTuple):
-    """A request, known to be well-formed."""
+    """A well-formed request."""
 
     kind: Kind
     worker: int
-    request: int  # number of the request, echoed by its answer
+    request: int  # number of the request, repeated in the reply
     work: int = 0
     sum_loss: float = 0.0
     payload: Any = b""  # a buffer
 
 
 class Reply(NamedTuple):
-    """An answer, known to be well-formed."""
+    """A well-formed reply."""
 
     status: Status
     request: int
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     payload: Any = b""  # a buffer
 
 
 class Layout:
-    """Shapes and types of a list of tensors, and how their bytes follow each other.
+    """Shapes and types of a list of tensors, which are packed one after the other.
 
     Args:
-        tensors: The list; only shapes and types are kept.
+        tensors: The tensors; only their shapes and types are stored.
 
     >>> layout = Layout([torch.zeros(2, 3), torch.zeros((), dtype=torch.int64)])
     >>> layout.num_bytes, [t.tolist() for t in layout.unpack(layout.pack([torch.ones(2, 3), torch.tensor(7)]))]
@@ -95,32 +96,32 @@ class Layout:
         self.num_bytes = sum(self.sizes)
 
     def pack(self, tensors: Sequence[Tensor]) -> bytes:
-        """The bytes of tensors of these shapes and types, from any device: those of one GPU in one copy, which waits for it."""
+        """The bytes of tensors of these shapes and types, from any device; from a GPU in one copy, which synchronises."""
         assert [(tuple(t.shape), t.dtype) for t in tensors] == self.specs
-        pieces = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors]
-        if len(devices := {piece.device for piece in pieces}) == 1 and CPU not in devices:
-            pieces = [torch.cat(pieces)]
-        return b"".join(piece.cpu().numpy().data for piece in pieces)
+        flat = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors]
+        if len(devices := {t.device for t in flat}) == 1 and CPU not in devices:
+            flat = [torch.cat(flat)]
+        return b"".join(t.cpu().numpy().data for t in flat)
 
     def unpack(self, data: Any, device: torch.device = CPU) -> list[Tensor]:
-        """Tensors of these shapes and types, in memory of their own; to a GPU all go in one copy.
+        """Tensors of these shapes and types, in new memory; to a GPU in one copy.
 
         Raises:
-            BadMessage: If there are more or fewer bytes than they have.
+            BadMessage: If the number of bytes is wrong.
         """
         if len(data) != self.num_bytes:
             raise BadMessage(f"{len(data):,} bytes of tensors: must be {self.num_bytes:,}")
         empty = torch.empty(0, dtype=torch.uint8)
         flat, at, tensors = (torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.num_bytes else empty).to(device), 0, []
         for (shape, dtype), size in zip(self.specs, self.sizes, strict=True):
-            piece = flat[at : at + size] if size else empty.to(device)
-            tensors.append((piece.clone() if at % dtype.itemsize else piece).view(dtype).reshape(shape))
+            values = flat[at : at + size] if size else empty.to(device)
+            tensors.append((values.clone() if at % dtype.itemsize else values).view(dtype).reshape(shape))
             at += size
         return tensors
 
 
 def digest_of(layouts: Iterable[Layout], job: str) -> bytes:
-    """32 bytes that differ where tensors or the job's description do."""
+    """SHA-256 of the shapes and types of tensors and the description of the job."""
     return hashlib.sha256(repr(([layout.specs for layout in layouts], job)).encode()).digest()
 
 
@@ -134,28 +135,28 @@ def decode_request(frames: Sequence[Any], *, token: bytes, digest: bytes, payloa
     """The request in the frames.
 
     Args:
-        frames: As received; anything at all.
-        token: The secret that the sender must know.
-        digest: Of what this server trains.
-        payload_bytes: For each kind of request that this server knows, the exact length of its payload.
+        frames: As received; not trusted.
+        token: Shared secret.
+        digest: Digest of the server's model and job.
+        payload_bytes: For each supported kind of request, the exact length of its payload; -1 for any length.
 
     Raises:
-        BadMessage: In words, if anything about it is wrong.
+        BadMessage: If the request is malformed, with the reason.
     """
     if len(frames) != 3:
         raise BadMessage(f"{len(frames)} frames: must be 3")
     secret, header, payload = frames
     if not hmac.compare_digest(bytes(secret[: len(token) + 1]), token):
-        raise BadMessage("wrong token: give the one of the server (BIGBATCH_TOKEN)")
+        raise BadMessage("wrong token: use the server's token (BIGBATCH_TOKEN)")
     if len(header) != HEADER.size:
         raise BadMessage(f"a header of {len(header)} bytes: must be {HEADER.size}")
     magic, number, worker, request, work, sum_loss, theirs = HEADER.unpack(bytes(header))
     if magic != MAGIC:
-        raise BadMessage("another protocol: start all with the same version of bigbatch")
+        raise BadMessage("another protocol: start all processes with the same version of bigbatch")
     if number not in {int(kind) for kind in payload_bytes}:
-        raise BadMessage(f"kind {number}: is not one that this server knows")
+        raise BadMessage(f"kind {number}: is not supported by this server")
     if not hmac.compare_digest(theirs, digest):
-        raise BadMessage("another model, recipe or version than the server's: start all by the same command and with the same versions")
+        raise BadMessage("another model, recipe or version than the server's: start all with the same command and the same versions")
     kind = Kind(number)
     if len(payload) != payload_bytes[kind] and payload_bytes[kind] >= 0:
         raise BadMessage(f"{kind.name} with {len(payload):,} bytes: must be {payload_bytes[kind]:,}")
@@ -163,57 +164,57 @@ def decode_request(frames: Sequence[Any], *, token: bytes, digest: bytes, payloa
 
 
 def encode_reply(reply: Reply) -> list[Any]:
-    """The frames of an answer."""
+    """The frames of a reply."""
     return [REPLY_HEADER.pack(MAGIC, reply.status, reply.request), json.dumps(reply.metadata).encode(), reply.payload]
 
 
 def decode_reply(frames: Sequence[Any]) -> Reply:
-    """The answer in the frames.
+    """The reply in the frames.
 
     Raises:
-        BadMessage: If it is none.
+        BadMessage: If the frames are not a reply.
     """
     if len(frames) != 3 or len(frames[0]) != REPLY_HEADER.size or len(frames[1]) > MAX_JSON_BYTES:
-        raise BadMessage("not an answer of a parameter server")
+        raise BadMessage("not a reply of a parameter server")
     magic, status, request = REPLY_HEADER.unpack(bytes(frames[0]))
     try:
-        facts = json.loads(bytes(frames[1]))
-        if magic != MAGIC or not isinstance(facts, dict):
+        metadata = json.loads(bytes(frames[1]))
+        if magic != MAGIC or not isinstance(metadata, dict):
             raise ValueError
-        return Reply(Status(status), request, facts, frames[2])
+        return Reply(Status(status), request, metadata, frames[2])
     except (ValueError, RecursionError):
-        raise BadMessage("not an answer of a parameter server") from None
+        raise BadMessage("not a reply of a parameter server") from None
 
 
 def pack_tree(tree: Any) -> list[bytes]:
-    """Nested dictionaries, lists and tuples of tensors and plain values as two frames: their shape as JSON, and the bytes of the tensors.
+    """Nested dictionaries, lists and tuples of tensors and plain values as two frames: their structure as JSON, and the tensors' bytes.
 
     >>> unpack_tree(*pack_tree({"state": {0: {"step": torch.tensor(3.0), "on": True}}, "betas": (0.5, None)}))
     {'state': {0: {'step': tensor(3.), 'on': True}}, 'betas': (0.5, None)}
     """
     tensors: list[Tensor] = []
 
-    def skeleton(node: Any) -> Any:
+    def structure(node: Any) -> Any:
         match node:
             case Tensor():
                 tensors.append(node)
                 return {"t": [list(node.shape), str(node.dtype).removeprefix("torch.")]}
             case Mapping():
-                return {"d": [[key, skeleton(value)] for key, value in node.items()]}
+                return {"d": [[key, structure(value)] for key, value in node.items()]}
             case list() | tuple():
-                return {"l" if isinstance(node, list) else "u": [skeleton(value) for value in node]}
+                return {"l" if isinstance(node, list) else "u": [structure(value) for value in node]}
             case None | bool() | int() | float() | str():
                 return node
         raise TypeError(f"{type(node).__name__} in a state: only tensors and plain values can be sent to another server")
 
-    return [json.dumps(skeleton(tree)).encode(), Layout(tensors).pack(tensors)]
+    return [json.dumps(structure(tree)).encode(), Layout(tensors).pack(tensors)]
 
 
-def unpack_tree(skeleton: Any, data: Any) -> Any:
+def unpack_tree(structure: Any, data: Any) -> Any:
     """The inverse of `pack_tree`.
 
     Raises:
-        BadMessage: If it is none of its results.
+        BadMessage: If the frames are not a packed tree.
     """
     shapes: list[Tensor] = []
 
@@ -237,8 +238,31 @@ def unpack_tree(skeleton: Any, data: Any) -> Any:
         return values if kind == "l" else tuple(values)
 
     try:
-        root = json.loads(bytes(skeleton))
+        root = json.loads(bytes(structure))
         collect(root)
         return build(root, iter(Layout(shapes).unpack(data)))
     except (ValueError, TypeError, AttributeError, RuntimeError, StopIteration) as error:
         raise BadMessage(f"not a state of a parameter server: {error}") from None
+
+
+def encode_tree(tree: Any) -> bytes:
+    """Nested dictionaries, lists and tuples of tensors and plain values as one payload."""
+    structure, data = pack_tree(tree)
+    return b"".join([len(structure).to_bytes(LENGTH_BYTES, "big"), structure, data])
+
+
+def decode_tree(payload: Any) -> Any:
+    """The inverse of `encode_tree`.
+
+    Raises:
+        BadMessage: If the payload is not an encoded tree.
+    """
+    length = int.from_bytes(bytes(payload[:LENGTH_BYTES]), "big") + LENGTH_BYTES
+    if not LENGTH_BYTES < length <= len(payload):
+        raise BadMessage("not a command of a parameter server")
+    return unpack_tree(payload[LENGTH_BYTES:length], payload[length:])
+
+
+def encode_command(kind: str, **arguments: Any) -> bytes:
+    """The payload of a command of the first server to a further one."""
+    return encode_tree({"order": kind, **arguments})

@@ -1,4 +1,4 @@
-"""The server's end of lines: lets in what is well-formed, and says to everything else why not."""
+"""The socket of a server: yields well-formed requests, and refuses all others with the reason."""
 
 import os
 import secrets
@@ -26,26 +26,26 @@ with needed("a parameter server", extra="parameter-server"):
 
 
 MAX_REQUESTS_PER_POLL = 64
-"""Requests that are read in one go."""
+"""Most requests that are read at once."""
 
 
 class ServerSocket:
-    """A socket that listens, and what may be said to it.
+    """A listening socket that checks requests.
 
     Args:
-        address: Where to listen, "tcp://HOST:PORT"; port 0 takes a free one.
-        token: Shared secret; drawn at random if left out.
-        digest: Of what is trained.
-        payload_bytes: For each kind of request that is taken, the exact length of its payload; -1 takes any.
-        most_bytes: Longest message; longer ones end their connection before they are read. -1 for no limit.
+        address: Address to listen on, "tcp://HOST:PORT"; port 0 uses a free port.
+        token: Shared secret; random by default.
+        digest: Digest of model and job.
+        payload_bytes: For each supported kind of request, the exact length of its payload; -1 for any length.
+        most_bytes: Longest message; the connection of a longer one is closed before it is read. -1 for no limit.
 
     Attributes:
-        address: Where it listens.
-        token: The secret.
-        traffic: Bytes of tensors received and sent, and messages refused for being malformed.
+        address: Address on which it listens.
+        token: Shared secret.
+        traffic: Bytes of tensors received and sent, and the number of malformed messages.
 
     Raises:
-        UserError: If the address can't be listened at.
+        UserError: If it cannot listen on the address.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ServerSocket:
         self._socket = self._context.socket(zmq.ROUTER)
         limit = max_bytes if max_bytes is not None else max(*payload_bytes.values(), HEADER.size, MAX_TOKEN_BYTES)
         options = {zmq.MAXMSGSIZE: limit, zmq.RCVHWM: MAX_REQUESTS_PER_POLL, zmq.LINGER: 0}
-        options[zmq.ROUTER_MANDATORY] = 1  # so that what can't be delivered is known
+        options[zmq.ROUTER_MANDATORY] = 1  # so that sending to a lost peer raises an error
         for option, value in {**options, **HEARTBEATS_MS}.items():
             self._socket.setsockopt(option, value)
         try:
@@ -66,11 +66,11 @@ class ServerSocket:
         except zmq.ZMQError as error:
             self.close()
             why = os.strerror(error.errno or 0)
-            raise UserError(f"parameter server at {address}: can't listen there ({why}); choose another address") from None
+            raise UserError(f"parameter server at {address}: cannot listen there ({why}); use another address") from None
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def requests(self, timeout_s: float) -> Iterator[tuple[bytes, Request]]:
-        """Who asks what; waits for at most so long for the first, then takes what is there, up to a limit."""
+        """Yield requests with their peers: wait for the first up to the time-out, then read those that have arrived, up to a limit."""
         if not self._socket.poll(int(1000 * timeout_s)):
             return
         for _ in range(MAX_REQUESTS_PER_POLL):
@@ -86,7 +86,7 @@ class ServerSocket:
                 self.reply(peer, Reply(Status.REFUSED, 0, {"why": str(why)}))
 
     def reply(self, peer: bytes, reply: Reply) -> bool:
-        """Answer; returns whether the peer is still there. One that does not read what it asked for is not waited for."""
+        """Send a reply without waiting for the peer to read it; returns whether the peer is still connected."""
         try:
             self._socket.send_multipart([peer, *encode_reply(reply)], zmq.NOBLOCK, copy=len(reply.payload) < COPY_BELOW_BYTES)
         except zmq.Again:
@@ -102,10 +102,10 @@ class ServerSocket:
 
 
 class Periodic:
-    """True about once in so many seconds.
+    """A timer that is due once per period.
 
-    >>> every = Periodic(60.0)
-    >>> every.due(), every.due()
+    >>> timer = Periodic(60.0)
+    >>> timer.due(), timer.due()
     (True, False)
     """
 
@@ -113,7 +113,7 @@ class Periodic:
         self._seconds, self._next = seconds, 0.0
 
     def due(self) -> bool:
-        """Whether it is time again."""
+        """Whether the period has passed; starts the next one if so."""
         now = time.monotonic()
         if now < self._next:
             return False

@@ -1,13 +1,13 @@
-r"""Damping: the staler a gradient, the smaller its step.
+r"""Staleness damping: the staler a gradient, the smaller its step.
 
 Paper:   Zhang, Gupta, Lian, Liu 2016, Staleness-aware Async-SGD for Distributed Deep Learning, arXiv:1511.05950, the rule of the
          learning rate for n-softsync.
-Formula: the rate of a gradient of staleness tau (updates made between its pull and its application), alpha_0 being that of SGD,
+Formula: the learning rate of a gradient of staleness tau (updates between its pull and its application), with alpha_0 that of SGD,
              alpha = alpha_0 / tau    if tau > 0,     alpha = alpha_0    if tau = 0           ("inverse")
-         A smoother form that is often used: alpha = alpha_0 / (1 + tau)                      ("inverse_plus_one")
+         A smoother variant:                alpha = alpha_0 / (1 + tau)                      ("inverse_plus_one")
 Units:   tau in updates.
-Differs: an update of several gradients has their mean factor in its rate, and each its own in its weight among them, instead of each in
-         its own rate: the same for plain SGD, and it reaches optimizers that normalise gradients too.
+Differs: an update of several gradients has the mean of their factors in its learning rate, and each gradient its own factor in its weight,
+         instead of a learning rate per gradient: the same for plain SGD, and effective with optimizers that normalise gradients too.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ DAMPINGS: tuple[Damping, ...] = ("none", "inverse", "inverse_plus_one")
 
 
 def damping_factor(staleness: int, damping: Damping) -> float:
-    """Factor of the rate of one gradient.
+    """Factor of the learning rate for one gradient.
 
     Raises:
-        UserError: If there is no damping of that name.
+        UserError: If there is no such damping.
 
     >>> [damping_factor(tau, "inverse") for tau in (0, 1, 4)], [damping_factor(tau, "inverse_plus_one") for tau in (0, 1, 4)]
     ([1.0, 1.0, 0.25], [1.0, 0.5, 0.2])
@@ -49,19 +49,19 @@ def damping_factor(staleness: int, damping: Damping) -> float:
 
 
 class Damped(NamedTuple):
-    """How an update of several gradients is damped."""
+    """Damping of an update of several gradients."""
 
-    factor: float  # of its rate
-    weights: list[float]  # of its gradients
+    factor: float  # of the learning rate
+    weights: list[float]  # of the gradients
 
 
 def damped(weights: Sequence[float], staleness: Sequence[int], damping: Damping) -> Damped:
-    """Factor and weights whose products are each gradient's weight times its own factor.
+    """Split each gradient's weight times its factor into a common factor and new weights.
 
     Args:
-        weights: Of the gradients, undamped.
+        weights: Weights of the gradients without damping.
         staleness: tau of each.
-        damping: Which rule.
+        damping: The rule.
 
     >>> damped([0.5, 0.5], [0, 2], "inverse")
     Damped(factor=0.75, weights=[0.6666666666666666, 0.3333333333333333])

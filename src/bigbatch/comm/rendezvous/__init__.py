@@ -1,1 +1,1 @@
-"""How workers find each other, agree on backends, and notice that one is lost. Imports nothing else of `comm`."""
+"""Rendezvous, choice of backends, and heartbeats. Imports nothing else of `comm`."""

@@ -1,14 +1,14 @@
-"""Rendezvous through Redis: a store for `torch.distributed.init_process_group`, where no rank can offer a port that all others reach.
+"""Rendezvous through Redis: a store for `init_process_group`, for networks in which no rank has a port that all others can reach.
 
-A store is how ranks find each other; gradients never pass through it. Every operation is atomic on the server: a job's keys are the
+Ranks find each other through the store; gradients never pass through it. Every operation is atomic on the server: a job's keys are the
 fields of one Redis hash, written together with their expiry in one transaction.
 
     <prefix>:<job>:<generation>:keys     what torch stores
-    <prefix>:<job>:<generation>:ranks    who takes part: world_size, a field for each rank that came, how many have left
+    <prefix>:<job>:<generation>:ranks    world_size, a field for each rank that joined, and how many have left
 
-A rank of a job can be taken once. A second job of the same name is refused, rank by rank, until every rank of the first has called
-`close`, which removes both hashes. A job that was killed never calls it, so its next start takes the next generation: what the dead
-ranks stored, such as their ports, is never read again.
+Each rank of a job can join once. A second job of the same name is refused, rank by rank, until every rank of the first has called
+`close`, which removes both hashes. A job that was killed never calls it, so its restart uses the next generation: values of dead ranks,
+such as their ports, are never read again.
 """
 
 import os
@@ -26,7 +26,7 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.extras import needed
 
 _URL = re.compile(r"rediss?://([^@/?#]*@)?(\[[^\]]+\]|[^@/?#:\[\]]+)?(:\d+)?(/\d*)?(\?[^#]*)?")
-_TAKE_RANK = """
+_JOIN = """
 local began = redis.call('HGET', KEYS[1], 'world_size') or ARGV[1]
 local holder = redis.call('HGET', KEYS[1], ARGV[2])
 if began == ARGV[1] and not holder then
@@ -43,32 +43,32 @@ end
 return now or ARGV[2]
 """
 _APPEND = "return redis.call('HSET', KEYS[1], ARGV[1], (redis.call('HGET', KEYS[1], ARGV[1]) or '') .. ARGV[2])"
-_OPEN: "set[RedisStore]" = set()  # torch keeps only the C++ half of a store: without a reference from Python its methods are gone
+_OPEN: "set[RedisStore]" = set()  # torch references only the C++ object: the Python object must be kept alive here
 
 
 class RedisStore(Store):
     """A `torch.distributed` store on a Redis server; see the module's docstring for jobs, generations and keys.
 
-    Methods have the meaning that they have in torch's own stores. Waiting asks again after 1 ms, then 2, 4, ... up to every 50 ms.
-    Nothing is retried, since an `add` whose answer was lost would count twice. May be shared by threads.
+    Methods behave as in torch's own stores. Waiting polls after 1 ms, then 2, 4, ... up to every 50 ms. Nothing is retried, since an `add`
+    whose reply was lost would count twice. Thread-safe.
 
     Args:
         url: `redis://[[user]:password@]host[:port][/database]`, or `rediss://` for TLS, whose settings may follow as a query:
             `?ssl_ca_certs=ca.pem`. Special characters of the password are percent-encoded.
-        job: Name that all ranks of this job share and no other job on the server has.
-        rank: This process, from 0.
-        world_size: Number of processes.
-        generation: How often the job was started before; the same on all ranks.
-        prefix: What all Redis keys begin with.
-        password: For a URL without one.
-        timeout: Longest wait of `get`, `wait` and `multi_get` for a key; a wait of zero looks once.
-        reply_timeout_s: Longest wait for a connection, and for one reply of the server.
-        expire_s: Life of the keys after the last write; more than the longest pause between two new process groups.
+        job: Name of the job, unique on the server.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        generation: Number of earlier starts of the job; the same on all ranks.
+        prefix: Prefix of all Redis keys.
+        password: Password, if the URL has none.
+        timeout: Longest wait of `get`, `wait` and `multi_get` for a key; zero polls once.
+        reply_timeout_s: Time-out of a connection, and of one reply of the server.
+        expire_s: Seconds after the last write when keys expire; more than the longest time between two new process groups.
 
     Raises:
         UserError: If the package or the server is missing, the URL is malformed, the password is refused, or the rank is taken. Methods
-            raise it when the server fails.
-        torch.distributed.DistStoreError: By methods that waited in vain for a key.
+            raise it if the server fails.
+        torch.distributed.DistStoreError: By methods that time out waiting for a key.
     """
 
     timeout: timedelta  # torch's own property, which its type stub lacks
@@ -99,23 +99,23 @@ class RedisStore(Store):
         self._redis = _client(url, password, reply_timeout_s)
         where = self._redis.connection_pool.connection_kwargs
         self._address = f"{where['host']}:{where['port']}, database {where['db']}"
-        self._take_rank()
+        self._join()
         _OPEN.add(self)
 
     def set(self, key: str, value: str | bytes) -> None:
-        """Store a value, over an earlier one."""
+        """Set the value of a key."""
         self._write("HSET", self._keys, key, value)
 
     def get(self, key: str) -> bytes:
-        """The value of a key, once it exists."""
+        """Wait for a key and return its value."""
         return self.multi_get([key])[0]
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        """Return once all keys exist."""
+        """Wait until all keys exist."""
         self._values(keys, self.timeout if timeout is None else timeout)
 
     def add(self, key: str, value: int) -> int:
-        """Add to a counter that begins at 0; its new value."""
+        """Add to a counter, initially 0; returns its new value."""
         return int(self._write("HINCRBY", self._keys, key, value))
 
     def check(self, keys: list[str]) -> bool:
@@ -123,63 +123,63 @@ class RedisStore(Store):
         return None not in self._read(keys)
 
     def compare_set(self, key: str, expected_value: str | bytes, desired_value: str | bytes) -> bytes:
-        """Store the desired value if the key has the expected one, or is missing and the expected one is empty.
+        """Set the desired value if the key has the expected value, or if it is missing and the expected value is empty.
 
         Returns:
-            The value that the key has now; the expected one if the key is still missing.
+            The value of the key afterwards; the expected value if the key is still missing.
         """
         return bytes(self._write("EVAL", _COMPARE_SET, 1, self._keys, key, expected_value, desired_value))
 
     def delete_key(self, key: str) -> bool:
-        """Remove a key; whether there was one."""
+        """Delete a key; returns whether it existed."""
         return bool(self._write("HDEL", self._keys, key))
 
     def num_keys(self) -> int:
         """Number of keys."""
-        return int(self._ask(("HLEN", self._keys))[0])
+        return int(self._execute(("HLEN", self._keys))[0])
 
     def append(self, key: str, value: str | bytes) -> None:
-        """Add to the end of a value that begins empty."""
+        """Append to a value, initially empty."""
         self._write("EVAL", _APPEND, 1, self._keys, key, value)
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
-        """The values of keys, once all exist."""
+        """Wait for keys and return their values."""
         return self._values(keys, self.timeout)
 
     def multi_set(self, keys: list[str], values: list[str] | list[bytes]) -> None:
-        """Store values, all at once."""
+        """Set the values of several keys atomically."""
         if len(keys) != len(values):
-            raise UserError(f"{len(keys)} keys and {len(values)} values: multi_set takes a value for each key; give as many")
+            raise UserError(f"{len(keys)} keys and {len(values)} values: multi_set needs one value per key")
         if keys:
             self._write("HSET", self._keys, *chain.from_iterable(zip(keys, values, strict=True)))
 
     def has_extended_api(self) -> bool:
-        """Whether append, multi_get and multi_set exist: yes."""
+        """Whether append, multi_get and multi_set are supported: yes."""
         return True
 
     def clone(self) -> "RedisStore":
-        """This store, since threads may share it."""
+        """This store, which is thread-safe."""
         return self
 
     def close(self) -> None:
-        """Leave the job, after `destroy_process_group`; the last rank to leave removes the keys. If the server is gone, they expire."""
+        """Leave the job, after `destroy_process_group`; the last rank to leave deletes the keys. If the server is gone, they expire."""
         if self not in _OPEN:
             return
         _OPEN.remove(self)
         with suppress(UserError):
             if self._write("HINCRBY", self._ranks, "left", 1) == self._world_size:
-                self._ask(("DEL", self._keys, self._ranks))
+                self._execute(("DEL", self._keys, self._ranks))
         self._redis.close()
 
-    deleteKey, getNumKeys = delete_key, num_keys  # noqa: N815 the names by which torch's C++ calls them
+    deleteKey, getNumKeys = delete_key, num_keys  # noqa: N815 the names that torch's C++ code calls
 
-    def _take_rank(self) -> None:
-        """Enter the job, or refuse: each rank of a generation is taken once."""
+    def _join(self) -> None:
+        """Join the job; each rank of a generation can join once."""
         me = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        began, holder = self._write("EVAL", _TAKE_RANK, 1, self._ranks, self._world_size, self._rank, me)
-        remedy = "rename this job, or if the other run is dead, take the next generation"
+        began, holder = self._write("EVAL", _JOIN, 1, self._ranks, self._world_size, self._rank, me)
+        remedy = "rename this job, or use the next generation if the other run is dead"
         if int(began) != self._world_size:
-            raise UserError(f"world_size = {self._world_size}: {self._job}, began with {int(began)}; agree, {remedy}")
+            raise UserError(f"world_size = {self._world_size}: {self._job}, started with {int(began)}; use that, {remedy}")
         if holder:
             raise UserError(f"rank = {self._rank}: taken in {self._job}, by {holder.decode()}; {remedy}")
 
@@ -188,26 +188,26 @@ class RedisStore(Store):
         while None in (values := self._read(keys)):
             if time.monotonic() >= end:
                 missing, waited_s = keys[values.index(None)], f"{timeout.total_seconds():g} s"
-                raise DistStoreError(f"key {missing!r}: not stored after {waited_s} in {self._job}; {self._who_is_absent()}")
+                raise DistStoreError(f"key {missing!r}: not stored after {waited_s} in {self._job}; {self._missing_ranks()}")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.05)
         return values
 
-    def _who_is_absent(self) -> str:
-        came = {int(field) for field in self._ask(("HKEYS", self._ranks))[0] if field.isdigit()}
-        absent = [rank for rank in range(self._world_size) if rank not in came]
-        if not absent:
-            return "all ranks came, so see the logs of the others"
-        return f"{len(absent)} of {self._world_size} ranks never came, such as rank {absent[0]}: start them, or give them more time"
+    def _missing_ranks(self) -> str:
+        joined = {int(field) for field in self._execute(("HKEYS", self._ranks))[0] if field.isdigit()}
+        missing = [rank for rank in range(self._world_size) if rank not in joined]
+        if not missing:
+            return "all ranks have joined; see the logs of the others"
+        return f"{len(missing)} of {self._world_size} ranks never joined, such as rank {missing[0]}; start them, or raise the time-out"
 
     def _read(self, keys: list[str]) -> list[Any]:
-        return list(self._ask(("HMGET", self._keys, *keys))[0]) if keys else []
+        return list(self._execute(("HMGET", self._keys, *keys))[0]) if keys else []
 
     def _write(self, *command: Any) -> Any:
-        return self._ask(command, *(("PEXPIRE", key, self._expire_ms) for key in (self._keys, self._ranks)))[0]
+        return self._execute(command, *(("PEXPIRE", key, self._expire_ms) for key in (self._keys, self._ranks)))[0]
 
-    def _ask(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """The server's answers to commands in one transaction."""
+    def _execute(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Send commands in one transaction; returns the server's replies."""
         import redis
 
         transaction = self._redis.pipeline(transaction=True)
@@ -216,11 +216,11 @@ class RedisStore(Store):
         try:
             return list(transaction.execute())
         except redis.AuthenticationError as error:
-            raise UserError(f"Redis at {self._address}: it refused the password ({error}); give the right one") from error
+            raise UserError(f"Redis at {self._address}: the password was refused ({error}); give the right one") from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise UserError(f"Redis at {self._address}: it does not answer ({error}); start it, or correct the address") from error
+            raise UserError(f"Redis at {self._address}: the server does not respond ({error}); start it, or correct the address") from error
         except redis.RedisError as error:
-            raise UserError(f"Redis at {self._address}: it refused a command ({error}); see the server's log") from error
+            raise UserError(f"Redis at {self._address}: the server refused a command ({error}); see its log") from error
 
 
 def _client(url: str, password: str | None, reply_timeout_s: float) -> Any:
@@ -236,7 +236,7 @@ def _client(url: str, password: str | None, reply_timeout_s: float) -> Any:
     limits = {"socket_timeout": reply_timeout_s, "socket_connect_timeout": reply_timeout_s, "retry": Retry(NoBackoff(), 0)}
     try:
         client = redis.Redis.from_url(url, password=password, **loopback, **limits)
-        client.connection_pool.make_connection()  # reads the settings; connects nowhere
+        client.connection_pool.make_connection()  # checks the settings; does not connect yet
     except (TypeError, ValueError) as error:
         raise UserError(f"{address}: {error}; correct its port or the settings after its ?") from error
     return client

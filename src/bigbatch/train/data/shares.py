@@ -94,7 +94,7 @@ def work_of(
         world_size: Number of workers.
         micro_batch: Most samples in one pass.
         ghost_batch: As in `share_of`.
-        equal_num_passes: Whether all workers must make as many passes, idle ones included.
+        equal_num_passes: Whether all ranks must make the same number of passes, idle ones included.
 
     >>> work_of(5, 0, 1, micro_batch=2, ghost_batch=None).sizes
     [2, 2, 1]

@@ -44,7 +44,8 @@ def evaluate(
         dataset: The same on every worker.
         recipe: For its precision.
         ranks: The workers, and this one's device.
-        equal_num_passes: Whether all must make as many passes; those without a batch in the last turn then repeat their first and leave it out.
+        equal_num_passes: Whether all ranks must make the same number of passes; a rank without a batch in the last turn repeats its first
+            one and does not count it.
 
     Returns:
         Mean loss and score over all samples of `dataset`.

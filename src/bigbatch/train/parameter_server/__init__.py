@@ -1,5 +1,5 @@
-"""Runs with a parameter server: servers run the trainer's own loop (`serve`, `servers`), workers compute gradients for them (`work`).
+"""Runs with a parameter server: servers run the trainer's own loop (`server`, `shard_servers`), workers compute gradients (`worker`).
 
-May import every room of `train`, and the loop. Messages, sharing-out of work and processes are `bigbatch.comm.parameter_server`, which
+May import every subpackage of `train`, and the loop. Messages, the work queue and processes are in `bigbatch.comm.parameter_server`, which
 knows no task.
 """

@@ -1,8 +1,8 @@
-"""Runs with a parameter server: which process does what, and what such a run can't have.
+"""Runs with a parameter server: which process runs which loop, and which recipes are not supported.
 
-A run is started by the same call of `fit` in every process; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.process_role`) makes one of them
-the server (`serve`), others its workers (`work`). With asynchronous updates, a run is not reproducible bit for bit: which gradient
-comes first is decided by the speed of processes. Synchronous ones without backup workers are, with any number of workers that come and go.
+Every process makes the same call of `fit`; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.process_role`) makes it a server (`server`,
+`shard_servers`) or a worker (`worker`). A run with asynchronous updates is not reproducible bit for bit: the order of the gradients depends
+on the speed of the processes. A synchronous one without backup workers is, with any number of workers that come and go.
 """
 
 from pathlib import Path
@@ -42,17 +42,17 @@ def take_part(task: Task, recipe: Recipe, role: ProcessRole, options: Options) -
 def check_parameter_server_recipe(
     recipe: Recipe, num_workers: int, *, measure_noise: bool | str = False, measure_distance: bool = False
 ) -> None:
-    """Refuse what does not go with a parameter server, before anything is begun.
+    """Refuse recipes and options that a parameter server does not support, before the run starts.
 
     Raises:
-        UserError: With the remedy.
+        UserError: With a remedy.
     """
     c = recipe.comm
     if not isinstance(c, ParameterServerSection):
         raise RecipeError(f"comm.kind = {c.kind!r} in a run with a parameter server: must be 'parameter_server'; set it")
     if recipe.batch.rule is not None:
         raise RecipeError(
-            "batch.rule with a parameter server: work is cut ahead of what a rule would decide; leave it out, or use all_reduce"
+            "batch.rule with a parameter server: work is assigned before a rule could choose its batch; leave it out, or use all_reduce"
         )
     if measure_noise:
         raise UserError("measure_noise with a parameter server: workers compute at different weights; measure a run with all_reduce")
@@ -72,7 +72,7 @@ def check_parameter_server_recipe(
         )
 
 
-def refuse_pieces(recipe: Recipe, out: str | Path | None) -> None:
+def refuse_gaps(recipe: Recipe, out: str | Path | None) -> None:
     """A run that was stopped with pieces missing in the middle can only be continued by a server."""
     path = Path(out) / "last.pt" if out is not None else None
     if recipe.comm.kind != "parameter_server" or path is None or not path.exists():

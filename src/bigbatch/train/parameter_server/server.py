@@ -1,7 +1,7 @@
 """The run of a parameter server: the trainer's own loop, with gradients that workers send in the place of its own.
 
-Workers run `bigbatch.train.parameter_server.worker`. The record, the checkpoints and the result are those of any other run; `last.pt` is what
-a server that was killed continues from.
+Workers run `bigbatch.train.parameter_server.worker`. The record, the checkpoints and the result are those of any other run; a server that
+was killed resumes from `last.pt`.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from bigbatch.comm.parameter_server.backup_workers import num_gradients
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.comm.parameter_server.server import ParameterServer
-from bigbatch.comm.parameter_server.shard_server import Parts
+from bigbatch.comm.parameter_server.shard_client import ShardClient
 from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, process_group
@@ -48,10 +48,10 @@ def run_server(task: Task, recipe: Recipe, role: ProcessRole, options: Options) 
     """The first server's part of `fit`: the trainer's own loop, with gradients of workers.
 
     Returns:
-        The result, which workers get too.
+        The result, which workers receive too.
 
     Raises:
-        UserError: If the task, recipe, data, checkpoint, folder or address can't be used.
+        UserError: If the task, recipe, data, checkpoint, folder or address is invalid.
         Diverged: If the loss or the weights stop being finite.
         Interrupted: After Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved.
     """
@@ -63,7 +63,7 @@ def run_server(task: Task, recipe: Recipe, role: ProcessRole, options: Options) 
         serving = set_up(task, recipe, role, options, ranks, folder=folder, resumes=resumes)
         try:
             if resumes and not options.resume:
-                serving.reply(f"{serving.run.title}: the server continues after update {serving.run.clock.updates:,}")
+                serving.print_line(f"{serving.run.title}: the server resumes after update {serving.run.clock.updates:,}")
             result = train(serving.run)
             return result
         finally:
@@ -117,7 +117,7 @@ class Serving:
             **(self.server.traffic + comm.traffic if isinstance(comm, ShardedParameters) else self.server.traffic),
         }
 
-    def reply(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line for people."""
         if not self.run.quiet:
             print(text, file=sys.stderr, flush=True)
@@ -162,7 +162,7 @@ def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, rank
         progress = load_checkpoint(folder / "last.pt", recipe=recipe, comm=comm, optimizer=optimizer)
         clock = progress.clock
         unbroken = {"version": clock.updates, "samples": clock.samples, "applied": [[0, clock.samples]] if clock.samples else []}
-        load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", EMPTY | unbroken), clock)
+        load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", NEW_QUEUE | unbroken), clock)
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
     server = _open(role, recipe, model, queue, shards, micro_batch=progress.micro_batch)
@@ -193,14 +193,14 @@ def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, rank
     return serving
 
 
-EMPTY: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
+NEW_QUEUE: dict[str, Any] = {"version": 0, "samples": 0, "cursor": 0, "waiting": [], "applied": [], "histogram": {}, "refused": {}}
 
 
 def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     """Who computes what, as the recipe has it.
 
     Raises:
-        RecipeError: If an update can't be cut into so many pieces.
+        RecipeError: If an update cannot be split into that many gradients.
     """
     c, ghost_batch = recipe.comm, recipe.batch.ghost_batch
     assert isinstance(c, ParameterServerSection)
@@ -208,14 +208,14 @@ def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     gradients = c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if synchronous else 1)
     check_shares(recipe.batch.global_batch, gradients, ghost_batch)
 
-    def split(num_samples: int, pieces: int) -> list[int]:
-        return [share_of(num_samples, i, pieces, ghost_batch).num_samples for i in range(pieces)]
+    def split(num_samples: int, parts: int) -> list[int]:
+        return [share_of(num_samples, i, parts, ghost_batch).num_samples for i in range(parts)]
 
     return WorkQueue(
         total_samples=recipe.total_samples,
         global_batch=recipe.batch.global_batch,
         gradients_per_update=gradients,
-        staleness_bound=0 if synchronous else c.staleness_bound or BOUND,
+        staleness_bound=0 if synchronous else c.staleness_bound or DEFAULT_STALENESS_BOUND,
         backup_workers=c.backup_workers,
         split=split,
         nonce=secrets.randbits(32),
@@ -223,12 +223,12 @@ def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     )
 
 
-BOUND = 16
-"""Staleness bound of a recipe that gives none."""
+DEFAULT_STALENESS_BOUND = 16
+"""Default staleness bound."""
 
 
 def _open(
-    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: Parts | None, *, micro_batch: int
+    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: ShardClient | None, *, micro_batch: int
 ) -> ParameterServer:
     assert isinstance(recipe.comm, ParameterServerSection)
     return ParameterServer(
@@ -245,26 +245,26 @@ def _open(
     )
 
 
-def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> Parts:
-    facts: dict[str, Any] = {
+def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> ShardClient:
+    settings: dict[str, Any] = {
         "token": role.token,
         "extras": batch_norm_buffers(model),
         "job": describe_job(recipe),
         "timeout_s": timeout_s(),
     }
-    return Parts(list(model.parameters()), role.server_addresses, **facts)
+    return ShardClient(list(model.parameters()), role.server_addresses, **settings)
 
 
 def _reproducible(recipe: Recipe) -> bool:
-    """Whether the same recipe gives the same bits again."""
+    """Whether the run is reproducible bit for bit."""
     c = recipe.comm
     return isinstance(c, ParameterServerSection) and c.mode == "synchronous" and not c.backup_workers
 
 
 def _warning(recipe: Recipe) -> str:
-    """What a run should know that is not reproducible bit for bit."""
+    """Warning of a run that is not reproducible bit for bit."""
     c, momentum = recipe.comm, getattr(recipe.optimizer, "momentum", 0.0)
-    text = "which gradient comes first decides: not reproducible bit for bit"
+    text = "updates depend on which gradient arrives first: not reproducible bit for bit"
     if isinstance(c, ParameterServerSection) and c.mode == "asynchronous" and momentum and c.damping == "none":
-        text += f"; delays add to momentum = {momentum}: should it diverge, drop momentum, or set comm.damping (studies/staleness)"
+        text += f"; staleness adds to momentum = {momentum}: if it diverges, set momentum to 0, or set comm.damping (studies/staleness)"
     return text

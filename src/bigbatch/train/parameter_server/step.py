@@ -1,4 +1,4 @@
-"""One update of a parameter server: from the gradient in `p.grad` and its clock to new weights."""
+"""One optimizer step of a parameter server, with the gradient in `p.grad`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +19,9 @@ Apply = Callable[[Clock, float, int], float]
 
 
 def build_step(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
-    """How an update is applied: a function of the clock before it, its damping and the number of its gradients, that returns its rate.
+    """The step: a function of the clock before it, its damping and its number of gradients, which returns the learning rate.
 
-    Parameters without a gradient, which are other servers', stay as they are.
+    Parameters without a gradient, those of other servers, do not change.
     """
     c, schedule = recipe.comm, schedule_of(recipe)
     assert isinstance(c, ParameterServerSection)
@@ -45,19 +45,19 @@ def build_step(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
 
 @torch.no_grad()
 def add_running_statistics(model: nn.Module, extras: list[list[Tensor]]) -> None:
-    """Take up what pieces did to running means and variances, each having started from zero (see `batch_norm_buffers`).
+    """Add the batch norm statistics of work items, each computed from zero (see `batch_norm_buffers`), to the running ones.
 
-    They decay by (1 - a) for each normalisation group of a piece, to which the piece's own part is added: what one worker would have.
+    For each normalisation group of a work item the running statistics decay by (1 - a); then the item's are added: as in a single process.
     """
     norms = [m for m in batch_norms(model).values() if m.track_running_stats]
-    for piece in extras:
-        parts = iter(piece)
+    for buffers in extras:
+        remaining = iter(buffers)
         for m in norms:
-            mean, var, count = next(parts), next(parts), next(parts)
+            mean, var, count = next(remaining), next(remaining), next(remaining)
             assert m.running_mean is not None
             assert m.running_var is not None
             assert m.num_batches_tracked is not None
-            kept = (1 - (m.momentum or 0.0)) ** int(count)
-            m.running_mean.mul_(kept).add_(mean.to(m.running_mean.device))
-            m.running_var.mul_(kept).add_(var.to(m.running_var.device))
+            decay = (1 - (m.momentum or 0.0)) ** int(count)
+            m.running_mean.mul_(decay).add_(mean.to(m.running_mean.device))
+            m.running_var.mul_(decay).add_(var.to(m.running_var.device))
             m.num_batches_tracked += int(count)

@@ -1,4 +1,4 @@
-"""What a worker of a parameter server does: pull, run the micro-batches of its piece, push."""
+"""The training loop of a worker of a parameter server: pull, compute the gradient of the work item, push."""
 
 import contextlib
 import os
@@ -30,35 +30,36 @@ from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 
 def describe_job(recipe: Recipe) -> str:
-    """What all processes of a run must have in common."""
+    """The description of the job, which must be the same in all processes."""
     return f"{recipe.to_toml()}\n{torch.__version__}\n{__version__}"
 
 
 def ignore_stop_signals() -> None:
-    """For processes that a launcher started: a terminal's and Slurm's signals reach all, and the first server decides what they mean."""
+    """In processes with a launcher: a terminal's and Slurm's signals reach all processes, and the first server handles them."""
     if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
         for number in STOPS:
-            if number != signal.SIGTERM:  # which is for one process
+            if number != signal.SIGTERM:  # which is sent to a single process
                 signal.signal(number, signal.SIG_IGN)
 
 
 def batch_norm_buffers(model: nn.Module) -> list[Tensor]:
-    """Running means, variances and counts of a model's batch norms: what a worker sends along, having started from zero."""
+    """Running means, variances and counts of the batch norms, which a worker sends with each gradient, computed from zero."""
     norms = [m for m in batch_norms(model).values() if m.track_running_stats]
     return [buffer for m in norms for buffer in (m.running_mean, m.running_var, m.num_batches_tracked) if buffer is not None]
 
 
 def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | torch.device | None = None, compile: bool = False) -> Result:
-    """Compute gradients until the server says that the run has ended.
+    """Compute gradients until the run ends.
 
-    Random numbers (dropout) are drawn anew for each piece, from the seed and the piece's place in the run: who computes it changes nothing.
+    Each work item seeds the random number generators (dropout) from the run's seed and its first sample, so the gradient does not depend on
+    which worker computes it.
 
     Returns:
-        The run's result, as the server told it; one without scores if the run did not end well.
+        The run's result, from the server; without scores if the run failed.
 
     Raises:
         UserError: If the server refuses this worker.
-        LostWorkers: If the server stays away.
+        LostWorkers: If the server cannot be reached.
     """
     ignore_stop_signals()
     with process_group(device=device) as ranks:
@@ -81,13 +82,13 @@ def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | t
                 for buffer in buffers:
                     buffer.zero_()
                 seed_everything(recipe.seed, 1 + work.start)
-                pieces = _read(recipe, train, work, micro_batch, ranks.device)
+                batches = _micro_batches(recipe, train, work, micro_batch, ranks.device)
                 sum_loss = accumulate_gradients(
-                    forward, task, pieces, divisor=work.num_samples, precision=recipe.precision, device=ranks.device
+                    forward, task, batches, divisor=work.num_samples, precision=recipe.precision, device=ranks.device
                 )
                 client.push(work, sum_loss)
-            told = client.outcome.get("result")
-        return Result.from_json(told) if told else Result(task.name, updates=0, samples=0)
+            result = client.outcome.get("result")
+        return Result.from_json(result) if result else Result(task.name, updates=0, samples=0)
 
 
 @contextlib.contextmanager
@@ -99,8 +100,8 @@ def _leave_on_interrupt(client: ParameterClient) -> Iterator[None]:
         raise
 
 
-def _read(recipe: Recipe, train: object, work: WorkItem, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
-    """The micro-batches of a piece. A data set that is not in memory is read right here: what comes next is not known ahead."""
+def _micro_batches(recipe: Recipe, train: object, work: WorkItem, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
+    """The micro-batches of a work item. A data set that is not in memory is not prefetched: the next item is not known."""
     sizes = micro_batches(work.num_samples, micro_batch, recipe.batch.ghost_batch)
     batches = index_batches(recipe.seed, recipe.num_train_samples, work.start, iter(sizes))
     if isinstance(train, TensorDataset):

@@ -247,7 +247,7 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"checkpoint {path}: does not exist; start the run without --resume") from None
     except Exception as error:  # zipfile, pickle and torch raise a dozen unrelated kinds
         why = f"{type(error).__name__}: {str(error)[:100]}"
-        raise CheckpointError(f"checkpoint {path}: is truncated or damaged ({why}); resume from a copy or start anew") from error
+        raise CheckpointError(f"checkpoint {path}: is truncated or damaged ({why}); resume from a copy or start a new run") from error
     if not isinstance(state, dict) or state.get("format") not in (FORMAT, SHARDED):
         raise CheckpointError(
             f"checkpoint {path}: is not a bigbatch checkpoint of format {FORMAT} or {SHARDED}; start again in another --out"
