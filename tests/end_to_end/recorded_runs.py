@@ -51,11 +51,11 @@ import bigbatch  # noqa: E402
 
 LIMIT_S = 500
 """Seconds that the processes of a group may take."""
-MULTIPLE = {"float64": 1000.0, "float32": 1000.0, "bfloat16": 30.0}
+MULTIPLE = {"float64": 1000.0, "float32": 1000.0, "float16": 30.0, "bfloat16": 30.0}
 """Values on other platforms may be so many times as far apart as the environments were in which they were recorded."""
-LEAST = {"float64": 1e-14, "float32": 1e-7, "bfloat16": 1e-3}
+LEAST = {"float64": 1e-14, "float32": 1e-7, "float16": 1e-4, "bfloat16": 1e-3}
 """How far apart environments are taken to be at least, as those that were tried may have been lucky; in parts of a value's size."""
-MOST = {"float64": 1e-9, "float32": 1e-2, "bfloat16": 0.1}
+MOST = {"float64": 1e-9, "float32": 1e-2, "float16": 1e-2, "bfloat16": 0.1}
 """Runs whose tolerance is larger say too little."""
 
 # --- Task ---------------------------------------------------------------------------------------------------------------------------
@@ -181,6 +181,11 @@ class Run(NamedTuple):
         return bigbatch.Recipe.from_dict(BASE).replace(
             {**(SHIPPED if self.shipped else {}), **(NORMED if self.normed else {}), **self.changes}
         )
+
+    @property
+    def precision(self):
+        """Of the coarsest rounding."""
+        return "float16" if self.recipe.get("comm.compression.kind") == "fp16" else self.recipe.precision
 
     @property
     def group(self):
@@ -520,7 +525,7 @@ def outcome(run, folder):
     digests = {"weights": digest(weights), "record": digest(told)}
     if not state.get("shards"):
         digests["optimizer"] = digest(state["optimizer"]["state"])
-    return {"values": values, "digests": digests, "precision": run.recipe.precision}
+    return {"values": values, "digests": digests, "precision": run.precision}
 
 
 def outcome_of_order(run, folder):
@@ -529,7 +534,7 @@ def outcome_of_order(run, folder):
     values = {"losses": [], "rates": [line["lr"] for line in updates], "batches": [line["global_batch"] for line in updates]}
     values |= {"weights": {}, "last": {}, "counts": {"update": len(updates)}}
     told = [{field: line[field] for field in TOLD["update"] if field != "loss"} for line in updates]
-    return {"values": values, "digests": {"record": digest(told)}, "precision": run.recipe.precision}
+    return {"values": values, "digests": {"record": digest(told)}, "precision": run.precision}
 
 
 def lines_of(folder, kind):
