@@ -71,7 +71,7 @@ def test_all_that_a_recipe_can_ask_for_is_run():
     kinds = {(field, facts["const"]) for part in schema.values() for field, facts in part["properties"].items() if "const" in facts}
     ways = {
         (field, way)
-        for part, field in (("Gossip", "method"), ("ParameterServer", "mode"), ("LocalSGD", "momentum"))
+        for part, field in (("GossipSection", "method"), ("ParameterServerSection", "mode"), ("LocalSGDSection", "momentum"))
         for way in schema[part]["properties"][field]["enum"]
     }
     assert len(kinds) > 30
