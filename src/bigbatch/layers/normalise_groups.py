@@ -10,6 +10,7 @@ one for the running statistics. Where neither can be had, groups are normalised 
 """
 
 import importlib
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -174,7 +175,7 @@ class _ByKernels(_Groups):
     ) -> tuple[Tensor, Tensor]:
         output, statistics = kernels.forward(input, weight, bias, sizes, eps)
         if running is not None:
-            kernels.update_running(*running, statistics, sizes, input[0, 0].numel())
+            kernels.update_running(*running, statistics, sizes, math.prod(input.shape[2:]))
         return output, statistics
 
     @staticmethod
