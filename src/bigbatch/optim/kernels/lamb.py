@@ -24,7 +24,7 @@ from bigbatch.optim.kernels.common import (
 )
 from bigbatch.optim.kernels.tables import on_device, table_of
 
-BLOCK = 2048
+BLOCK, WARPS = 2048, 8
 """Elements of a chunk: 8 for each thread, of four tensors."""
 
 
@@ -35,7 +35,7 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.num)
-    types = {**compiled_for(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": 8}
+    types = {**compiled_for(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": WARPS}
     first, ratio = bias_corrections(group["betas"], table.addresses) if group["bias_correction"] else torch.ones(2, tensors, device=device)
     lr = on_device(group["lr"], device)
     numbers = (first, ratio, *map(float, (1 - group["betas"][0], group["betas"][1], 1 - group["betas"][1], group["eps"])))

@@ -11,7 +11,7 @@ from bigbatch.optim.batches import Batch
 from bigbatch.optim.kernels.common import compiled_for, element_pointer, load, place_of, ratio_or_one, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of
 
-BLOCK = 4096
+BLOCK, WARPS = 4096, 8
 """Elements of a chunk: 16 for each thread."""
 
 
@@ -22,7 +22,7 @@ def update(group: dict[str, Any], batch: Batch) -> bool:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.num)
-    types = {**compiled_for(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": 8}
+    types = {**compiled_for(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": WARPS}
     sq_norms = lr = on_device(group["lr"], device)
     if group["adapt"]:
         partial = torch.empty(2, cut.num, dtype=torch.float32, device=device)
