@@ -21,7 +21,7 @@ def main():
         settings = ["-c", str(ROOT / "tests/gpu/pytest.ini"), "--rootdir", str(ROOT), "--confcutdir", str(ROOT / "tests/gpu")]
         plain = ["-m", "gpu", "-q", "-p", "no:cacheprovider", *(str(ROOT / "tests/gpu" / name) for name in FILES)]
         if importlib.util.find_spec("xdist") is not None:
-            plain += ["-p", "xdist", "-n", str(min(4, os.cpu_count() or 1))]
+            plain += ["-p", "xdist", "-n", str(min(8, max(1, (os.cpu_count() or 1) // 2)))]
         own = {"GPU_TESTS_ON": part.device.type, "GPU_TESTS_TELL": str(told), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         process = subprocess.Popen([sys.executable, "-m", "pytest", *settings, *plain], cwd=ROOT, env=os.environ | own)
         try:

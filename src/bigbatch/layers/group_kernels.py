@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bigbatch.core.kernels import OPTIONS
 
-TILE = 2048
+TILE = 1024
 """Elements that a program holds at once."""
 PROGRAMS = 1024
 """Programs in a launch, about: several for each multiprocessor."""
