@@ -16,6 +16,7 @@ import tempfile
 import types
 import warnings
 import weakref
+from importlib.util import find_spec
 from multiprocessing import forkserver, popen_forkserver
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ForkServer
@@ -68,7 +69,14 @@ class Server(ForkServer):
         """Whether a program that starts with this environment would not find other settings."""
         if self.settings is None:
             self.ensure_running()
+        if any(self._is_another_package(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path):
+            return False
         return settings({**ONE_THREAD, **environment}) == self.settings
+
+    @staticmethod
+    def _is_another_package(path):
+        """Whether there is a copy of the package, which the server has not imported."""
+        return Path(path, "bigbatch").is_dir() and Path(path).resolve() != Path(find_spec("bigbatch").origin).resolve().parents[1]
 
 
 SERVER = Server("tests.preloaded")

@@ -86,9 +86,9 @@ def measure(part, name, task, recipe, updates, rounds):
 
 def main():
     part = Part("loops")
-    updates, rounds = (3, 1) if part.quick else (200, 3)
+    updates, rounds = (3, 1) if part.quick else (100, 3)
     language = Transformer(small=part.quick)
-    cases = {"transformer": (language, transformer_recipe(language), updates if part.quick else 24)}
+    cases = {"transformer": (language, transformer_recipe(language), updates if part.quick else 16)}
     for name in ("fashion_mnist/resnet8",) if part.quick else ("fashion_mnist/cnn", "fashion_mnist/resnet8"):
         recipe = Recipe.named(name)
         if part.quick:

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -120,15 +121,26 @@ def seconds_of(part, action, *, rounds, repeats=1):
     return sorted(times)[len(times) // 2]
 
 
-def launches_of(part, action):
-    """Kernels, copies and fills that an action launches, by torch.profiler; of a CPU: operations."""
+class Launched(NamedTuple):
+    """What an action had the device do."""
+
+    number: int  # kernels, copies and fills; of a CPU: operations
+    seconds: float  # that they took, without the gaps between them
+
+
+def launched_by(part, action, *, rounds=5):
+    """What an action launches, by torch.profiler; seconds are the median of some rounds."""
     from torch.profiler import ProfilerActivity, profile
 
     action()
     part.wait()
     on_gpu = part.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
-        action()
-        part.wait()
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    return sum(event.device_type == kind and not getattr(event, "is_user_annotation", False) for event in seen.events())
+    found = []
+    for _ in range(1 if part.quick else rounds):
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
+            action()
+            part.wait()
+        events = [event for event in seen.events() if event.device_type == kind and not getattr(event, "is_user_annotation", False)]
+        found.append(Launched(len(events), sum(event.time_range.elapsed_us() for event in events) / 1e6))
+    return sorted(found, key=lambda launched: launched.seconds)[len(found) // 2]

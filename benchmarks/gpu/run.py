@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 sys.path[0] = str(ROOT)  # the parts, and other benchmarks, as modules
 NEEDED = ("torch", "numpy", "pydantic", "platformdirs", "tomli_w", "filelock", "pytest")
 NAMES = {"tomli_w": "tomli-w"}
-PARTS = {"suite": 170, "waits": 60, "steps": 70, "norms": 25, "loops": 110, "study": 600}
+PARTS = {"suite": 160, "waits": 90, "steps": 70, "norms": 30, "loops": 110, "study": 600}
 """Name to limit in seconds, the most valuable first; the study takes what is left."""
 QUICK = dict.fromkeys(PARTS, 400)  # they take seconds; on a busy machine, minutes
 

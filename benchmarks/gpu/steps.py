@@ -7,7 +7,7 @@ w, m, v read and w written). Times 4 bytes.
 
 import torch
 from benchmarks import optimizer_step
-from benchmarks.gpu.part import Part, launches_of, seconds_of
+from benchmarks.gpu.part import Part, launched_by, seconds_of
 
 from bigbatch import optim
 
@@ -49,12 +49,15 @@ def measure(part, name, arms, shapes, bandwidth):
                 continue
             took[arm] = seconds_of(part, optimizer.step, rounds=rounds, repeats=repeats)
             part.row(f"{name}, {arm}: step", round(1e3 * took[arm], 4), "ms")
-            if arm in ACCESSES and not part.quick:
-                share = 4 * ACCESSES[arm] * elements / took[arm] / bandwidth
-                part.row(f"{name}, {arm}: bytes/s over a copy's", round(share, 3), goal=GOALS.get(arm))
-            if arm in (*ACCESSES, "Muon"):
+            if arm in (*ACCESSES, *MATRICES):
+                launched = launched_by(part, optimizer.step)
                 goal = ("<=", 40) if arm in ("LARS", "LAMB", "AdamP", "SGDP") else None
-                part.row(f"{name}, {arm}: launches a step", launches_of(part, optimizer.step), goal=goal)
+                part.row(f"{name}, {arm}: launches a step", launched.number, goal=goal)
+                part.row(f"{name}, {arm}: kernels of a step", round(1e3 * launched.seconds, 4), "ms")
+            if arm in ACCESSES and not part.quick:
+                fastest = 4 * ACCESSES[arm] * elements / bandwidth
+                part.row(f"{name}, {arm}: bytes/s over a copy's", round(fastest / took[arm], 3), goal=GOALS.get(arm))
+                part.row(f"{name}, {arm}: the same while kernels run", round(fastest / launched.seconds, 3), goal=GOALS.get(arm))
             base = BASE.get(arm)
             if base in took:
                 part.row(f"{name}, {arm}: time over {base}", round(took[arm] / took[base], 3))

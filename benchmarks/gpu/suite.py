@@ -1,5 +1,6 @@
-"""The GPU part of the tests: `pytest -m gpu`, in any environment that has pytest; a test's failure is a row with its error line."""
+"""The GPU part of the tests: `pytest -m gpu`, side by side where there is xdist; a test's failure is a row with its error line."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +20,8 @@ def main():
         told = Path(folder) / "tests.jsonl"  # a line a test, written as it ends: one that hangs takes no other with it
         settings = ["-c", str(ROOT / "tests/gpu/pytest.ini"), "--rootdir", str(ROOT), "--confcutdir", str(ROOT / "tests/gpu")]
         plain = ["-m", "gpu", "-q", "-p", "no:cacheprovider", *(str(ROOT / "tests/gpu" / name) for name in FILES)]
+        if importlib.util.find_spec("xdist") is not None:
+            plain += ["-p", "xdist", "-n", str(min(8, max(1, (os.cpu_count() or 1) // 2)))]
         own = {"GPU_TESTS_ON": part.device.type, "GPU_TESTS_TELL": str(told), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         process = subprocess.Popen([sys.executable, "-m", "pytest", *settings, *plain], cwd=ROOT, env=os.environ | own)
         try:

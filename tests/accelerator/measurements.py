@@ -14,11 +14,11 @@ from bigbatch.optim import LAMB
 LOSS = nn.functional.cross_entropy
 
 
-def monitored(*, parts=False, along=False, precondition=None, observe=False, loss_scale=1.0):
+def monitored(*, parts=False, along=False, precondition=None, observe=False, accumulate=False, loss_scale=1.0):
     net = model()
     optimizer = precondition(net) if precondition else torch.optim.SGD(net.parameters(), lr=0.01)
     measures = Preconditioned(net, optimizer) if precondition else None
-    monitor = NoiseScaleMonitor(net, parts=layers_of(net) if parts else None, along=along, precondition=measures)
+    monitor = NoiseScaleMonitor(net, parts=layers_of(net) if parts else None, along=along, precondition=measures, accumulate=accumulate)
     x, y = torch.randn(16, 3, 8, 8).to(DEVICE), torch.arange(16).remainder(10).to(DEVICE)
     for update in range(5):
         optimizer.zero_grad()
@@ -46,6 +46,7 @@ def _adam(net):
 
 CASES = {
     "monitor": monitored,
+    "monitor that adds up passes": partial(monitored, accumulate=True),
     "monitor of layers": partial(monitored, parts=True),
     "monitor along the last gradient": partial(monitored, along=True),
     "monitor, scaled losses": partial(monitored, loss_scale=1024.0),
@@ -58,6 +59,8 @@ PLANTS = [
     ("monitor", "noise.monitor", "NoiseScaleMonitor.update"),
     ("monitor", "noise.monitor", "NoiseScaleMonitor._measure_small"),
     ("monitor along the last gradient", "noise.monitor", "NoiseScaleMonitor._see"),
+    ("monitor that adds up passes", "noise.monitor", "NoiseScaleMonitor._see_all"),
+    ("monitor that adds up passes", "noise.gradient_sum", "GradientSum.take"),
     ("monitor of exchanged gradients", "noise.monitor", "NoiseScaleMonitor.observe"),
     ("monitor as LAMB weighs", "noise.preconditioned", "adam_preconditioned"),
 ]

@@ -158,7 +158,7 @@ def test_methods_import_torch_and_what_their_recipe_sections_need():
 
     A method's file holds its recipe section too, which pydantic checks and tomli_w writes; a measurement or a layer has none.
     """
-    of_torch, of_sections = loaded_by("torch.distributed.tensor", "torch.func"), loaded_by("pydantic", "tomli_w")
+    of_torch, of_sections = loaded_by("torch.distributed.tensor", "torch.func"), loaded_by("pydantic", "tomli_w", "annotated_types")
     assert "torch" in of_torch
     assert "pydantic" in of_sections
     assert loaded_by(*(f"bigbatch.{family}" for family in ("noise", "layers", "curvature", "adversarial"))) <= of_torch

@@ -237,7 +237,7 @@ CASES = [
     ("noise.per_example", "noise_of_examples", "noise", None),
     ("train.control.rate_source", "GainRate.factor", "", "train/control/test_control.py"),
     ("train.control.rate_source", "ScaledRate.factor", "", "train/control/test_curvature_batch.py"),
-    ("train.adversarial.replaced_samples", "Replaced._with_first", "", "train/control/test_curvature_batch.py"),
+    ("train.adversarial.replaced_samples", "ReplacedSamples._with_first", "", "train/control/test_curvature_batch.py"),
     ("train.update.gradient_accumulation", "accumulate_gradients", "", None),
     ("train.measure.evaluate", "evaluate", "score", "train/test_loop.py"),
 ]
@@ -275,7 +275,11 @@ def test_a_quantity_times_1_2_turns_its_tests_red(tmp_path, pytestconfig, module
     path = copy / "bigbatch" / f"{module.replace('.', '/')}.py"
     path.write_text(path.read_text() + TIMES.format(target=target, field=field))
     folder, _, name = module.rpartition(".")
-    file, case, renew = test or f"{folder}/test_{name}.py", name_of(module, target, field, test), pytestconfig.getoption("--renew-killers")
+    file, case, renew = (
+        test or f"{folder.replace('.', '/')}/test_{name}.py",
+        name_of(module, target, field, test),
+        pytestconfig.getoption("--renew-killers"),
+    )
     killer = None if renew else killers().get(case)
     if killer and is_red(run_tests_against(copy, f"{file}::{killer}")):
         return

@@ -1,11 +1,12 @@
 """Run a script as several gloo processes on loopback, within a bounded time, leaving none behind."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.forks import Program, python_path
+from tests.forks import SERVER, Program, python_path
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +16,14 @@ def leave():
     """How a rank ends well: gloo's threads may still want Python's lock to let go of tensors, and abort if Python is gone by then."""
     sys.stdout.flush()
     os._exit(0)
+
+
+def _start(arguments, environment, log):
+    """Forked where the fork server has imported what the rank would; else a process of its own, as for another copy of the package."""
+    if SERVER.suits(environment):
+        return Program(arguments, environment=environment, log=log, warnings="ignore")
+    with log.open("w") as file:
+        return subprocess.Popen([sys.executable, "-W", "ignore", *map(str, arguments)], env=environment, stdout=file, stderr=file)
 
 
 def run_ranks(script, world, folder, *arguments, timeout_s=LIMIT_S):
@@ -30,7 +39,7 @@ def run_ranks(script, world, folder, *arguments, timeout_s=LIMIT_S):
     try:
         for rank, log in enumerate(logs):
             log.unlink(missing_ok=True)
-            ranks.append(Program([script, *arguments], environment={**shared, "RANK": str(rank)}, log=log, warnings="ignore"))
+            ranks.append(_start([script, *arguments], {**shared, "RANK": str(rank)}, log))
         end = time.monotonic() + timeout_s
         while any(r.poll() is None for r in ranks) and time.monotonic() < end:
             if any(r.poll() not in (None, 0) for r in ranks):

@@ -27,7 +27,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +51,11 @@ import bigbatch  # noqa: E402
 
 LIMIT_S = 500
 """Seconds that the processes of a group may take."""
-MULTIPLE = {"float64": 1000.0, "float32": 1000.0, "bfloat16": 30.0}
+MULTIPLE = {"float64": 1000.0, "float32": 1000.0, "float16": 30.0, "bfloat16": 30.0}
 """Values on other platforms may be so many times as far apart as the environments were in which they were recorded."""
-LEAST = {"float64": 1e-14, "float32": 1e-7, "bfloat16": 1e-3}
+LEAST = {"float64": 1e-14, "float32": 1e-7, "float16": 1e-4, "bfloat16": 1e-3}
 """How far apart environments are taken to be at least, as those that were tried may have been lucky; in parts of a value's size."""
-MOST = {"float64": 1e-9, "float32": 1e-2, "bfloat16": 0.1}
+MOST = {"float64": 1e-9, "float32": 1e-2, "float16": 1e-2, "bfloat16": 0.1}
 """Runs whose tolerance is larger say too little."""
 
 # --- Task ---------------------------------------------------------------------------------------------------------------------------
@@ -181,6 +181,11 @@ class Run(NamedTuple):
         return bigbatch.Recipe.from_dict(BASE).replace(
             {**(SHIPPED if self.shipped else {}), **(NORMED if self.normed else {}), **self.changes}
         )
+
+    @property
+    def precision(self):
+        """Of the coarsest rounding."""
+        return "float16" if self.recipe.get("comm.compression.kind") == "fp16" else self.recipe.precision
 
     @property
     def group(self):
@@ -313,14 +318,15 @@ RUNS: dict[str, Run] = {
         servers=2,
     ),
     "parameter_server, asynchronous": Run(
-        {"comm": {"kind": "parameter_server", "mode": "asynchronous", "staleness_bound": 2, "damping": "inverse"}, **schedule(GRADUAL)},
+        {"comm": {"kind": "parameter_server", "mode": "asynchronous", "staleness_bound": 2}, **schedule(GRADUAL)},
         servers=1,
         repeats=False,
     ),
     "bigbatch train --workers": Run({**schedule(GRADUAL, {"kind": "linear"})}, workers=2, shipped=True, program=True),
 }
 ALONE = [name for name, run in RUNS.items() if run.group == "alone"]
-GROUPS = list(dict.fromkeys(run.group for run in RUNS.values() if run.group != "alone"))
+TOGETHER = (("2 workers",), ("4 workers", "parameter servers", "the program"))
+"""Groups whose processes are forked from one that has imported torch."""
 
 
 def run_alone(name, folder):
@@ -355,13 +361,12 @@ def train(run, folder):
 # --- Several processes --------------------------------------------------------------------------------------------------------------
 
 
-def run_group(group, folder):
-    """What the runs of a group ended in, by their names; in processes of their own, of which none is left.
+def run_together(groups, folder):
+    """What the runs of groups ended in, by their names, and what was said; in processes of their own, of which none is left.
 
-    Raises:
-        AssertionError: With what they said, if one failed, or time ran out.
+    Those that did not end well are left out, and what was said tells why.
     """
-    command = [sys.executable, "-W", "ignore", str(FILE), "--group", group, str(folder)]
+    command = [sys.executable, "-W", "ignore", str(FILE), "--together", str(folder), *groups]
     environment = {**ONE_THREAD, **os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
@@ -372,80 +377,91 @@ def run_group(group, folder):
                 over = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # before it is waited for, so that the number is still its own
-            code = process.wait()
-    assert over, f"{group}: did not end within {LIMIT_S} s\n{(folder / 'said.txt').read_text()[-6000:]}"
-    assert code == 0, f"{group}: exit code {code}\n{(folder / 'said.txt').read_text()[-6000:]}"
-    return {name: json.loads((folder / f"{number}.json").read_text()) for number, name in enumerate(names_of(group))}
+            process.wait()
+    said = (folder / "said.txt").read_text()[-8000:] + ("" if over else f"\ndid not end within {LIMIT_S} s")
+    found = folder / "found.json"
+    return json.loads(found.read_text()) if found.exists() else {}, said
 
 
-def names_of(group):
-    return [name for name, run in RUNS.items() if run.group == group]
+def names_of(*groups):
+    return [name for name, run in RUNS.items() if run.group in groups]
 
 
-def work_as_group(group, folder):
-    """All of a group, in the process that `run_group` starts."""
+def work_together(groups, folder):
+    """All of some groups, in the process that `run_together` starts."""
     importlib.import_module("torch._dynamo")  # which optimizers want; once, before there are several
     bigbatch.fit  # noqa: B018 likewise
-    names = names_of(group)
-    jobs = [(RUNS[name], folder / str(number)) for number, name in enumerate(names)]
+    folders = {name: folder / str(number) for number, name in enumerate(names_of(*groups))}
+    for group in groups:
+        begin = time.monotonic()
+        try:
+            work_as_group(group, {name: folders[name] for name in names_of(group)}, folder)
+        except Failed as error:
+            say(f"{group}: {error}")
+        say(f"{group}: {time.monotonic() - begin:.1f} s")
+    found = {}
+    for name, out in folders.items():  # after all forks: it computes
+        try:
+            if (out / "result.json").exists():
+                found[name] = outcome(RUNS[name], out)
+        except Exception:
+            say(f"{name}: {traceback.format_exc()}")
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+class Failed(Exception):
+    """A process did."""
+
+
+def work_as_group(group, folders, folder):
     if group == "the program":
-        for run, out in jobs:
+        for name, out in folders.items():
             out.mkdir()
-            (out / "asked.toml").write_text(run.recipe.to_toml())
-            command = [
-                "train",
-                run.recipe.task,
-                "--recipe",
-                out / "asked.toml",
-                "--out",
-                out,
-                "--workers",
-                run.workers,
-                "--quiet",
-                "--save-every",
-                1e6,
-            ]
-            fork([({}, lambda command=command: program(*command))])
+            (out / "asked.toml").write_text(RUNS[name].recipe.to_toml())
+            command = f"train {RUNS[name].recipe.task} --workers {RUNS[name].workers} --quiet --save-every 1e6".split()
+            fork([({}, partial(program, *command, "--recipe", out / "asked.toml", "--out", out))])
     elif group == "parameter servers":
-        for run, out in jobs:
+        for name, out in folders.items():
+            run = RUNS[name]
             addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(run.servers))
             shared = {"BIGBATCH_SERVERS": addresses, "BIGBATCH_TOKEN": "recorded", "BIGBATCH_NUM_WORKERS": str(run.workers)}
             roles = [f"server:{i}" for i in range(run.servers)] + [f"worker:{i}" for i in range(run.workers)]
-            fork([({**shared, "BIGBATCH_ROLE": role}, lambda run=run, out=out: train(run, out)) for role in roles])
+            fork([({**shared, "BIGBATCH_ROLE": role}, partial(train, run, out)) for role in roles])
     else:
-        world = jobs[0][0].workers
+        world = RUNS[next(iter(folders))].workers
         shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-        fork([({**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, lambda: work_as_rank(jobs, folder / "store")) for r in range(world)])
-    for number, (run, out) in enumerate(jobs):
-        (folder / f"{number}.json").write_text(json.dumps(outcome(run, out)))
+        work = partial(work_as_rank, folders, folder / f"store-{world}")
+        fork([({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, work) for rank in range(world)])
 
 
-def work_as_rank(jobs, store):
+def work_as_rank(folders, store):
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    for run, out in jobs:
-        train(run, out)
+    for name, out in folders.items():
+        if rank == 0:
+            say(f"{name}: begins")
+        train(RUNS[name], out)
 
 
 def fork(parts):
     """Processes, each with an environment and a function; the first that fails ends all."""
-    children = []
+    children, left = [], set()
     try:
         for environment, work in parts:
             if (pid := os.fork()) == 0:
                 os.environ |= environment
                 be_child(work)
             children.append(pid)
-        left = set(children)
+            left.add(pid)
         while left:
             pid, status = os.wait()
             left.discard(pid)
             if status:
-                raise SystemExit(f"a process of {len(children)} ended with {os.waitstatus_to_exitcode(status)}")
+                raise Failed(f"a process of {len(children)} ended with {os.waitstatus_to_exitcode(status)}")
     finally:
-        for pid in children:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def be_child(work):
@@ -460,6 +476,10 @@ def be_child(work):
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 def free_ports(number):
@@ -520,7 +540,7 @@ def outcome(run, folder):
     digests = {"weights": digest(weights), "record": digest(told)}
     if not state.get("shards"):
         digests["optimizer"] = digest(state["optimizer"]["state"])
-    return {"values": values, "digests": digests, "precision": run.recipe.precision}
+    return {"values": values, "digests": digests, "precision": run.precision}
 
 
 def outcome_of_order(run, folder):
@@ -529,7 +549,7 @@ def outcome_of_order(run, folder):
     values = {"losses": [], "rates": [line["lr"] for line in updates], "batches": [line["global_batch"] for line in updates]}
     values |= {"weights": {}, "last": {}, "counts": {"update": len(updates)}}
     told = [{field: line[field] for field in TOLD["update"] if field != "loss"} for line in updates]
-    return {"values": values, "digests": {"record": digest(told)}, "precision": run.recipe.precision}
+    return {"values": values, "digests": {"record": digest(told)}, "precision": run.precision}
 
 
 def lines_of(folder, kind):
@@ -671,9 +691,12 @@ def run_all(to):
         warnings.simplefilter("error")
         for number, name in enumerate(ALONE):
             found[name] = run_alone(name, Path(folder, str(number)))
-        for group in GROUPS:
-            Path(folder, group).mkdir()
-            found |= run_group(group, Path(folder, group))
+        for number, groups in enumerate(TOGETHER):
+            (several := Path(folder, f"several-{number}")).mkdir()
+            of_several, said = run_together(groups, several)
+            if missing := set(names_of(*groups)) - set(of_several):
+                raise SystemExit(f"{said}\ndid not end well: {', '.join(missing)}")
+            found |= of_several
     told = os.times()
     cpu_s = round(told.user + told.system + told.children_user + told.children_system, 1)
     to.write_text(json.dumps({"platform": this_platform(), "runs": found, "cpu_s": cpu_s, "seconds": round(time.monotonic() - begin, 1)}))
@@ -753,10 +776,11 @@ def main():
     asked.add_argument("--record", action="store_true", help="write the values and this machine's bits anew")
     asked.add_argument("--add", action="store_true", help="add this machine's bits to values that hold")
     asked.add_argument("--run-all", type=Path, metavar="FILE", help=argparse.SUPPRESS)
-    asked.add_argument("--group", nargs=2, help=argparse.SUPPRESS)
+    asked.add_argument("--together", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.group:
-        work_as_group(given.group[0], Path(given.group[1]))
+    if given.together:
+        folder, *groups = given.together
+        work_together(groups, Path(folder))
     elif given.run_all:
         run_all(given.run_all)
     else:

@@ -9,7 +9,18 @@ import json
 
 import pytest
 from tests.end_to_end import recorded_runs
-from tests.end_to_end.recorded_runs import ALONE, GROUPS, JSON, RUNS, difference, names_of, run_alone, run_group, this_platform, tolerance
+from tests.end_to_end.recorded_runs import (
+    ALONE,
+    JSON,
+    RUNS,
+    TOGETHER,
+    difference,
+    names_of,
+    run_alone,
+    run_together,
+    this_platform,
+    tolerance,
+)
 
 import bigbatch
 
@@ -22,15 +33,17 @@ def test_one_process(name, tmp_path):
     assert not difference(name, run_alone(name, tmp_path / "run"), RECORDED, this_platform())
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_several_processes(group, tmp_path):
-    found = run_group(group, tmp_path)
-    wrong = [difference(name, found[name], RECORDED, this_platform()) for name in names_of(group)]
-    assert not any(wrong), "\n".join(filter(None, wrong))
+@pytest.mark.parametrize("groups", TOGETHER, ids=", ".join)
+def test_several_processes(groups, tmp_path):
+    found, said = run_together(groups, tmp_path)
+    here = this_platform()
+    wrong = [difference(name, found[name], RECORDED, here) if name in found else f"{name}: did not end well" for name in names_of(*groups)]
+    assert not any(wrong), "\n".join(filter(None, [*wrong, said]))
 
 
 def test_what_is_recorded_is_run():
     assert list(RECORDED["runs"]) == list(RUNS)
+    assert set(RUNS) == {*ALONE, *names_of(*(group for groups in TOGETHER for group in groups))}
     for name, entry in RECORDED["runs"].items():
         assert entry["digests"].keys() == {str(number) for number in range(len(RECORDED["platforms"]))}, name
 
@@ -58,7 +71,7 @@ def test_all_that_a_recipe_can_ask_for_is_run():
     kinds = {(field, facts["const"]) for part in schema.values() for field, facts in part["properties"].items() if "const" in facts}
     ways = {
         (field, way)
-        for part, field in (("Gossip", "method"), ("ParameterServer", "mode"), ("LocalSGD", "momentum"))
+        for part, field in (("GossipSection", "method"), ("ParameterServerSection", "mode"), ("LocalSGDSection", "momentum"))
         for way in schema[part]["properties"][field]["enum"]
     }
     assert len(kinds) > 30

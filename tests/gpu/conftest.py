@@ -22,7 +22,7 @@ LIMIT_S = 90
 
 def pytest_runtest_logreport(report):
     """Tell `make gpu` of each test as it ends."""
-    if TELL and (report.when == "call" or report.outcome != "passed"):
+    if TELL and "PYTEST_XDIST_WORKER" not in os.environ and (report.when == "call" or report.outcome != "passed"):
         crash = getattr(report.longrepr, "reprcrash", None)
         lines = [line for line in (crash.message if crash else str(report.longrepr or "")).splitlines() if line.strip()]
         error = (lines or [""])[0 if crash else -1].strip()[:200]

@@ -41,11 +41,12 @@ def by_hand(model, pieces, population=float("inf"), parameters=None):
     return float(mean @ mean - (1 / total - 1 / population) * noise), float(noise)
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
 @settings(deadline=None, max_examples=25)
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=6), seed=st.integers(0, 99), scale=st.sampled_from([1.0, 1024.0]))
-def test_equals_the_formula_with_groups_of_any_sizes(sizes, seed, scale):
+def test_equals_the_formula_with_groups_of_any_sizes(sizes, seed, scale, accumulate):
     model = net(seed)
-    monitor = NoiseScaleMonitor(model, parts=layers_of(model), population=500)
+    monitor = NoiseScaleMonitor(model, parts=layers_of(model), population=500, accumulate=accumulate)
     pieces = list(torch.randn(sum(sizes), 6, dtype=torch.float64).split(sizes))
     run(model, monitor, pieces, loss_scale=scale)
     (measured,) = monitor.flush()
@@ -167,6 +168,56 @@ def test_parts_of_gradients_in_buckets():
     monitor = NoiseScaleMonitor(net(), own=True, process_group=None, parts={"first": []})
     with pytest.raises(UserError, match="parts, and gradients in buckets: only the whole model"):
         monitor.observe(torch.ones(3), torch.ones(3))
+
+
+class Branches(nn.Module):
+    """Of its two layers a pass uses one, or both: some gradients are missing in some passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 1), nn.Linear(6, 1), nn.Linear(6, 1)]).double()
+        self.used = 0
+
+    def forward(self, x):
+        return sum(self.layers[i](x) for i in self.used)
+
+
+@pytest.mark.parametrize("along", [False, True])
+def test_adding_up_passes_itself_changes_neither_gradients_nor_measurements(along):
+    """Against autograd's own sum and a hook on each parameter, also where a pass does not reach every parameter."""
+    torch.manual_seed(0)
+    models = [Branches(), Branches()]
+    models[1].load_state_dict(models[0].state_dict())
+    monitors = [NoiseScaleMonitor(model, along=along, accumulate=a) for model, a in zip(models, (False, True), strict=True)]
+    for _ in range(3):
+        pieces = [(torch.randn(n, 6, dtype=torch.float64), used) for n, used in ((3, (0,)), (4, (0, 1)), (2, (1,)))]
+        for model, monitor in zip(models, monitors, strict=True):
+            for x, model.used in pieces:
+                (sum_loss(model, x) / 9).backward()
+                monitor.micro_batch(len(x), divisor=9)
+            monitor.update()
+        for p, q in zip(*(model.parameters() for model in models), strict=True):
+            assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+        for model in models:
+            model.zero_grad()
+    for hooked, added in zip(*(monitor.flush() for monitor in monitors), strict=True):
+        assert (*added.parts["all"], added.noise_along) == pytest.approx((*hooked.parts["all"], hooked.noise_along), nan_ok=True)
+
+
+def test_a_monitor_that_adds_up_passes_holds_the_gradient_until_the_update():
+    model = net()
+    monitor, x = NoiseScaleMonitor(model, accumulate=True), torch.randn(8, 6, dtype=torch.float64)
+    sum_loss(model, x).backward()
+    monitor.micro_batch(8, divisor=1)
+    assert all(p.grad is None for p in model.parameters())
+    monitor.forget()
+    sum_loss(model, x).backward()
+    with pytest.raises(UserError, match=r"gradient of '0.weight' since the last pass .* call micro_batch\(\)"):
+        monitor.update()
+    monitor.micro_batch(8, divisor=1)
+    monitor.update()
+    wanted = mean_gradient(model, x)
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in model.parameters()]), 8 * wanted)
 
 
 def test_forgotten_passes_count_nothing():

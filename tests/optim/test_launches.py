@@ -13,9 +13,9 @@ from bigbatch.optim import LAMB, LARS, SGDP, AdamP
 
 SETTINGS = {"weight_decay": 1e-4}
 CASES = [
-    (LARS, 21, 203),
-    (LAMB, 27, 549),
-    (AdamP, 20, 1073),
+    (LARS, 4, 203),
+    (LAMB, 5, 549),
+    (AdamP, 8, 1073),
     (SGDP, 7, 719),
 ]
 """Launches of a step by kernels (everything together), and on the foreach path; torch's SGD has 9."""
@@ -52,7 +52,7 @@ def test_launches_by_kernels(cls, kernels, foreach, monkeypatch):
     monkeypatch.setattr(core_kernels, "_failed", set())
     launches = launches_of(lambda ps: cls(ps, **SETTINGS), resnet50())
     own = len(launched) // 4  # two trials, two steps
-    assert own in (3, 4)
+    assert own in (3, 4, 5)
     assert launches.total + own == kernels
     assert kernels + COPIES <= 40
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from bigbatch.core.checks import UserError
@@ -13,6 +13,11 @@ from bigbatch.core.checks import UserError
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: its shard of a DTensor, sharing memory, or the plain tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ranks share out parameters of the model (FSDP2)."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def layout(tensor: Tensor) -> Any:

@@ -8,6 +8,7 @@ sums dy and dy x^ likewise. There are no atomics: the same input gives the same 
 Memory traffic is that of torch's batch norm: x twice and y once forward, x and dy twice and dx once backward.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from bigbatch.core.kernels import OPTIONS
 
-TILE = 2048
+TILE = 1024
 """Elements that a program holds at once."""
 PROGRAMS = 1024
 """Programs in a launch, about: several for each multiprocessor."""
@@ -228,13 +229,7 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, sizes: list[int]) -> "Shape":
         """Of an input as `three_axes` gives it."""
-        num_samples, channels, positions = x.shape
-        width = min(64, triton.next_power_of_2(channels)) if x.stride(1) < x.stride(2) or positions == 1 else 1
-        most = sizes[-1] * positions if len(sizes) == 1 else max(sizes[0], sizes[-1]) * positions
-        rows = min(max(TILE // width, 1), triton.next_power_of_2(most))
-        programs = len(sizes) * triton.cdiv(channels, width)
-        splits = max(1, min(PROGRAMS // programs, triton.cdiv(most, rows)))
-        return cls(sizes[0], num_samples, len(sizes), channels, positions, splits, rows, width)
+        return _shape_of(x.shape, x.stride(1) < x.stride(2), sizes[0], sizes[-1], len(sizes))
 
     @property
     def grid(self) -> tuple[int]:
@@ -244,6 +239,17 @@ class Shape(NamedTuple):
     def partial(self, x: Tensor) -> Tensor:
         """Room for two sums of each stretch."""
         return torch.empty(2, self.splits, self.num_groups, self.channels, device=x.device, dtype=torch.float32)
+
+
+@lru_cache(256)
+def _shape_of(shape: tuple[int, ...], channels_last: bool, group: int, last: int, num_groups: int) -> Shape:
+    num_samples, channels, positions = shape
+    width = min(64, triton.next_power_of_2(channels)) if channels_last or positions == 1 else 1
+    most = max(group, last) * positions
+    rows = min(max(TILE // width, 1), triton.next_power_of_2(most))
+    programs = num_groups * triton.cdiv(channels, width)
+    splits = max(1, min(PROGRAMS // programs, triton.cdiv(most, rows)))
+    return Shape(group, num_samples, num_groups, channels, positions, splits, rows, width)
 
 
 def three_axes(x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ and the device is not waited for, until the values are read, for many updates at
 
 Cost: each gradient is read once more a pass, and each whole one once more an update, with a call into torch for each parameter: half a
 millisecond to one an update of the shipped models on a CPU, 1.6 to 1.7 % on one process and 2 to 4 % on two, whose updates are shorter
-(benchmarks/noise_overhead.py); less of larger ones.
+(benchmarks/noise_overhead.py); less of larger ones. On a GPU calls cost more than reading: with `accumulate=True` the monitor takes the
+gradients of a pass from the parameters, all at once, and adds the passes up, as autograd would have: to the same bits.
 
     monitor = NoiseScaleMonitor(model)
     for inputs, targets in loader:
@@ -35,6 +36,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.norms import each_norm, norm_of
 from bigbatch.core.sharding import local
 from bigbatch.noise.estimate import NoiseEstimate, estimate
+from bigbatch.noise.gradient_sum import GradientSum
 from bigbatch.noise.reader import ALL, Measured, Pending, Reader
 from bigbatch.noise.simple_noise_scale import NoiseScale
 
@@ -60,6 +62,8 @@ class NoiseScaleMonitor:
         own: No rank has the mean gradient, because its exchange loses something (top-k, PowerSGD) or because each takes steps of its own
             (local SGD): each measures its own gradient, from two micro-batches at least, and the values are averaged over ranks. Under
             DistributedDataParallel give `observe` the gradients before they are exchanged.
+        accumulate: Add up the gradients of the passes here: `p.grad` is None after `micro_batch` and the sum after `update`. Nothing else
+            may look at gradients in between, as DistributedDataParallel does.
 
     Raises:
         UserError: If the model has nothing to train, or can't be measured as asked.
@@ -75,6 +79,7 @@ class NoiseScaleMonitor:
         precondition: Precondition | None = None,
         process_group: Any = "all",
         own: bool = False,
+        accumulate: bool = False,
     ) -> None:
         if not population > 1:
             raise UserError(f"population = {population}: must be larger than one; give the samples of the training set, or leave it out")
@@ -88,7 +93,10 @@ class NoiseScaleMonitor:
             raise UserError("a model sharded over a mesh of several axes, or in part: can't be measured; shard all of it over one axis")
         if self._sharded and (along or own or precondition is not None):
             raise UserError("a sharded model: has only the plain noise scale measured; leave out along, own and precondition")
+        if accumulate and (self._sharded or process_group not in ("all", None) or (process_group == "all" and dist.is_initialized())):
+            raise UserError("accumulate, and gradients that ranks exchange: exchanging looks at gradients after each pass; leave it out")
         self._along, self._precondition = along, precondition
+        self._sum = GradientSum(self._named) if accumulate else None
         first = next(iter(self._named.values()))
         self._zero = torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
         number = {id(p): i for i, p in enumerate(self._named.values())}
@@ -111,7 +119,7 @@ class NoiseScaleMonitor:
         self._measured: deque[Measured] = deque(maxlen=KEPT)
         self._begin_pass()
         self._begin_update()
-        self._handles = list(self._watch(model))
+        self._handles = [] if accumulate else list(self._watch(model))
 
     def micro_batch(self, num_samples: int, *, divisor: float) -> None:
         """After each backward pass.
@@ -122,8 +130,10 @@ class NoiseScaleMonitor:
                 of passes, it is their product.
 
         Raises:
-            UserError: If a parameter had more than one gradient since the last call.
+            UserError: If a parameter had more than one gradient since the last call; not noticed with `accumulate`.
         """
+        if self._sum is not None:
+            self._see_all(self._sum.take())
         if self._twice:
             raise UserError(
                 "two gradients of one parameter since the last micro_batch(): the samples of each pass must be known; call it after every "
@@ -137,7 +147,8 @@ class NoiseScaleMonitor:
             self._counts = tuple(old + more for old, more in zip(self._counts, new, strict=True))
             if self._direction is not None:
                 self._sq_along = self._sq_along + torch.stack(self._dots).sum().square() * (num_samples / weight**2)
-        self._left = [_identity(p) for p in self._named.values()]
+        if self._sum is None:
+            self._left = [_identity(p) for p in self._named.values()]
         self._begin_pass()
 
     def update(self, *, loss_scale: float = 1.0) -> None:
@@ -150,6 +161,8 @@ class NoiseScaleMonitor:
         Raises:
             UserError: If gradients were changed since the last `micro_batch`: clipped, unscaled, averaged, or set to zero.
         """
+        if self._sum is not None:
+            self._sum.give_back()
         self._check_unchanged()
         self._check_passes()
         gradients = [torch.zeros_like(local(p)) if p.grad is None else local(p.grad) for p in self._named.values()]
@@ -209,6 +222,8 @@ class NoiseScaleMonitor:
 
     def forget(self) -> None:
         """Leave out the passes since the last update."""
+        if self._sum is not None:
+            self._sum.drop()
         self._begin_pass()
         self._begin_update()
 
@@ -309,6 +324,19 @@ class NoiseScaleMonitor:
             self._num_held += gradient.numel()
             if self._num_held > HELD:
                 self._measure_small()
+
+    def _see_all(self, gradients: list[Tensor | None]) -> None:
+        """What a pass has made, of all parameters at once."""
+        weighed = {
+            number: gradient if self._precondition is None else self._precondition(self._names[number], gradient)
+            for number, gradient in enumerate(gradients)
+            if gradient is not None
+        }
+        if self._direction is not None:
+            for number, gradient in weighed.items():
+                self._dots[number] = torch.sum(gradient * self._direction[number])
+        for number, norm in zip(weighed, each_norm(list(weighed.values()), self._zero.dtype), strict=True):
+            self._norms[number] = norm
 
     def _measure_small(self) -> None:
         if self._small:

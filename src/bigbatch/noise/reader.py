@@ -85,19 +85,23 @@ class Reader:
             return []
         rows = self._rows(pending)
         if self._group is not None and not self._own:
+            rows = rows.to(self._device)
             sum_over_ranks_(rows, self._group)
         measured = [self._split(row) for row in rows.tolist()]
         return self._mean_over_ranks(measured) if self._group is not None and self._own else measured
 
     def _rows(self, pending: Sequence[Pending]) -> Tensor:
-        """What is summed over ranks, shape (updates, columns): by part the squared norms of groups and whole; along; counts."""
-        wide: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
+        """What is summed over ranks, shape (updates, columns): by part the squared norms of groups and whole; along; counts.
+
+        Norms are brought to the host at once: what follows is many operations on few numbers.
+        """
+        wide: dict[str, Any] = {"dtype": torch.float64}
         scales = torch.tensor([p.scale for p in pending], **wide)
         norms = [norm for p in pending for of_group in (*p.passes, p.whole) for norm in of_group]
-        sq = torch.stack(norms).double().square().view(-1, len(pending[0].whole))  # groups of the first update, its whole, groups of ...
+        sq = torch.stack(norms).double().cpu().square().view(-1, len(pending[0].whole))  # groups of the first update, its whole, ...
         sq_norms, whole = self._of_groups(pending, sq)
         columns = [*self._of_parts(sq_norms, scales), *self._of_parts(whole, scales * self._copies)]
-        along = torch.stack([p.along for p in pending]).double()
+        along = torch.stack([p.along for p in pending]).double().cpu()
         factors = torch.stack([scales, scales * self._copies, torch.full_like(scales, self._copies)], dim=1)
         counts = torch.tensor([p.counts for p in pending], **wide)
         return torch.cat([torch.stack(columns, dim=1), along * factors, counts], dim=1)
@@ -113,7 +117,7 @@ class Reader:
             rows += [start + min(number, size) for number in range(most)]  # those that it lacks: the whole, times zero
             factors += [*p.factors, *[0.0] * (most - size)]
             ends.append(start + size)
-        weights = torch.tensor(factors, dtype=torch.float64, device=self._device).unsqueeze(1)
+        weights = torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
         weighted = torch.where(weights == 0, 0.0, sq[rows] * weights).view(len(pending), most, sq.shape[1])
         whole = sq[ends]
         return add_in_order([torch.zeros_like(whole), *weighted.unbind(1)]), whole

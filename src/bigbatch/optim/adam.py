@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigbatch.optim.base import Batch
+from bigbatch.optim.batches import Batch
 
 
 class Corrections(NamedTuple):

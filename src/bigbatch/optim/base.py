@@ -1,7 +1,7 @@
 """What the optimizers of this package share: they check parameters, keep float32 state, and see each tensor whole or as a shard."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from bigbatch.core.checks import UserError
 from bigbatch.core.multi_tensor import has_dense_rows, lies_as, overlaps, same_layout
 from bigbatch.core.sharding import laid_out_as, layout, local, part_like
+from bigbatch.optim.batches import Batch, Steady
 
 Rate = float | Tensor
 """A learning rate; as a 0-dim tensor on the parameters' device it may change under a captured CUDA graph."""
@@ -18,17 +19,6 @@ Rate = float | Tensor
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 """Types of state where it is not the parameter's own."""
-
-
-class Batch(NamedTuple):
-    """Parameters of one group with a gradient, of one device, type and layout over ranks."""
-
-    params: list[Tensor]  # what this rank holds, row after row in memory: a contiguous copy where the parameter itself lies otherwise
-    grads: list[Tensor]  # all of one type, in the memory order of their parameters; never written
-    states: list[dict[str, Tensor]]  # in the same order, of at least float32
-    where: Any  # their layout over ranks, None for plain tensors
-    wholes: list[Tensor]  # the parameters as the user knows them
-    copies: list[tuple[Tensor, Tensor]]  # parameters that lie otherwise, and the copies to be written back
 
 
 def check_rate(name: str, value: float | Tensor) -> None:
@@ -117,19 +107,32 @@ class BaseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             settings = group
             if isinstance(lr := group["lr"], Tensor) and lr.ndim:
                 settings = {**group, "lr": lr.view(())}
-            for batch in self._batches(group):
+            for batch in self._batches(number, group):
                 self.update(settings, batch)
                 for parameter, copy in batch.copies:
                     parameter.copy_(copy)
         return loss
 
-    def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
-        alike: dict[Any, Batch] = {}
+    def _batches(self, number: int, group: dict[str, Any]) -> list[Batch]:
+        """The batches of a group, as the last step found them if nothing has changed."""
         names = self.state_names_of(group)
+        if torch.compiler.is_compiling():
+            return self._look(group, names)
+        known: dict[int, Any] = self.__dict__.setdefault("_steady", {})
+        then, steady = known.get(number) or (None, None)
+        if isinstance(steady, Steady) and then == names and (batches := steady.again(group["params"], self.state)) is not None:
+            return batches
+        batches = self._look(group, names)
+        known[number] = (names, Steady(group["params"], batches)) if Steady.fits(batches) else None
+        return batches
+
+    def _look(self, group: dict[str, Any], names: tuple[str, ...]) -> list[Batch]:
+        """Sort the parameters of a group that have a gradient into batches, checked, with the state that they lack."""
+        alike: dict[Any, Batch] = {}
         for p in group["params"]:
             grad = p.grad
             if grad is None:
@@ -153,7 +156,7 @@ class BaseOptimizer(Optimizer):
                 grad = grad.to(torch.promote_types(p.dtype, torch.float32))
             key = (p.device, p.dtype, grad.dtype, where and (id(where[0]), where[1]))
             if key not in alike:
-                alike[key] = Batch([], [], [], where, [], [])
+                alike[key] = Batch([], [], [], where, [], [], {})
             batch = alike[key]
             batch.params.append(held)
             batch.grads.append(same_layout(grad, held))
@@ -161,7 +164,7 @@ class BaseOptimizer(Optimizer):
             batch.wholes.append(p)
             if held is not own:
                 batch.copies.append((own, held))
-        yield from alike.values()
+        return list(alike.values())
 
     def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
         """What is kept for each parameter of a group: tensors of its shape, and `step`, a scalar."""
@@ -244,7 +247,10 @@ def _other_shape(what: str, value: Tensor, p: Tensor) -> UserError:
 
 def buffers(batch: Batch, name: str) -> list[Tensor]:
     """What this rank holds of a state tensor of every parameter of a batch."""
-    return [local(state[name]) for state in batch.states]
+    if name not in batch.memo:
+        batch.memo[name] = [local(state[name]) for state in batch.states]
+    held: list[Tensor] = batch.memo[name]
+    return held
 
 
 def widened(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

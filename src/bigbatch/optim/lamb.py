@@ -24,7 +24,8 @@ from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import sharded_axes
 from bigbatch.optim.adam import adam_directions, corrections, fuses
-from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
+from bigbatch.optim.base import BaseOptimizer, Rate, buffers, subtract, widened
+from bigbatch.optim.batches import Batch
 from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
 from bigbatch.recipe.base import Positive

@@ -26,7 +26,8 @@ from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import shard_like, whole_like
 from bigbatch.optim.adam import adam_directions, corrections
-from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, subtract, widened
+from bigbatch.optim.base import BaseOptimizer, Rate, buffers, subtract, widened
+from bigbatch.optim.batches import Batch
 from bigbatch.optim.newton_schulz import SCALES, orthogonalise, step_scale
 
 PAPER = Paper(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bigbatch.core.multi_tensor import Piece, block_limit, blocks, flat, runs, take
 from bigbatch.core.sharding import sharded_axes
-from bigbatch.optim.base import Batch, widened
+from bigbatch.optim.base import widened
+from bigbatch.optim.batches import Batch
 from bigbatch.optim.projection import RowSums, radial, row_sums
 
 Directions = Callable[[range, tuple[Piece, ...]], list[Tensor]]

@@ -18,7 +18,8 @@ from torch.optim.optimizer import ParamsT
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
-from bigbatch.optim.base import BaseOptimizer, Batch, Rate, buffers, check_below_one, check_rate, widened
+from bigbatch.optim.base import BaseOptimizer, Rate, buffers, check_below_one, check_rate, widened
+from bigbatch.optim.batches import Batch
 from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
 from bigbatch.optim.projected import projected_step

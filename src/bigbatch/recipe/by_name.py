@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from bigbatch.core.methods import Registry
@@ -27,6 +28,11 @@ class ByName:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Called by pydantic."""
         return core_schema.no_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Called by pydantic for `Recipe.model_json_schema()`, which describes all methods, and so imports them all."""
+        choices = {name: self.registry[name].section.__pydantic_core_schema__ for name in self.registry}
+        return handler(core_schema.tagged_union_schema(choices, self.tag))
 
     def _validate(self, value: Any) -> Any:
         name = value.get(self.tag) if isinstance(value, Mapping) else getattr(value, self.tag, None)

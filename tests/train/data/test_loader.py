@@ -171,7 +171,7 @@ SCRIPT = """
 import torch
 from torch.utils.data import Dataset
 from bigbatch.train import fit
-from bigbatch.train.data.loader import load_micro_batches
+from bigbatch.train.data import loader
 
 class Own(Dataset):
     def __len__(self):
@@ -179,9 +179,9 @@ class Own(Dataset):
     def __getitem__(self, i):
         return torch.ones(1), 0
 
-if feed.current_process().name != "MainProcess":
+if loader.current_process().name != "MainProcess":
     fit("digits/mlp")
-next(feed.load_micro_batches(Own(), [torch.arange(4)], device=torch.device("meta"), dtype=torch.float32))
+next(loader.load_micro_batches(Own(), [torch.arange(4)], device=torch.device("meta"), dtype=torch.float32))
 """
 
 

@@ -21,7 +21,7 @@ from bigbatch.train.state.record import read_record
 
 SCRIPT = Path(bigbatch.__file__).parents[2] / "tests" / "distributed" / "train.py"
 LOOKS = {"curvature": {"every_updates": 10, "samples": 130, "eigenvalues": 2, "trace": 0.1}}
-OWN = "tests.train.test_curvature_probe:Noisy"
+OWN = "tests.train.measure.test_curvature_probe:Noisy"
 
 
 class Noisy(DigitsMLP):

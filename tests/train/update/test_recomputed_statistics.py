@@ -62,7 +62,9 @@ def test_several_workers_share_the_pass(monkeypatch):
 
     monkeypatch.setattr(Ranks, "sum_", keep)
     for rank in range(3):
-        recomputed(model(), SimpleNamespace(rank=rank, world_size=3, device=torch.device("cpu"), sum_=lambda v: keep(None, v), first=True))
+        recomputed(
+            model(), SimpleNamespace(rank=rank, world_size=3, device=torch.device("cpu"), sum_=lambda v: keep(None, v), is_rank_0=True)
+        )
     monkeypatch.undo()
     expected = recomputed(model())
     mean, var = population(torch.stack(parts).sum(0).view(3, -1))

@@ -5,6 +5,8 @@ in float32, lane by lane and then as a tree; the sums of chunks are added by a p
 equal bits.
 """
 
+import math
+import struct
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bigbatch.core.kernels import OPTIONS
-from bigbatch.optim.base import Batch
+from bigbatch.optim.batches import Batch
 
 
 @triton.jit
@@ -87,6 +89,52 @@ def totals(partial: Tensor, first: Tensor) -> Tensor:
     total = torch.empty(sums, tensors, dtype=torch.float32, device=partial.device)
     sum_chunks[(tensors,)](partial, first, total, partial.size(1), tensors, SUMS=sums, BLOCK=1024, **OPTIONS)
     return total
+
+
+@triton.jit
+def _power_of(high, low, t):
+    """b^t in float64, log(b) being the sum of two float32 numbers: kernels are given no other."""
+    return tl.exp(t.to(tl.float64) * (tl.cast(high, tl.float64) + tl.cast(low, tl.float64)))
+
+
+@triton.jit(do_not_specialize=["row", "tensors"])
+def count_steps(addresses, row, tensors, firsts, ratios, high_1, low_1, high_2, low_2, BLOCK: tl.constexpr):
+    """Count a step of each tensor, and store its bias corrections, 1 - b1^t and (1 - b1^t) / sqrt(1 - b2^t)."""
+    tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = tensor < tensors
+    step = tl.load(addresses + tl.cast(row, tl.int64) * tensors + tensor, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+    t = tl.load(step, mask=inside, other=0.0) + 1.0
+    tl.store(step, t, mask=inside)
+    first = 1.0 - _power_of(high_1, low_1, t)
+    second = 1.0 - _power_of(high_2, low_2, t)
+    tl.store(firsts + tensor, first.to(tl.float32), mask=inside)
+    tl.store(ratios + tensor, (first / tl.sqrt(second)).to(tl.float32), mask=inside)
+
+
+def bias_corrections(betas: tuple[float, float], addresses: Tensor) -> tuple[Tensor, Tensor]:
+    """`bigbatch.optim.adam.bias_corrections` in one launch; the last row of `addresses` is that of the steps."""
+    rows, tensors = addresses.shape
+    first, ratio = torch.empty(2, tensors, dtype=torch.float32, device=addresses.device)
+    logs = (part for b in betas for part in _two_floats(math.log(b) if b else -math.inf))
+    count_steps[(triton.cdiv(tensors, 256),)](addresses, rows - 1, tensors, first, ratio, *logs, BLOCK=256, **OPTIONS)
+    return first, ratio
+
+
+def _two_floats(x: float) -> tuple[float, float]:
+    """A number as the sum of two float32 ones.
+
+    >>> _two_floats(0.1)
+    (0.10000000149011612, -1.4901161138336505e-09)
+    """
+    high: float = struct.unpack("f", struct.pack("f", x))[0]
+    return high, x - high if math.isfinite(x) else 0.0
+
+
+@triton.jit
+def ratio_or_one(numerator, denominator):
+    """Divide; 1 where either is zero."""
+    usable = (numerator != 0.0) & (denominator != 0.0)
+    return tl.where(usable, tl.div_rn(numerator, tl.where(usable, denominator, 1.0)), 1.0)
 
 
 @triton.jit

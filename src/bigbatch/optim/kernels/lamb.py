@@ -10,41 +10,42 @@ import triton
 import triton.language as tl
 
 from bigbatch.core.sharding import sum_over_shards
-from bigbatch.optim.adam import bias_corrections
-from bigbatch.optim.base import Batch, buffers
-from bigbatch.optim.kernels.common import adam_moments, compiled_for, element_pointer, load, place_of, store, totals
+from bigbatch.optim.batches import Batch
+from bigbatch.optim.kernels.common import (
+    adam_moments,
+    bias_corrections,
+    compiled_for,
+    element_pointer,
+    load,
+    place_of,
+    ratio_or_one,
+    store,
+    totals,
+)
 from bigbatch.optim.kernels.tables import on_device, table_of
-from bigbatch.optim.lamb import trust_ratio
 
-BLOCK = 2048
+BLOCK, WARPS = 2048, 8
 """Elements of a chunk: 8 for each thread, of four tensors."""
 
 
 def update(group: dict[str, Any], batch: Batch) -> bool:
     """One update of a batch; False if these addresses can't be sent to the device now (see `table_of`)."""
-    table = table_of([batch.params, batch.grads, buffers(batch, "exp_avg"), buffers(batch, "exp_avg_sq")], length=BLOCK)
+    table = table_of(batch, ("exp_avg", "exp_avg_sq", "step"), length=BLOCK)
     if table is None:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.num)
-    types = {**compiled_for(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": 8}
-    if group["bias_correction"]:
-        first, ratio = bias_corrections(batch, group["betas"])
-    else:
-        first = ratio = torch.ones(tensors, dtype=torch.float32, device=device)
-    rates = on_device(group["lr"], device)
+    types = {**compiled_for(batch), "ALIGNED": table.aligned, "DECAY": bool(group["weight_decay"]), "BLOCK": BLOCK, "num_warps": WARPS}
+    first, ratio = bias_corrections(group["betas"], table.addresses) if group["bias_correction"] else torch.ones(2, tensors, device=device)
+    lr = on_device(group["lr"], device)
     numbers = (first, ratio, *map(float, (1 - group["betas"][0], group["betas"][1], 1 - group["betas"][1], group["eps"])))
     partial = torch.empty(2, cut.num, dtype=torch.float32, device=device)
     decay = float(group["weight_decay"])
     if cut.num:
         _moments[(cut.num,)](*tables, partial, *numbers, decay, MAXIMIZE=bool(group["maximize"]), **types)
-    if group["adapt"]:
-        weight_norm, update_norm = sum_over_shards(totals(partial, cut.first), batch.where).sqrt()
-        rates = trust_ratio(weight_norm, update_norm) * rates
-    else:
-        rates = rates.expand(tensors).contiguous()
+    sq_norms = sum_over_shards(totals(partial, cut.first), batch.where) if group["adapt"] else lr
     if cut.num:
-        _step[(cut.num,)](*tables, rates, first, ratio, float(group["eps"]), decay, **types)
+        _step[(cut.num,)](*tables, sq_norms, lr, first, ratio, float(group["eps"]), decay, ADAPT=bool(group["adapt"]), **types)
     return True
 
 
@@ -145,7 +146,8 @@ def _step(
     sizes,
     tensors,
     chunks,
-    rates,
+    sq_norms,
+    lr,
     firsts,
     ratios,
     eps,
@@ -153,6 +155,7 @@ def _step(
     W: tl.constexpr,
     G: tl.constexpr,
     ALIGNED: tl.constexpr,
+    ADAPT: tl.constexpr,
     DECAY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -162,7 +165,9 @@ def _step(
     w = element_pointer(addresses, tensor, start, W, ALIGNED)
     m = element_pointer(addresses + 2 * tensors, tensor, start, tl.float32, ALIGNED)
     v = element_pointer(addresses + 3 * tensors, tensor, start, tl.float32, ALIGNED)
-    rate, first, ratio = tl.load(rates + tensor), tl.load(firsts + tensor), tl.load(ratios + tensor)
+    rate, first, ratio = tl.load(lr), tl.load(firsts + tensor), tl.load(ratios + tensor)
+    if ADAPT:
+        rate *= ratio_or_one(tl.sqrt_rn(tl.load(sq_norms + tensor)), tl.sqrt_rn(tl.load(sq_norms + tensors + tensor)))
     if left >= BLOCK:
         _step_of(w, m, v, left, rate, first, ratio, eps, decay, W, DECAY, True, BLOCK)
     else:

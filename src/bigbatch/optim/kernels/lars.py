@@ -7,43 +7,38 @@ import triton
 import triton.language as tl
 
 from bigbatch.core.sharding import sum_over_shards
-from bigbatch.optim.base import Batch, buffers
-from bigbatch.optim.kernels.common import compiled_for, element_pointer, load, place_of, store, totals
+from bigbatch.optim.batches import Batch
+from bigbatch.optim.kernels.common import compiled_for, element_pointer, load, place_of, ratio_or_one, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of
-from bigbatch.optim.lars import trust_ratio
 
-BLOCK = 4096
+BLOCK, WARPS = 4096, 8
 """Elements of a chunk: 16 for each thread."""
 
 
 def update(group: dict[str, Any], batch: Batch) -> bool:
     """One update of a batch; False if these addresses can't be sent to the device now (see `table_of`)."""
-    table = table_of([batch.params, batch.grads, buffers(batch, "momentum_buffer")], length=BLOCK)
+    table = table_of(batch, ("momentum_buffer",), length=BLOCK)
     if table is None:
         return False
     cut, tensors, device = table.cut, len(batch.params), batch.params[0].device
     tables = (table.addresses, cut.owner, cut.first, cut.sizes, tensors, cut.num)
-    types = {**compiled_for(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": 8}
-    lr, inside = on_device(group["lr"], device), group["lr_in_momentum"]
+    types = {**compiled_for(batch), "ALIGNED": table.aligned, "BLOCK": BLOCK, "num_warps": WARPS}
+    sq_norms = lr = on_device(group["lr"], device)
     if group["adapt"]:
         partial = torch.empty(2, cut.num, dtype=torch.float32, device=device)
         if cut.num:
             _sq_norms[(cut.num,)](*tables, partial, **types)
-        weight_norm, grad_norm = sum_over_shards(totals(partial, cut.first), batch.where).sqrt()
-        rates = trust_ratio(weight_norm, grad_norm, **{name: group[name] for name in ("trust_coefficient", "weight_decay", "eps")})
-        rates = rates * lr if inside else rates
-    else:
-        rates = (lr if inside else torch.ones_like(lr)).expand(tensors).contiguous()
+        sq_norms = sum_over_shards(totals(partial, cut.first), batch.where)
     if cut.num:
         _step[(cut.num,)](
             *tables,
-            rates,
+            sq_norms,
             lr,
-            float(group["momentum"]),
-            float(group["weight_decay"]),
+            *(float(group[name]) for name in ("momentum", "weight_decay", "trust_coefficient", "eps")),
+            ADAPT=bool(group["adapt"]),
             DECAY=bool(group["weight_decay"]),
             NESTEROV=bool(group["nesterov"]),
-            OUTSIDE=not inside,
+            OUTSIDE=not group["lr_in_momentum"],
             MAXIMIZE=bool(group["maximize"]),
             **types,
         )
@@ -119,13 +114,16 @@ def _step(
     sizes,
     tensors,
     chunks,
-    rates,
+    sq_norms,
     lr,
     momentum,
     decay,
+    trust,
+    eps,
     W: tl.constexpr,
     G: tl.constexpr,
     ALIGNED: tl.constexpr,
+    ADAPT: tl.constexpr,
     DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
     OUTSIDE: tl.constexpr,
@@ -138,8 +136,12 @@ def _step(
     w = element_pointer(addresses, tensor, start, W, ALIGNED)
     g = element_pointer(addresses + tensors, tensor, start, G, ALIGNED)
     v = element_pointer(addresses + 2 * tensors, tensor, start, tl.float32, ALIGNED)
-    rate = tl.load(rates + tensor)
     rate_outside = tl.load(lr)
+    rate = 1.0 if OUTSIDE else rate_outside
+    if ADAPT:
+        weight_norm = tl.sqrt_rn(tl.load(sq_norms + tensor))
+        grad_norm = tl.sqrt_rn(tl.load(sq_norms + tensors + tensor))
+        rate *= ratio_or_one(trust * weight_norm, tl.where(grad_norm == 0.0, 0.0, grad_norm + decay * weight_norm + eps))
     if left >= BLOCK:
         _step_of(w, g, v, left, rate, rate_outside, momentum, decay, W, DECAY, NESTEROV, OUTSIDE, MAXIMIZE, True, BLOCK)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bigbatch.core import kernels
-from bigbatch.optim.base import Batch
+from bigbatch.optim.batches import Batch
 
 Update = Callable[[dict[str, Any], Batch], bool]
 
@@ -78,4 +78,4 @@ def _small_batch(like: Batch, *, aligned: bool) -> Batch:
 
     params = tensors(like.params[0].dtype)
     states = [{name: make(torch.float32) if name == "step" else make(torch.float32, *p.shape) for name in like.states[0]} for p in params]
-    return Batch(params, tensors(like.grads[0].dtype), states, None, params, [])
+    return Batch(params, tensors(like.grads[0].dtype), states, None, params, [], {})

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bigbatch.core.kernels import OPTIONS
 from bigbatch.core.sharding import sharded_axes
-from bigbatch.optim.adam import bias_corrections
 from bigbatch.optim.adamp import decayed_fraction as adam_decay
-from bigbatch.optim.base import Batch, Rate, buffers
-from bigbatch.optim.kernels.common import compiled_for
+from bigbatch.optim.base import Rate
+from bigbatch.optim.batches import Batch
+from bigbatch.optim.kernels.common import bias_corrections, compiled_for
 from bigbatch.optim.kernels.decide import decide, sum_rows
 from bigbatch.optim.kernels.row_moments import moments
 from bigbatch.optim.kernels.row_step import step
@@ -21,11 +21,11 @@ from bigbatch.optim.sgdp import decayed_fraction as sgd_decay
 
 def update_adamp(group: dict[str, Any], batch: Batch) -> bool:
     """One update of AdamP; False if it can't be made here: tensors in shards, or addresses that can't be sent to the device now."""
-    table = _table(batch, ("exp_avg", "exp_avg_sq"))
+    table = _table(batch, ("exp_avg", "exp_avg_sq", "step"))
     if table is None:
         return False
     b1, b2 = group["betas"]
-    bias = bias_corrections(batch, group["betas"])
+    bias = bias_corrections(group["betas"], table.addresses)
     flags = {"ADAM": True, "NESTEROV": False, "MAXIMIZE": bool(group["maximize"])}
     decay = adam_decay(group["lr"], group["weight_decay"])
     _update(group, batch, table, bias, (0.0, 1 - b1, b2, 1 - b2), flags, decay)
@@ -48,8 +48,11 @@ def update_sgdp(group: dict[str, Any], batch: Batch) -> bool:
 def _table(batch: Batch, names: tuple[str, ...]) -> Table | None:
     if sharded_axes(batch.where):
         return None
-    shapes = tuple((w.size(0), w.numel() // max(w.size(0), 1), True) if w.ndim > 1 else (1, w.numel(), False) for w in batch.params)
-    return table_of([batch.params, batch.grads, *(buffers(batch, name) for name in names)], shapes=shapes)
+    if "shapes" not in batch.memo:
+        batch.memo["shapes"] = tuple(
+            (w.size(0), w.numel() // max(w.size(0), 1), True) if w.ndim > 1 else (1, w.numel(), False) for w in batch.params
+        )
+    return table_of(batch, names, shapes=batch.memo["shapes"])
 
 
 def _update(

@@ -6,7 +6,6 @@ nothing, and only when they have changed: gradients often move, the rest seldom.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bigbatch.core import kernels
-from bigbatch.core.sharding import local
+from bigbatch.optim.base import buffers
+from bigbatch.optim.batches import Batch
 
 NUM_TABLES = 64
 """Tables of addresses that are kept: a few for each batch of an optimizer, some kilobytes each."""
@@ -105,8 +105,8 @@ _tables: OrderedDict[Any, tuple[Table, int]] = OrderedDict()
 _captured: dict[int, Table] = {}
 
 
-def table_of(lists: Sequence[Sequence[Tensor]], *, length: int = 0, shapes: tuple[tuple[int, int, bool], ...] = ()) -> Table | None:
-    """The table of lists of equal length, cut into chunks of `length` elements, or into rows of `shapes`.
+def table_of(batch: Batch, names: tuple[str, ...], *, length: int = 0, shapes: tuple[tuple[int, int, bool], ...] = ()) -> Table | None:
+    """The table of a batch: weights, gradients and the named state, cut into chunks of `length` elements, or into rows of `shapes`.
 
     Nothing can be sent to the device while a CUDA graph is captured. A table that an earlier step has sent can be used there, and is kept
     from then on, since replays read it.
@@ -114,25 +114,46 @@ def table_of(lists: Sequence[Sequence[Tensor]], *, length: int = 0, shapes: tupl
     Returns:
         None where a graph is being captured and these tensors' addresses were not sent before.
     """
-    device = lists[0][0].device
-    addresses = tuple(local(t).data_ptr() for tensors in lists for t in tensors)
-    sizes: Any = shapes or tuple(t.numel() for t in lists[0])
-    key = (device, addresses, len(lists), length, sizes)
+    device, lists = batch.params[0].device, 2 + len(names)
+    addresses = _addresses(batch, names)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    table, sent_on = _tables.get(key, (None, 0))
+    table: Table | None
+    seen, table, sent_on = batch.memo.get("table", ((), None, 0))
+    key = None
+    if seen != addresses:
+        key = (device, addresses, lists, length, shapes or _sizes(batch))
+        table, sent_on = _tables.get(key, (None, 0))
     if kernels.is_capturing(device):
         if table is not None:
             _captured[id(table)] = table
         return table
     if table is None or sent_on != stream:  # another stream would not wait for the copy
-        cut = _cut_once(sizes, length, device, stream)
+        cut = _cut_once(shapes or _sizes(batch), length, device, stream)
         aligned = not any(address % 16 for address in addresses)
-        table = Table(_sent(torch.tensor(addresses).view(len(lists), -1), device), aligned, cut)
-    _tables[key] = (table, stream)
-    _tables.move_to_end(key)
-    while len(_tables) > NUM_TABLES:
-        _tables.popitem(last=False)
+        table = Table(_sent(torch.tensor(addresses).view(lists, -1), device), aligned, cut)
+    batch.memo["table"] = addresses, table, stream
+    if key is not None:
+        _tables[key] = (table, stream)
+        _tables.move_to_end(key)
+        while len(_tables) > NUM_TABLES:
+            _tables.popitem(last=False)
     return table
+
+
+def _addresses(batch: Batch, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Of all tensors of the table, list after list; those of gradients are looked up, the others as long as the batch is the same."""
+    if "addresses" not in batch.memo:
+        of_state = tuple(t.data_ptr() for name in names for t in buffers(batch, name))
+        batch.memo["addresses"] = tuple(p.data_ptr() for p in batch.params), of_state
+    of_params, of_state = batch.memo["addresses"]
+    return (*of_params, *map(Tensor.data_ptr, batch.grads), *of_state)
+
+
+def _sizes(batch: Batch) -> tuple[int, ...]:
+    if "sizes" not in batch.memo:
+        batch.memo["sizes"] = tuple(p.numel() for p in batch.params)
+    sizes: tuple[int, ...] = batch.memo["sizes"]
+    return sizes
 
 
 def on_device(value: float | Tensor, device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.methods import BATCH_RULES
+from bigbatch.core.sharding import is_sharded
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
@@ -300,6 +301,7 @@ def _noise_measurement(
         along=isinstance(recipe.batch.rule, InnerProductTestSection),
         process_group="all" if ranks.world_size > 1 else None,
         own=own,
+        accumulate=ranks.world_size == 1 and ranks.device.type != "cpu" and not is_sharded(comm.model),
     )
     if own and isinstance(comm, AllReduce):
         comm.observe(monitor.observe)

@@ -16,7 +16,7 @@ from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError
 from bigbatch.core.clock import Clock
-from bigbatch.core.devices import CPU
+from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
 from bigbatch.core.json_lines import repair
 from bigbatch.core.reading import reason
@@ -283,12 +283,12 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     return lines.values
 
 
-def environment(device: torch.device = CPU) -> dict[str, Any]:
-    """Where a run ran, on which device; without names of hosts or users."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Where a run ran, on which device (the one that `fit` chooses, if left out); without names of hosts or users."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **arithmetic(device),
+        **arithmetic(device if device is not None else choose_device()),
     }
 
 
