@@ -23,7 +23,7 @@ from bigbatch.train.display.progress import Display
 from bigbatch.train.measure.diagnose import check_weights
 from bigbatch.train.measure.evaluate import Evaluation, evaluate
 from bigbatch.train.state.agreed_flags import AgreedFlags
-from bigbatch.train.state.checkpoint import Progress, save_checkpoint
+from bigbatch.train.state.checkpoint import HasState, Progress, save_checkpoint
 from bigbatch.train.state.interrupt import Stopwatch
 from bigbatch.train.state.record import Record
 from bigbatch.train.update.batches import UpdateBatches
@@ -120,6 +120,11 @@ class Run:
         self.start_timers()
 
     @property
+    def of_workers(self) -> dict[str, HasState]:
+        """What each worker has of its own, by its name in a checkpoint."""
+        return {"held": self.batches, "statistics": self.statistics}
+
+    @property
     def title(self) -> str:
         """For people."""
         return self.options.title or self.task.name
@@ -162,7 +167,7 @@ class Run:
             return
         self.control.read()
         state = Progress(self.clock, self.micro_batch, self.best_score, self.stopwatch.seconds, self.control.state_dict(), self.reached)
-        parts: dict[str, Any] = {"recipe": self.recipe, "comm": self.comm, "optimizer": self.optimizer, "held": self.batches}
+        parts: dict[str, Any] = {"recipe": self.recipe, "comm": self.comm, "optimizer": self.optimizer, "own": self.of_workers}
         with self.comm.averaged_weights(self.optimizer), self.statistics.combined():
             check_weights(self.model, self.clock)
             save_checkpoint(self.folder and self.folder / name, progress=state, **parts)

@@ -22,7 +22,7 @@ from bigbatch.train.measure.curvature_probe import CurvatureProbe
 from bigbatch.train.parameter_server.dispatch import refuse_gaps, take_part
 from bigbatch.train.run import Options, Run
 from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
-from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
+from bigbatch.train.state.checkpoint import HasState, Progress, load_batch_state, load_checkpoint
 from bigbatch.train.state.folder import load_data, lock_on_rank_0, open_folder_on_rank_0
 from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result
@@ -152,12 +152,13 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
     distance = WeightDistance(model) if options.measure_distance else None  # from the weights before a checkpoint is read
     if not ranks.is_rank_0:
         seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
-    last = Path(options.out or "") / "last.pt"
+    last, statistics = Path(options.out or "") / "last.pt", build_statistics(comm, recipe, data.train)
     if resumes:
-        progress = load_checkpoint(last, recipe=recipe, comm=comm, optimizer=optimizer, held=batches)
+        own: dict[str, HasState] = {"held": batches, "statistics": statistics}
+        progress = load_checkpoint(last, recipe=recipe, comm=comm, optimizer=optimizer, own=own)
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
-    statistics = build_statistics(comm, recipe, data.train, progress.micro_batch)
+    statistics.micro_batch = progress.micro_batch
     record = Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks)
     probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=progress.micro_batch)
     control = build_control(recipe, comm, optimizer, record, measure=options.measure_noise, probe=probe)

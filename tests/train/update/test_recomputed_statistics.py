@@ -28,7 +28,8 @@ def data():
 
 
 def recomputed(net, ranks=SINGLE_PROCESS, micro_batch=16):
-    statistics = RecomputedStatistics(net, ranks, recipe=RECIPE, train=data(), micro_batch=micro_batch)
+    statistics = RecomputedStatistics(net, ranks, recipe=RECIPE, train=data())
+    statistics.micro_batch = micro_batch
     with statistics.combined():
         return copy.deepcopy(net[1].state_dict())
 

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,6 +40,9 @@ KEPT = "update-{:09}.pt"
 """Name of a checkpoint that is kept, by its updates."""
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 class Progress(NamedTuple):
     """What a run knows besides weights and random states."""
 
@@ -51,7 +55,7 @@ class Progress(NamedTuple):
 
 
 class HasState(Protocol):
-    """What holds something for updates to come: adversarial examples."""
+    """What each worker has of its own: adversarial examples for updates to come, its part of running statistics."""
 
     def state_dict(self) -> dict[str, Any]:
         """Of this worker alone."""
@@ -63,7 +67,7 @@ class HasState(Protocol):
 
 
 def save_checkpoint(
-    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, held: HasState | None = None
+    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, own: Mapping[str, HasState] = NOTHING
 ) -> None:
     """Write everything that a run needs to go on as if it had never stopped. Called by every worker, written by the first.
 
@@ -75,7 +79,7 @@ def save_checkpoint(
         comm: Knows the model, and what each worker alone knows.
         optimizer: Of the run.
         progress: Where it stands.
-        held: What was made for updates to come.
+        own: What each worker has of its own, by name.
 
     Raises:
         OutputError: On every worker, if it can't be written, or an earlier one could not be in the background; an earlier checkpoint of
@@ -84,8 +88,8 @@ def save_checkpoint(
     ranks, writer = comm.ranks, comm.writer if isinstance(comm, FullyShard) else None
     if writer is not None:
         writer.wait()
-    own = {"random": _random_states(ranks.device), "comm": comm.state_dict(), "held": held.state_dict() if held is not None else {}}
-    workers = [_from_bytes(data) for data in ranks.all_gather(_to_bytes(own))]
+    worker = {"random": _random_states(ranks.device), "comm": comm.state_dict(), **{name: part.state_dict() for name, part in own.items()}}
+    workers = [_from_bytes(data) for data in ranks.all_gather(_to_bytes(worker))]
     if writer is None:
         model_state, optimizer_state = comm.full_state_dicts(optimizer)
     else:
@@ -125,7 +129,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return [*kept, *(path for name in ("best.pt", "last.pt") if (path := folder / name).exists())]
 
 
-def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, held: HasState | None = None) -> Progress:
+def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, own: Mapping[str, HasState] = NOTHING) -> Progress:
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
@@ -159,9 +163,9 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
             for number, worker in enumerate(state["workers"]):
                 check_identical(f"workers.{number}.comm", worker["comm"], comm.state_dict())
             comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
-            if held is not None:
-                held.load_state_dicts([worker.get("held", {}) for worker in state["workers"]])
             comm.load_full_state_dicts(optimizer, state["model"], state["optimizer"])
+            for name, part in own.items():
+                part.load_state_dicts([worker.get(name, {}) for worker in state["workers"]])
             if ranks.rank < len(state["workers"]):
                 _restore_random_states(state["workers"][ranks.rank]["random"], ranks.device)
             if ranks.is_rank_0:

@@ -43,6 +43,7 @@ class _Worker(_Part):
     random: _Random
     comm: dict[Any, Any]
     held: dict[Any, Any] = {}
+    statistics: dict[StrictStr, Any] = {}
 
 
 FileName = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]  # in its folder, not above it

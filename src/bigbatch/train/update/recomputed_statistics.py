@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bigbatch.comm.gossip.gossip import Gossip
 from bigbatch.comm.protocol import Comm
@@ -34,12 +34,11 @@ class RecomputedStatistics(RunningStatistics):
         ranks: The workers.
         recipe: For its batch, precision and seed.
         train: The training set.
-        micro_batch: Most samples in one pass.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks, *, recipe: Recipe, train: Any, micro_batch: int) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks, *, recipe: Recipe, train: Any) -> None:
         super().__init__(model, ranks)
-        self._model, self._recipe, self._train, self._micro_batch = model, recipe, train, micro_batch
+        self._model, self._recipe, self._train = model, recipe, train
 
     @contextmanager
     def during_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:  # noqa: ARG002
@@ -53,21 +52,28 @@ class RecomputedStatistics(RunningStatistics):
             self._pass()
         yield
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: the next pass makes all of it."""
+        return {}
+
+    def load_state_dicts(self, states: list[dict[str, Tensor]]) -> None:
+        """Nothing was saved."""
+
     def _pass(self) -> None:
         recipe, ranks = self._recipe, self._ranks
         ghost = recipe.batch.ghost_batch
         group = recipe.batch.global_batch if ghost == "global" else ghost or 1
         num_samples = min(max(SAMPLES, group * ranks.world_size), recipe.num_train_samples)
         share = share_of(num_samples, ranks.rank, ranks.world_size, group)
-        sizes = micro_batches(share.num_samples, self._micro_batch, group) if share.num_samples else []
+        sizes = micro_batches(share.num_samples, self.micro_batch, group) if share.num_samples else []
         indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
         with autocast(recipe.precision, ranks.device):
             batches = load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
             recompute_statistics(self._model, batches, add_up=ranks.sum_)
 
 
-def build_statistics(comm: Comm, recipe: Recipe, train: Any, micro_batch: int) -> RunningStatistics:
+def build_statistics(comm: Comm, recipe: Recipe, train: Any) -> RunningStatistics:
     """Running statistics kept while training; computed anew where workers' weights go apart for the whole run."""
     if isinstance(comm, Gossip) and comm.weights_differ:
-        return RecomputedStatistics(comm.model, comm.ranks, recipe=recipe, train=train, micro_batch=micro_batch)
+        return RecomputedStatistics(comm.model, comm.ranks, recipe=recipe, train=train)
     return RunningStatistics(comm.model, comm.ranks)
