@@ -8,7 +8,7 @@ progress, in updates of the small batch, by which the schedule and the end of th
 
 import torch
 
-from bigbatch.batching import AdaScale, Seen
+from bigbatch.batching import AdaScale, UpdateMeasurement
 from bigbatch.noise import NoiseScaleMonitor
 from bigbatch.tasks.data.digits import read_digits
 
@@ -36,7 +36,7 @@ def main():
         optimizer.step()
         optimizer.zero_grad()
         for measured in monitor.flush():
-            adascale.see(Seen(GLOBAL_BATCH, signal=measured.signal, noise=measured.noise))
+            adascale.observe(UpdateMeasurement(GLOBAL_BATCH, signal=measured.signal, noise=measured.noise))
         updates += 1
     accuracy = (model(x[test]).argmax(1) == y[test]).float().mean()
     print(f"{100 * accuracy:.1f} % after {updates} updates of {GLOBAL_BATCH} instead of {BASE_UPDATES} of {BASE_BATCH}")

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from bigbatch.batching import Seen
+from bigbatch.batching import UpdateMeasurement
 
 
 def updates(number, *, seed=0, global_batch=64):
     """Random updates as they come: a signal that is negative now and then, all fields measured."""
     draw = np.random.default_rng(seed)
     return [
-        Seen(
+        UpdateMeasurement(
             global_batch=global_batch,
             lr=float(draw.uniform(0.01, 0.1)),
             loss=float(draw.uniform(0.5, 2.0)),
@@ -29,7 +29,7 @@ def updates(number, *, seed=0, global_batch=64):
 def show(rule, number=20, **seen):
     """Let a rule see the same update several times."""
     for _ in range(number):
-        rule.see(Seen(**{"global_batch": 64, **seen}))
+        rule.observe(UpdateMeasurement(**{"global_batch": 64, **seen}))
     return rule
 
 
@@ -45,13 +45,13 @@ def check_resumes(make, seen=None):
     seen = seen or updates(90)
     whole, first, second = make(), make(), make()
     for update in seen[:40]:
-        whole.see(update)
-        first.see(update)
+        whole.observe(update)
+        first.observe(update)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.state_dict() == whole.state_dict()
     for update in seen[40:]:
-        whole.see(update)
-        second.see(update)
+        whole.observe(update)
+        second.observe(update)
         assert second.state_dict() == whole.state_dict()
     assert make().state_dict() != whole.state_dict()
     assert second.propose(64) == whole.propose(64)
@@ -61,11 +61,11 @@ def check_skips_what_was_not_measured(make, fields=("signal", "noise"), num_skip
     """NaN and infinity in any of the fields: the update is as good as not seen, and counted."""
     clean, dirty = make(), make()
     for i, update in enumerate(updates(60)):
-        clean.see(update)
-        dirty.see(update)
+        clean.observe(update)
+        dirty.observe(update)
         if i % 3 == 0:
             bad = (math.nan, math.inf, -math.inf)[i // 3 % 3]
-            dirty.see(update._replace(**{fields[i // 3 % len(fields)]: bad}))
+            dirty.observe(update._replace(**{fields[i // 3 % len(fields)]: bad}))
     assert num_skipped(dirty) == 20
     assert num_skipped(clean) == 0
     assert dirty.propose(64) == clean.propose(64)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.batching.seeing import approx, check_resumes, check_skips_what_was_not_measured, show, updates
 from tests.reference import batching as reference
 
-from bigbatch.batching import AdaScale, Seen
+from bigbatch.batching import AdaScale, UpdateMeasurement
 from bigbatch.batching.adascale import gain, smoothing
 from bigbatch.core.checks import UserError
 
@@ -56,7 +56,7 @@ def test_equals_the_reference_over_100_updates(shards):
         assert adascale.progress == approx(tau, rel=1e-9)
         noise = base * gradients.var(axis=0, ddof=1).sum()  # of one sample
         signal = (gradients.mean(axis=0) ** 2).sum() - noise / (base * shards)
-        adascale.see(Seen(shards * base, signal=signal, noise=noise))
+        adascale.observe(UpdateMeasurement(shards * base, signal=signal, noise=noise))
     assert 1 < adascale.gain(shards * base) < shards
 
 
@@ -91,7 +91,7 @@ def test_at_the_base_batch_it_is_exactly_the_base_run():
     adascale = AdaScale(64)
     for update in updates(200, seed=5):
         assert adascale.advance(64) == 1.0
-        adascale.see(update)
+        adascale.observe(update)
     assert adascale.progress == 200.0
 
 

@@ -30,7 +30,7 @@ def test_hand_worked():  # 0.1 * 400 / 0.5
 def test_equals_the_reference_over_100_updates(seed):
     rule, seen = CABS(), updates(100, seed=seed)
     for i, update in enumerate(seen, start=1):
-        rule.see(update)
+        rule.observe(update)
         if i >= 20:
             expected = reference.cabs(update.lr, [s.noise for s in seen[:i]], [s.loss for s in seen[:i]])
             assert rule.propose(64).global_batch == approx(expected, rel=1e-9), f"seed {seed}"

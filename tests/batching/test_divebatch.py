@@ -14,7 +14,7 @@ from tests.batching.seeing import (
 )
 from tests.reference.batching import diversity
 
-from bigbatch.batching import DiveBatch, Seen
+from bigbatch.batching import DiveBatch, UpdateMeasurement
 from bigbatch.batching.divebatch import divebatch, num_diverse
 from bigbatch.core.checks import UserError
 
@@ -50,7 +50,7 @@ def test_equals_the_reference_over_an_epoch_of_100_updates():
     rule = DiveBatch(delta=1.0)
     for gradients in epoch:
         noise = gradients.var(axis=0, ddof=1).sum()
-        rule.see(Seen(batch, signal=(gradients.mean(axis=0) ** 2).sum() - noise / batch, noise=noise))
+        rule.observe(UpdateMeasurement(batch, signal=(gradients.mean(axis=0) ** 2).sum() - noise / batch, noise=noise))
     n = 100 * batch
     expected = n * diversity(epoch.reshape(n, d))
     assert rule.propose(1).global_batch == approx(expected, abs=1 + 0.02 * expected)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.batching.seeing import approx, check_resumes, check_says_nothing_before_20_updates, check_skips_what_was_not_measured, show
 from tests.reference.batching import best_goodput, debiased_mean
 
-from bigbatch.batching import Goodput, Seen
+from bigbatch.batching import Goodput, UpdateMeasurement
 from bigbatch.batching.adascale import gain
 from bigbatch.batching.goodput import UpdateTime, best_batch, efficiency, fit_update_time, goodput
 from bigbatch.core.checks import UserError
@@ -110,7 +110,7 @@ def test_equals_the_reference_over_100_updates():
         signals.append(float(draw.normal(1, 0.3)))
         noises.append(float(draw.normal(500, 50)))
         rows.append((batch, seconds))
-        rule.see(Seen(batch, signal=signals[-1], noise=noises[-1], seconds=seconds))
+        rule.observe(UpdateMeasurement(batch, signal=signals[-1], noise=noises[-1], seconds=seconds))
         if i >= 19:
             beta, alpha = np.polyfit([b for b, _ in rows], [s for _, s in rows], 1)
             phi = debiased_mean(noises, 0.9) / debiased_mean(signals, 0.9)
@@ -137,7 +137,7 @@ def test_manners():
 
     draw = np.random.default_rng(0)
     seen = [
-        Seen(
+        UpdateMeasurement(
             int(draw.choice([64, 128])),
             signal=float(draw.normal(1, 1)),
             noise=float(draw.normal(500, 50)),

@@ -13,7 +13,7 @@ from tests.batching.seeing import (
 )
 from tests.reference import batching as reference
 
-from bigbatch.batching import InnerProductTest, Seen
+from bigbatch.batching import InnerProductTest, UpdateMeasurement
 from bigbatch.batching.inner_product_test import inner_product_test
 from bigbatch.batching.norm_test import norm_test
 from bigbatch.core.checks import UserError
@@ -44,7 +44,7 @@ def test_equals_the_reference_over_100_updates(theta, nu):
         gradients = draw.normal(size=(B, 6)) * draw.uniform(0.1, 3, size=6) + draw.normal(size=6)
         noise = gradients.var(axis=0, ddof=1).sum()
         along = (gradients @ direction).var(ddof=1) / (direction @ direction)
-        rule.see(Seen(B, signal=(gradients.mean(axis=0) ** 2).sum() - noise / B, noise=noise, noise_along=along))
+        rule.observe(UpdateMeasurement(B, signal=(gradients.mean(axis=0) ** 2).sum() - noise / B, noise=noise, noise_along=along))
         if i >= 20:
             expected = reference.inner_product_test(gradients, direction, theta=theta, nu=nu)
             assert rule.propose(B).global_batch == expected

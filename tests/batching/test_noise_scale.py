@@ -46,7 +46,7 @@ def test_equals_the_reference_over_100_updates(seed):
     signals, noises = [s.signal for s in seen], [s.noise for s in seen]
     compared = 0
     for i, update in enumerate(seen, start=1):
-        rule.see(update)
+        rule.observe(update)
         wish = rule.propose(64)
         if wish is not None and math.isfinite(wish.global_batch):
             expected = noise_scale_batch(signals[:i], noises[:i], exchange_rate=64.0, decay=0.9)

@@ -14,7 +14,7 @@ from tests.batching.seeing import (
 )
 from tests.reference import batching as reference
 
-from bigbatch.batching import NormTest, Seen
+from bigbatch.batching import NormTest, UpdateMeasurement
 from bigbatch.batching.norm_test import norm_test, required_batch
 from bigbatch.core.checks import UserError
 
@@ -42,7 +42,7 @@ def test_equals_the_reference_over_100_updates(theta):
         gradients = draw.normal(size=(B, 6)) * draw.uniform(0.1, 3) + draw.normal(size=6)
         noise = gradients.var(axis=0, ddof=1).sum()
         sq_norm = (gradients.mean(axis=0) ** 2).sum()
-        rule.see(Seen(B, signal=sq_norm - noise / B, noise=noise))
+        rule.observe(UpdateMeasurement(B, signal=sq_norm - noise / B, noise=noise))
         if i >= 20:
             expected = reference.norm_test(gradients, theta=theta)
             assert rule.propose(B).global_batch == expected

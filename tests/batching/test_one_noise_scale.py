@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.batching.seeing import show
 
-from bigbatch.batching import CABS, AdaScale, BatchRule, DiveBatch, Goodput, InnerProductTest, NoiseScaleRule, NormTest, Seen, SimiGrad
+from bigbatch.batching import (
+    CABS,
+    AdaScale,
+    BatchRule,
+    DiveBatch,
+    Goodput,
+    InnerProductTest,
+    NoiseScaleRule,
+    NormTest,
+    SimiGrad,
+    UpdateMeasurement,
+)
 from bigbatch.batching.adascale import gain
 from bigbatch.batching.cabs import cabs
 from bigbatch.batching.divebatch import divebatch, num_diverse
@@ -67,6 +78,6 @@ def test_more_noise_never_asks_for_less_and_somewhere_for_more(make):
 def test_keeps_to_the_protocol(make):
     rule: BatchRule = make()
     assert rule.propose(64) is None
-    rule.see(Seen(64))
+    rule.observe(UpdateMeasurement(64))
     assert rule.propose(64) is None
     rule.load_state_dict(rule.state_dict())

@@ -96,7 +96,7 @@ def test_decided_now_and_then_the_batch_reaches_the_target():
 def test_the_wish_follows_the_smoothed_noise_scale(seed):
     rule, seen = SimiGrad(target=0.5, decay=0.95), updates(100, seed=seed)
     for update in seen:
-        rule.see(update)
+        rule.observe(update)
     b_simple = debiased_mean([s.noise for s in seen], 0.95) / debiased_mean([s.signal for s in seen], 0.95)
     assert rule.propose(64).global_batch == approx(2 * b_simple), f"seed {seed}"
 

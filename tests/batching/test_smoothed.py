@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 from tests.batching.seeing import approx, check_resumes, show, updates
 from tests.reference.batching import debiased_mean
 
-from bigbatch.batching import Seen
+from bigbatch.batching import UpdateMeasurement
 from bigbatch.batching.smoothed import SmoothedNoise, noise_scale
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():  # decay 0.5: weights 1/3 and 2/3, so signal (2 + 2 * 5) / 3 = 4 and noise (10 + 2 * 7) / 3 = 8
     smoothed = SmoothedNoise(decay=0.5)
-    smoothed.see(Seen(8, signal=2.0, noise=10.0))
-    smoothed.see(Seen(16, signal=5.0, noise=7.0))
+    smoothed.observe(UpdateMeasurement(8, signal=2.0, noise=10.0))
+    smoothed.observe(UpdateMeasurement(16, signal=5.0, noise=7.0))
     assert (smoothed.signal, smoothed.noise, smoothed.noise_scale) == approx((4.0, 8.0, 2.0), rel=1e-15)
 
 
@@ -43,7 +43,7 @@ def test_without_signal_the_noise_scale_is_infinite():
 def test_equals_the_weighted_mean_of_all_values(values, decay):
     smoothed = SmoothedNoise(decay)
     for signal, noise in values:
-        smoothed.see(Seen(8, signal=signal, noise=noise))
+        smoothed.observe(UpdateMeasurement(8, signal=signal, noise=noise))
     assert smoothed.signal == approx(debiased_mean([s for s, _ in values], decay), rel=1e-9, abs=1e-9)
     assert smoothed.noise == approx(max(debiased_mean([n for _, n in values], decay), 0), rel=1e-9, abs=1e-9)
 

@@ -7,7 +7,7 @@ import torch
 from bigbatch.core import machine
 from bigbatch.core.checks import OutputError
 from bigbatch.core.cores import usable_cores
-from bigbatch.core.machine import disk_speed, look_at_machine, matmul_gflops
+from bigbatch.core.machine import disk_speed, inspect_machine, matmul_gflops
 
 
 class Clock:
@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 
 def test_facts():
-    found = look_at_machine()
+    found = inspect_machine()
     assert found.versions["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
     assert found.versions["torch"] == torch.__version__
     assert len(found.gpus) == torch.cuda.device_count()

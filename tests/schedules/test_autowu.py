@@ -215,7 +215,7 @@ def test_more_losses_than_blocks():
     assert 10 ** (-5 * (1 - curve.lowest * 1399 / 1500)) == pytest.approx(0.02, rel=0.6)
     autowu = AutoWU(total_samples=3_000)
     for t, loss in enumerate(losses):
-        autowu.see(Clock(t, t), loss)
+        autowu.add_loss(Clock(t, t), loss)
     assert autowu.judgement().factor == pytest.approx(10 ** (-5 * (1 - curve.lowest * 1399 / 1500)))
 
 
@@ -272,7 +272,7 @@ def test_one_decides_for_all():
     while copies[0].switch is None:
         rate = copies[0](clock)
         for each in copies:
-            each.see(clock, bowl(rate))
+            each.add_loss(clock, bowl(rate))
         assert len({each.due(clock) for each in copies}) == 1
         if copies[0].due(clock):
             told = json.dumps(copies[0].judgement())

@@ -88,7 +88,7 @@ def share_at(progress: float, *, share: float = 1.0, full_until: float = 1.0, of
     return share * max(off_at - progress, 0.0) / (off_at - full_until) if off_at > full_until else 0.0
 
 
-class Twins(NamedTuple):
+class PairedBatch(NamedTuple):
     """A piece of an update and its adversarial examples: of the very same view of the samples, however they were augmented."""
 
     inputs: Tensor  # (n, ...)
@@ -97,7 +97,7 @@ class Twins(NamedTuple):
 
 
 class ConAdv:
-    """Twins for the updates of any loop; see the module's docstring for the rule.
+    """PairedBatch for the updates of any loop; see the module's docstring for the rule.
 
     Holds `tau` updates of samples, with a byte more for each value, while others make their directions, or until they are used.
 
@@ -133,7 +133,7 @@ class ConAdv:
         """Updates held."""
         return len(self._ahead)
 
-    def next_update(self, read: Callable[[], list[Batch] | None]) -> list[Twins] | None:
+    def next_update(self, read: Callable[[], list[Batch] | None]) -> list[PairedBatch] | None:
         """Once an update, before its passes: begins what is needed `tau` updates on, and waits for what is needed now.
 
         Args:
@@ -149,10 +149,10 @@ class ConAdv:
             return None
         pieces, promise = self._ahead.popleft()
         step = {"eps": self.eps, "low": self.low, "high": self.high}
-        return [Twins(x, y, fgsm_step(x, direction, **step)) for (x, y), direction in zip(pieces, promise(), strict=True)]
+        return [PairedBatch(x, y, fgsm_step(x, direction, **step)) for (x, y), direction in zip(pieces, promise(), strict=True)]
 
-    def over(self, loader: Iterable[Batch]) -> Iterator[Twins]:
-        """Twins of a loader's batches, one an update; at the loader's end the buffer is drained, and an epoch leaves nothing behind."""
+    def over(self, loader: Iterable[Batch]) -> Iterator[PairedBatch]:
+        """Pairs of a loader's batches, one an update; at the loader's end the buffer is drained, and an epoch leaves nothing behind."""
         batches = iter(loader)
 
         def read() -> list[Batch] | None:

@@ -4,7 +4,7 @@ from bigbatch.batching.absa import ABSA
 from bigbatch.batching.adabatch import AdaBatch
 from bigbatch.batching.adascale import AdaScale
 from bigbatch.batching.cabs import CABS
-from bigbatch.batching.decision import BatchAndRate, BatchRule, Bounds, Proposal, Seen, decide
+from bigbatch.batching.decision import BatchAndRate, BatchRule, Bounds, Proposal, UpdateMeasurement, decide
 from bigbatch.batching.divebatch import DiveBatch
 from bigbatch.batching.goodput import Goodput
 from bigbatch.batching.increase_batch import IncreaseBatch
@@ -28,7 +28,7 @@ __all__ = [
     "NoiseScaleRule",
     "NormTest",
     "Proposal",
-    "Seen",
     "SimiGrad",
+    "UpdateMeasurement",
     "decide",
 ]

@@ -16,7 +16,7 @@ Limits:  for SGD with a constant momentum, without warm-up. lr(.) is the schedul
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Proposal, Seen
+from bigbatch.batching.decision import Proposal, UpdateMeasurement
 from bigbatch.core.checks import check_positive
 from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
@@ -88,7 +88,7 @@ class AdaScale:
     >>> adascale = AdaScale(base_batch=32)
     >>> adascale.advance(64)  # before anything was seen
     1.0
-    >>> adascale.see(Seen(global_batch=64, signal=1.0, noise=64.0))
+    >>> adascale.observe(UpdateMeasurement(global_batch=64, signal=1.0, noise=64.0))
     >>> adascale.advance(64), adascale.progress
     (1.5, 2.5)
     """
@@ -100,9 +100,9 @@ class AdaScale:
         self.num_seen = self.num_skipped = 0
         self._signal = self._noise = 0.0
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
-        if not seen.tells_noise:
+        if not seen.has_noise:
             self.num_skipped += 1
             return
         self.num_seen += 1

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Proposal, Seen
+from bigbatch.batching.decision import Proposal, UpdateMeasurement
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import BATCH_RULES
@@ -67,9 +67,9 @@ class CABS(SmoothedRule):
         super().__init__(decay, also=("loss",))
         self._lr: float | None = None
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
-        super().see(seen)
+        super().observe(seen)
         if math.isfinite(seen.lr):
             self._lr = seen.lr
 

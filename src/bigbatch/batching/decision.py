@@ -12,7 +12,7 @@ HYSTERESIS = 1.1
 """A wish nearer than this factor to the present batch changes nothing."""
 
 
-class Seen(NamedTuple):
+class UpdateMeasurement(NamedTuple):
     """What a rule is told of one update. NaN: not measured."""
 
     global_batch: int  # samples of the update
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     seconds: float = float("nan")  # of the update
 
     @property
-    def tells_noise(self) -> bool:
+    def has_noise(self) -> bool:
         """Whether signal and noise were measured, and are finite."""
         return math.isfinite(self.signal) and math.isfinite(self.noise)
 
@@ -46,7 +46,7 @@ class BatchAndRate(NamedTuple):
 class BatchRule(Protocol):
     """A rule of `bigbatch.batching`: sees every update, and is asked now and then."""
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
 
     def propose(self, global_batch: int) -> Proposal | None:

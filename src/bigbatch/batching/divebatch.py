@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bigbatch.batching.decision import Proposal, Seen
+from bigbatch.batching.decision import Proposal, UpdateMeasurement
 from bigbatch.batching.smoothed import MIN_UPDATES, noise_scale
 from bigbatch.core.checks import check_positive
 from bigbatch.core.methods import BATCH_RULES
@@ -89,9 +89,9 @@ class DiveBatch:
         self.num_seen = self.num_skipped = 0
         self._signal = self._noise = 0.0
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
-        if not seen.tells_noise:
+        if not seen.has_noise:
             self.num_skipped += 1
             return
         self._signal, self._noise, self.num_seen = self._signal + seen.signal, self._noise + seen.noise, self.num_seen + 1

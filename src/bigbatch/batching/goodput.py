@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from bigbatch.batching.decision import Bounds, Proposal, Seen
+from bigbatch.batching.decision import Bounds, Proposal, UpdateMeasurement
 from bigbatch.batching.smoothed import SmoothedRule
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.methods import BATCH_RULES
@@ -145,9 +145,9 @@ class Goodput(SmoothedRule):
         super().__init__(decay)
         self._timed: dict[int, tuple[int, float]] = {}  # samples of an update: number of such updates, their seconds together
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
-        super().see(seen)
+        super().observe(seen)
         if math.isfinite(seen.seconds):
             number, seconds = self._timed.get(seen.global_batch, (0, 0.0))
             self._timed[seen.global_batch] = (number + 1, seconds + seen.seconds)

@@ -11,7 +11,7 @@ Units:   samples.
 Differs: the direction d is the mean gradient of the update before, which the samples of this update did not make. |g|^2 is
          |G|^2 + tr(S) / B, the measured norm, from running means, as are both variances. The paper's averaging of gradients over
          several iterations, against tests that fail by chance, is that running mean.
-Limits:  only grows. Needs the variance along d (`Seen.noise_along`): an update without it is skipped.
+Limits:  only grows. Needs the variance along d (`UpdateMeasurement.noise_along`): an update without it is skipped.
 """
 
 from typing import Annotated, Any, Literal

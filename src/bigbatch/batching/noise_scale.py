@@ -55,10 +55,10 @@ class NoiseScaleRule(SmoothedRule):
     Raises:
         UserError: If `exchange_rate` or `decay` is out of range.
 
-    >>> from bigbatch.batching import Seen
+    >>> from bigbatch.batching import UpdateMeasurement
     >>> rule = NoiseScaleRule(exchange_rate=100.0)
     >>> for _ in range(20):
-    ...     rule.see(Seen(global_batch=64, signal=1.0, noise=400.0))
+    ...     rule.observe(UpdateMeasurement(global_batch=64, signal=1.0, noise=400.0))
     >>> round(rule.propose(64).global_batch)
     200
     """

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigbatch.batching.decision import Seen
+from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.core.average import RunningMean
 from bigbatch.core.checks import UserError
 
@@ -39,7 +39,7 @@ class SmoothedNoise:
 
     Args:
         decay: Of the exponential means, from 0 to below 1.
-        also: Further fields of `Seen` to average, such as "loss".
+        also: Further fields of `UpdateMeasurement` to average, such as "loss".
 
     Attributes:
         num_seen: Updates in the means.
@@ -49,8 +49,8 @@ class SmoothedNoise:
         UserError: If `decay` is not from 0 to below 1.
 
     >>> smoothed = SmoothedNoise(decay=0.5)
-    >>> smoothed.see(Seen(global_batch=8, signal=1.0, noise=8.0))
-    >>> smoothed.see(Seen(global_batch=8, signal=float("nan"), noise=9.0))
+    >>> smoothed.observe(UpdateMeasurement(global_batch=8, signal=1.0, noise=8.0))
+    >>> smoothed.observe(UpdateMeasurement(global_batch=8, signal=float("nan"), noise=9.0))
     >>> smoothed.noise_scale, smoothed.num_seen, smoothed.num_skipped
     (8.0, 1, 1)
     """
@@ -61,7 +61,7 @@ class SmoothedNoise:
         self.num_seen = self.num_skipped = 0
         self._means = {name: RunningMean(decay) for name in ("signal", "noise", *also)}
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
         values = {name: getattr(seen, name) for name in self._means}
         if not all(math.isfinite(value) for value in values.values()):
@@ -124,9 +124,9 @@ class SmoothedRule:
     def __init__(self, decay: float, *, also: Sequence[str] = ()) -> None:
         self.smoothed = SmoothedNoise(decay, also=also)
 
-    def see(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update."""
-        self.smoothed.see(seen)
+        self.smoothed.observe(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: goes into the checkpoint."""

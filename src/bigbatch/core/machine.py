@@ -58,7 +58,7 @@ class Disk:
     free_bytes: int
 
 
-def look_at_machine() -> Machine:
+def inspect_machine() -> Machine:
     """Versions, cores, memory, GPUs and backends of this process."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": version("numpy")}
     gpus: list[GPU] = []

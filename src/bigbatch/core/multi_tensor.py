@@ -86,10 +86,10 @@ def overlaps(tensor: Tensor) -> bool:
 
 def same_layout(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor with the memory order of `like`, a dense one: itself where it has it, else a copy."""
-    return tensor if lies_as(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    return tensor if has_layout_of(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def lies_as(tensor: Tensor, like: Tensor) -> bool:
+def has_layout_of(tensor: Tensor, like: Tensor) -> bool:
     """Whether the elements of two tensors of one shape follow each other in the same order, `like` being dense."""
     if like.is_contiguous():
         return tensor.is_contiguous()

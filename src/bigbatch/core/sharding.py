@@ -33,7 +33,7 @@ def layout(tensor: Tensor) -> Any:
     return tensor.device_mesh, tensor.placements
 
 
-def laid_out_as(tensor: Tensor, parameter: Tensor) -> Tensor:
+def redistribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """The tensor with a parameter's layout: itself where it has it; partial sums are added up, at the cost of a collective."""
     if not isinstance(tensor, DTensor) or not isinstance(parameter, DTensor) or tensor.placements == parameter.placements:
         return tensor
@@ -71,15 +71,15 @@ def _all_reduce(values: Tensor, where: Any, axes: Sequence[int] | None, op: Any)
     return values
 
 
-def whole_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def full_tensor_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """The whole tensor from this rank's shard of something that is laid out as `parameter` (uneven shards too)."""
     if not isinstance(parameter, DTensor):
         return tensor
-    whole: Tensor = part_like(tensor, parameter).full_tensor()  # type: ignore[attr-defined]
+    whole: Tensor = dtensor_like(tensor, parameter).full_tensor()  # type: ignore[attr-defined]
     return whole
 
 
-def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def dtensor_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This rank's shard as what it is a part of, laid out as `parameter`, sharing memory; the tensor itself for plain parameters."""
     if not isinstance(parameter, DTensor):
         return tensor

@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 from bigbatch.core.checks import NotFinite, UserError
 from bigbatch.curvature.fixed_batches import Piece
-from bigbatch.curvature.left_as_found import drawing_from
 from bigbatch.curvature.plain_mean import check_plain_mean
+from bigbatch.curvature.preserve_state import drawing_from
 from bigbatch.curvature.second_derivatives import FastSecondDerivatives
 
 Loss = Callable[[Any, Any], Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.flat import Flat
 from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.left_as_found import copied
+from bigbatch.curvature.preserve_state import copied
 
 
 class Landscape:

@@ -20,10 +20,10 @@ from bigbatch.curvature.checksum import checksum
 from bigbatch.curvature.evaluated import Graph, Loss, evaluated, refuse_sums, summed
 from bigbatch.curvature.fixed_batches import FixedBatches, Piece
 from bigbatch.curvature.flat import Flat
-from bigbatch.curvature.left_as_found import left_as_found
 from bigbatch.curvature.operator import as_rows
 from bigbatch.curvature.over_ranks import Share, mean_over_ranks
 from bigbatch.curvature.plain_mean import not_plain
+from bigbatch.curvature.preserve_state import preserve_state
 from bigbatch.curvature.probe import Evaluation, Evaluator, check_products, check_symmetry
 from bigbatch.curvature.twice_differentiable import Times, errors_told, kernels_with_second_derivatives, refuse_once_differentiable
 
@@ -272,7 +272,7 @@ class OverData(ABC):
         weights = {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in self.model.named_parameters()}
         for name in self._flat.names:
             weights[name].requires_grad_()
-        with left_as_found(self.model):
+        with preserve_state(self.model):
             self.model.train(self._training)
             yield weights
 

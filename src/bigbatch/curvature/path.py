@@ -21,7 +21,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.left_as_found import copied, left_as_found
+from bigbatch.curvature.preserve_state import copied, preserve_state
 
 PAPER = Paper(
     method="Parametric plots",
@@ -120,7 +120,7 @@ def path(
     weights = {name for name, _ in own.named_parameters(remove_duplicate=False)}
     data = Hessian(own, loss, batches, parameters=own.parameters(), micro_batch=micro_batch, memory_bytes=0)
     losses, scored = [], []
-    with left_as_found(model):
+    with preserve_state(model):
         for i, a in enumerate(where, 1):
             ends = ((name, start_state[name], end_state[name]) for name in start_state)
             own.load_state_dict({name: _point(a, *both, weight=name in weights, bend=bend) for name, *both in ends})

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from bigbatch.core.checks import UserError
 from bigbatch.curvature.fixed_batches import Piece, cut_samples
-from bigbatch.curvature.left_as_found import drawing_from
+from bigbatch.curvature.preserve_state import drawing_from
 from bigbatch.curvature.second_derivatives import FastSecondDerivatives
 
 SAMPLES = 8

@@ -21,7 +21,7 @@ from bigbatch.core.paper import Paper
 from bigbatch.curvature.evaluated import Loss
 from bigbatch.curvature.fixed_batches import FixedBatches
 from bigbatch.curvature.landscape import Landscape
-from bigbatch.curvature.left_as_found import left_as_found
+from bigbatch.curvature.preserve_state import preserve_state
 
 PAPER = Paper(
     method="m-sharpness",
@@ -121,7 +121,7 @@ def sam_sharpness(
     if scale is not None and (scale.shape != whole.start.shape or not bool((scale > 0).all())):
         raise UserError(f"scale of shape {tuple(scale.shape)}: must be ({whole.size},) and above zero everywhere; give one for each weight")
     sums, samples, num_groups, evaluations = [0.0, 0.0], 0, 0, 0
-    with left_as_found(model):
+    with preserve_state(model):
         groups = ((whole, 1),) if m is None else _groups(whole, batches, m)
         for at, size in groups:
             found = highest_in_ball(at, rho=rho, steps=steps, scale=scale)

@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.multi_tensor import has_dense_rows, lies_as, overlaps, same_layout
-from bigbatch.core.sharding import laid_out_as, layout, local, part_like
+from bigbatch.core.multi_tensor import has_dense_rows, has_layout_of, overlaps, same_layout
+from bigbatch.core.sharding import dtensor_like, layout, local, redistribute_like
 from bigbatch.optim.batches import Batch, Steady
 
 Rate = float | Tensor
@@ -141,7 +141,7 @@ class BaseOptimizer(Optimizer):
                 raise UserError(f"a gradient of layout {grad.layout}: sparse gradients are not supported; use a dense embedding")
             held, where = p, None
             if isinstance(p, DTensor):
-                held, where, grad = local(p), layout(p), local(laid_out_as(grad, p))
+                held, where, grad = local(p), layout(p), local(redistribute_like(grad, p))
             if grad.shape != held.shape:
                 raise _other_shape("a gradient", grad, held)
             own = held
@@ -186,8 +186,8 @@ class BaseOptimizer(Optimizer):
             part = local(value)
             if part.shape != held.shape:
                 raise _other_shape(f"state {name!r}", part, held)
-            if part.dtype != wide or part.device != held.device or not lies_as(part, held):
-                state[name] = part_like(same_layout(part.to(held.device, wide), held), p)
+            if part.dtype != wide or part.device != held.device or not has_layout_of(part, held):
+                state[name] = dtensor_like(same_layout(part.to(held.device, wide), held), p)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, hooks included, but state has the precision that it would have begun with, whatever it was saved in.

@@ -24,7 +24,7 @@ from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.matrices import as_matrices, from_matrices, matrix_shape
 from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import shard_like, whole_like
+from bigbatch.core.sharding import full_tensor_like, shard_like
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Rate, buffers, subtract, widened
 from bigbatch.optim.batches import Batch
@@ -148,7 +148,9 @@ class Muon(BaseOptimizer):
             if not mine:
                 continue
             ahead = [grads[numbers.index(i)].lerp(velocities[i], m) if group["nesterov"] else velocities[i] for i in mine]
-            stack = torch.stack([as_matrices(whole_like(z, batch.wholes[i]), *lie).to(dtype) for i, z in zip(mine, ahead, strict=True)])
+            stack = torch.stack(
+                [as_matrices(full_tensor_like(z, batch.wholes[i]), *lie).to(dtype) for i, z in zip(mine, ahead, strict=True)]
+            )
             for i, o in zip(mine, orthogonalise(stack, steps=group["steps"]), strict=True):
                 made[i] = o
             if shares is None:

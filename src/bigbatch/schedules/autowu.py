@@ -89,7 +89,7 @@ class Switch(NamedTuple):
 class AutoWU:
     """The schedule: a function of the clock, like the others, that learns from losses during its warm-up.
 
-    In a loop of your own: `observe` after each update. In several processes: all `see` the mean loss over all; where it is `due`, the
+    In a loop of your own: `observe` after each update. In several processes: all `add_loss` the mean loss over all; where it is `due`, the
     first makes a `judgement`, and all `adopt` it.
 
     A loss that is not finite ends the warm-up at once; the weights are then lost too, unless kept.py has earlier ones. Where the loss
@@ -156,11 +156,11 @@ class AutoWU:
         return self.switch.factor * cosine(Clock(max(0, clock.samples - begin)), total_samples=max(1, self._total - begin))
 
     def observe(self, clock: Clock, loss: float) -> Switch | None:
-        """`see`, and a test where one is due; returns the switch, if it comes with this update. Raises Diverged as `see`."""
-        self.see(clock, loss)
+        """`add_loss`, and a test where one is due; returns the switch, if it comes with this update. Raises Diverged as `add_loss`."""
+        self.add_loss(clock, loss)
         return self.adopt(clock, self.judgement()) if self.due(clock) else None
 
-    def see(self, clock: Clock, loss: float) -> None:
+    def add_loss(self, clock: Clock, loss: float) -> None:
         """Take notice of the mean loss of an update; `clock` is the one that its rate was set by.
 
         Raises:

@@ -18,7 +18,7 @@ from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.devices import choose_device
 from bigbatch.core.environment import DATA, read_variable
-from bigbatch.core.machine import Machine, disk_speed, look_at_machine, matmul_gflops
+from bigbatch.core.machine import Machine, disk_speed, inspect_machine, matmul_gflops
 from bigbatch.core.version import __version__
 from bigbatch.simulate.alpha_beta import AlphaBeta, fit_alpha_beta, ring_link
 from bigbatch.study.findings import Finding, findings_of
@@ -70,7 +70,7 @@ def examine(workers: int = 1, *, data: Path | None = None, out: Path | None = No
         UserError: If the number of workers is not above zero, or is more than this machine can start at all.
     """
     check_positive("workers", workers)
-    machine = look_at_machine()
+    machine = inspect_machine()
     most = max(8, WORKERS_A_CORE * machine.cores, len(machine.gpus))
     if workers > most:
         raise UserError(f"workers = {workers}: at most {most} are started on {machine.cores} cores; give fewer")

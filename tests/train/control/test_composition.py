@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from bigbatch.batching.adascale import AdaScale
-from bigbatch.batching.decision import Bounds, Proposal, Seen
+from bigbatch.batching.decision import Bounds, Proposal, UpdateMeasurement
 from bigbatch.comm.ranks import SINGLE_PROCESS
 from bigbatch.core.clock import Clock
 from bigbatch.train.control.batch_source import BatchSource, ScheduledBatch
@@ -22,7 +22,7 @@ class Doubles:
     def __init__(self):
         self.seen = 0
 
-    def see(self, seen):
+    def observe(self, seen):
         self.seen += 1
 
     def propose(self, global_batch):
@@ -66,7 +66,7 @@ def run(control, clock=Clock(), updates=10**6):  # noqa: B008
         made.append((num_samples, control.lr_factor(clock)))
         clock = clock.after(num_samples)
         control.rate.advance(num_samples)
-        seen = Seen(num_samples, lr=1.0, seconds=1.0, loss=1.0, signal=1.0, noise=25.0)
+        seen = UpdateMeasurement(num_samples, lr=1.0, seconds=1.0, loss=1.0, signal=1.0, noise=25.0)
         control.batch.observe(seen)
         control.rate.observe(seen)
     return made, clock

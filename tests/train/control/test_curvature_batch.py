@@ -155,10 +155,10 @@ def test_the_rate_goes_with_the_batch(tmp_path, lr):
 
 
 def test_an_eigenvalue_that_is_not_finite_decides_nothing_and_time_goes_on(tmp_path, monkeypatch):
-    def look(self):
+    def measure(self):
         raise NotFinite("loss of batch 0 is inf")
 
-    monkeypatch.setattr(CurvatureProbe, "look", look)
+    monkeypatch.setattr(CurvatureProbe, "measure", measure)
     run(SMALL, tmp_path, Small())
     decisions = lines_of(tmp_path, "batch")
     assert [line["after"] for line in decisions] == [20, 20, 40, 40, 40, 80]
@@ -210,7 +210,7 @@ def test_only_the_first_samples_are_replaced_whatever_the_passes(tmp_path):
 def test_no_share_costs_nothing(monkeypatch, tmp_path):
     passes, original = [], nn.functional.cross_entropy
     monkeypatch.setattr(nn.functional, "cross_entropy", lambda *args, **rest: passes.append(1) or original(*args, **rest))
-    monkeypatch.setattr(CurvatureProbe, "look", lambda self: (_ for _ in ()).throw(NotFinite("not looked at here")))
+    monkeypatch.setattr(CurvatureProbe, "measure", lambda self: (_ for _ in ()).throw(NotFinite("not looked at here")))
     recipe = SMALL.replace({"batch.rule.patience_epochs": 10.0, "budget.samples": 200})
     run(recipe, tmp_path / "with", Small(), evaluate_every=100.0)
     assert len(passes) == 10 + 5 + 1  # of updates, of examples in the first half, of the evaluation

@@ -48,14 +48,14 @@ def moved_bytes(monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: free["bytes"])
     monkeypatch.setattr(module, "num_devices", lambda kind: 1)
 
-    class Seen(Moves):
+    class UpdateMeasurement(Moves):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = super().__torch_dispatch__(func, types, args, kwargs)
             if func._schema.name == "aten::_to_copy" and isinstance(result, OnGPU) and not isinstance(args[0], OnGPU):
                 sent.append(result.inner.nbytes)
             return result
 
-    return sent, free, Seen
+    return sent, free, UpdateMeasurement
 
 
 def plain(inputs, dtype):

@@ -7,7 +7,7 @@ alone, so that whatever the batch does, each sample is seen once an epoch, and t
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bigbatch.batching.decision import Seen
+from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.core.clock import Clock
 
 
@@ -54,7 +54,7 @@ class BatchSource:
         """Spent looking at curvature so far."""
         return 0.0
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update whose gradient was measured."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from bigbatch.batching.absa import ABSA, ABSASection
 from bigbatch.batching.adabatch import AdaBatch
 from bigbatch.batching.adascale import AdaScale, AdaScaleSection, gain
-from bigbatch.batching.decision import BatchRule, Bounds, Seen
+from bigbatch.batching.decision import BatchRule, Bounds, UpdateMeasurement
 from bigbatch.batching.inner_product_test import InnerProductTestSection
 from bigbatch.batching.smoothed import SmoothedNoise
 from bigbatch.comm.all_reduce import AllReduce
@@ -290,7 +290,7 @@ def _scaling(how: str, base: int, noise: SmoothedNoise | None = None) -> Callabl
 
 
 def _noise_measurement(
-    recipe: Recipe, comm: Comm, record: Record, *, layers: bool, observers: list[Callable[[Seen], None]]
+    recipe: Recipe, comm: Comm, record: Record, *, layers: bool, observers: list[Callable[[UpdateMeasurement], None]]
 ) -> NoiseMeasurement:
     ranks = comm.ranks
     own = ranks.world_size > 1 and measures_own(recipe)

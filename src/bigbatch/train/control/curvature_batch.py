@@ -13,7 +13,7 @@ from bigbatch.batching.absa import ABSA
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.train.control.batch_source import BatchDecision, BatchSource
-from bigbatch.train.measure.curvature_probe import CurvatureProbe, Look
+from bigbatch.train.measure.curvature_probe import CurvatureProbe, CurvatureReading
 from bigbatch.train.state.record import Record
 
 
@@ -87,6 +87,6 @@ class CurvatureBatch(BatchSource):
     def _periods_until(self, clock: Clock) -> int:
         return int(clock.samples / self._period + 1e-9)  # rounding of the period
 
-    def _judged(self, seen: Look | None, periods: int) -> str:
+    def _judged(self, seen: CurvatureReading | None, periods: int) -> str:
         reason = self._rule.measured(seen.top.values[0].item() if seen is not None else math.nan, periods)
         return json.dumps((self._rule.state_dict(), reason))

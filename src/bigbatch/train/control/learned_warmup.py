@@ -67,7 +67,7 @@ class LearnedWarmup:
         pending, self._pending = self._pending, []
         sums = self._ranks.sum_(torch.stack([loss for *_, loss in pending])).tolist()
         for (clock, num_samples, _), sum_loss in zip(pending, sums, strict=True):
-            self.autowu.see(clock, sum_loss / num_samples)
+            self.autowu.add_loss(clock, sum_loss / num_samples)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; `read` was called before."""

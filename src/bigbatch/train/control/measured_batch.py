@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bigbatch.batching.decision import BatchRule, Bounds, Seen, decide
+from bigbatch.batching.decision import BatchRule, Bounds, UpdateMeasurement, decide
 from bigbatch.batching.smoothed import SmoothedNoise
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
@@ -47,10 +47,10 @@ class MeasuredBatch(BatchSource):
         self._next = clock.updates + self._interval()
         return BatchDecision(before, self.global_batch, reason) if reason else None
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """For the rule, and for a rate that follows the gain."""
-        self._rule.see(seen)
-        self.noise.see(seen)
+        self._rule.observe(seen)
+        self.noise.observe(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's, and where the batch stands."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigbatch.batching.decision import Seen
+from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.noise.monitor import NoiseScaleMonitor
@@ -26,17 +26,23 @@ class NoiseMeasurement:
     """
 
     def __init__(
-        self, monitor: NoiseScaleMonitor, *, ranks: Ranks, record: Record, num_groups: int, observers: list[Callable[[Seen], None]]
+        self,
+        monitor: NoiseScaleMonitor,
+        *,
+        ranks: Ranks,
+        record: Record,
+        num_groups: int,
+        observers: list[Callable[[UpdateMeasurement], None]],
     ) -> None:
         self.monitor, self.num_groups = monitor, num_groups
         self._ranks, self._record, self._observers = ranks, record, observers
-        self._pending: list[tuple[Clock, Seen, Tensor]] = []
+        self._pending: list[tuple[Clock, UpdateMeasurement, Tensor]] = []
         self._began = time.monotonic()
 
     def after_update(self, clock: Clock, num_samples: int, lr: float, sum_loss: Tensor) -> None:
         """`clock` stands after the update; `sum_loss` is of this worker's samples, on the device."""
         now = time.monotonic()
-        self._pending.append((clock, Seen(num_samples, lr=lr, seconds=now - self._began), sum_loss))
+        self._pending.append((clock, UpdateMeasurement(num_samples, lr=lr, seconds=now - self._began), sum_loss))
         self._began = now
 
     def restart_timer(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bigbatch.batching.adascale import AdaScale
-from bigbatch.batching.decision import Seen
+from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.core.clock import Clock
 from bigbatch.schedules.compose import Schedule
 
@@ -45,7 +45,7 @@ class RateSource:
     def advance(self, global_batch: int) -> None:
         """An update of so many samples was made."""
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """Take notice of an update whose gradient was measured."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,9 +127,9 @@ class GainRate(RateSource):
         """Time goes on by the gain of the update."""
         self._rule.advance(global_batch)
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: UpdateMeasurement) -> None:
         """For the means of signal and noise."""
-        self._rule.see(seen)
+        self._rule.observe(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's."""

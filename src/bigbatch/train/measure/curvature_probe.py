@@ -34,7 +34,7 @@ FRESH = 3.0
 products and never sees an eigenvalue that has overtaken them; this one costs hardly more, and still saves one product in five."""
 
 
-class Look(NamedTuple):
+class CurvatureReading(NamedTuple):
     """What one look saw."""
 
     top: Eigenpairs  # largest first
@@ -94,7 +94,7 @@ class CurvatureProbe:
         self._start: Tensor | None = None
         self.seconds = 0.0
 
-    def look(self) -> Look:
+    def measure(self) -> CurvatureReading:
         """Of the weights as they now are. Called by every worker; the same on all. Syncs with the device.
 
         Raises:
@@ -113,18 +113,18 @@ class CurvatureProbe:
         self._start = refreshed(top.vectors, seed=self._recipe.seed)
         seconds = float(ranks.run_on_rank_0(lambda: json.dumps(time.perf_counter() - began)))
         self.seconds += seconds
-        return Look(top, traced, seconds)
+        return CurvatureReading(top, traced, seconds)
 
-    def measure_if_finite(self) -> Look | None:
+    def measure_if_finite(self) -> CurvatureReading | None:
         """The same, or None on every worker where the loss or a derivative is not finite.
 
         Raises:
             UserError: On every worker, if the loss can't be differentiated twice.
         """
 
-        def here() -> Look | None:
+        def here() -> CurvatureReading | None:
             try:
-                return self.look()
+                return self.measure()
             except (NotFinite, Elsewhere):
                 return None
 

@@ -12,7 +12,7 @@ from torch import nn
 
 
 @contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """What every module holds (its mode, and what its `forward` notes down) and all random states are as before afterwards.
 
     The values of parameters and buffers are not copied: passes are made on stand-ins (`torch.func.functional_call`).
@@ -36,7 +36,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold tensors which their last forward pass computed, as `torch.nn.utils.weight_norm`'s do."""
-    with left_as_found(model):
+    with preserve_state(model):
         for m in model.modules():
             computed = {name: value for name, value in vars(m).items() if isinstance(value, torch.Tensor) and not value.is_leaf}
             vars(m).update({name: value.detach() for name, value in computed.items()})
