@@ -20,11 +20,11 @@ from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
 from bigbatch.optim.adam import adam_directions, corrections
-from bigbatch.optim.base import BaseOptimizer, Rate, buffers, check_rate
+from bigbatch.optim.base import Rate, buffers
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
-from bigbatch.optim.projected import projected_step
+from bigbatch.optim.projected import ProjectedOptimizer, projected_step
 from bigbatch.recipe.base import NotNegative, Positive
 from bigbatch.recipe.sections import Betas, UniformDecay
 
@@ -48,7 +48,7 @@ def decayed_fraction(lr: Rate, weight_decay: float) -> Rate:
     return lr * weight_decay
 
 
-class AdamP(BaseOptimizer):
+class AdamP(ProjectedOptimizer):
     """Adam with the projection; see the module's docstring for the rule.
 
     Args:
@@ -95,12 +95,6 @@ class AdamP(BaseOptimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        """Refuse impossible settings of a group."""
-        super().check_group(group)
-        check_rate("delta", group["delta"])
-        check_rate("wd_ratio", group["wd_ratio"])
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""

@@ -9,12 +9,22 @@ from torch import Tensor
 
 from bigbatch.core.multi_tensor import Piece, block_limit, blocks, flat, runs, take
 from bigbatch.core.sharding import sharded_axes
-from bigbatch.optim.base import widened
+from bigbatch.optim.base import BaseOptimizer, check_rate, widened
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.projection import RowSums, radial, row_sums
 
 Directions = Callable[[range, tuple[Piece, ...]], list[Tensor]]
 """Updates p of the pieces of a block of a run of tensors, as fresh or stored tensors that nobody writes."""
+
+
+class ProjectedOptimizer(BaseOptimizer):
+    """An optimizer whose updates are projected: its groups have `delta` and `wd_ratio`."""
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse impossible settings of a group."""
+        super().check_group(group)
+        check_rate("delta", group["delta"])
+        check_rate("wd_ratio", group["wd_ratio"])
 
 
 def projected_step(

@@ -18,11 +18,11 @@ from torch.optim.optimizer import ParamsT
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
-from bigbatch.optim.base import BaseOptimizer, Rate, buffers, check_below_one, check_rate, widened
+from bigbatch.optim.base import Rate, buffers, check_below_one, widened
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.decay_groups import decay_groups
 from bigbatch.optim.kernels.launch import made_by_kernels
-from bigbatch.optim.projected import projected_step
+from bigbatch.optim.projected import ProjectedOptimizer, projected_step
 from bigbatch.recipe.base import Momentum, NotNegative
 from bigbatch.recipe.sections import UniformDecay
 
@@ -45,7 +45,7 @@ def decayed_fraction(lr: Rate, weight_decay: float, momentum: float) -> Rate:
     return lr * weight_decay / (1 - momentum)
 
 
-class SGDP(BaseOptimizer):
+class SGDP(ProjectedOptimizer):
     """Momentum SGD with the projection; see the module's docstring for the rule.
 
     Args:
@@ -103,8 +103,6 @@ class SGDP(BaseOptimizer):
         """Refuse impossible settings of a group."""
         super().check_group(group)
         check_below_one("dampening", group["dampening"])
-        check_rate("delta", group["delta"])
-        check_rate("wd_ratio", group["wd_ratio"])
 
     def update(self, group: dict[str, Any], batch: Batch) -> None:
         """One update of tensors of one group."""

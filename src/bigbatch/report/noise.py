@@ -8,8 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from bigbatch.core.files import write_atomically
-from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg
+from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
 
 FILE = "noise.svg"
 MOST_LAYERS = 6
@@ -24,9 +23,7 @@ def write_noise_plot(study: Mapping[str, Any], folder: Path) -> Path:
     Raises:
         OutputError: If it can't be written.
     """
-    path = folder / FILE
-    write_atomically(path, draw_noise(study).encode())
-    return path
+    return write_plot(draw_noise(study), folder / FILE)
 
 
 def draw_noise(study: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from bigbatch.core.files import write_atomically
+
 COLOURS = ("#3b6ea5", "#c8553d", "#2f8f5b")  # told apart by most colour-blind readers
 MOST_POINTS = 250
 SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "bigbatch", "font.family": "sans-serif"}
@@ -18,6 +21,16 @@ SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "bigbatch", "font.fami
 LOSS_CEILING = 3.0  # times the highest first loss
 Record = Sequence[Mapping[str, Any]]
 Points = tuple[list[float], list[float]]
+
+
+def write_plot(svg: str, path: Path) -> Path:
+    """Write a plot as a file; returns its path.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    write_atomically(path, svg.encode())
+    return path
 
 
 def start_of(record: Record) -> Mapping[str, Any] | None:

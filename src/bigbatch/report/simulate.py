@@ -8,8 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bigbatch.core.files import write_atomically
-from bigbatch.report.plots import COLOURS, SVG_STYLE, to_svg
+from bigbatch.report.plots import COLOURS, SVG_STYLE, to_svg, write_plot
 
 FILE = "simulate.svg"
 SHOWN = {  # strategy: colour, line
@@ -36,9 +35,7 @@ def write_simulation(simulation: Mapping[str, Any], folder: Path) -> Path:
     Raises:
         OutputError: If it can't be written.
     """
-    path = folder / FILE
-    write_atomically(path, draw_simulation(simulation).encode())
-    return path
+    return write_plot(draw_simulation(simulation), folder / FILE)
 
 
 def draw_simulation(simulation: Mapping[str, Any]) -> str:

@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bigbatch.core.files import write_atomically
 from bigbatch.noise.estimate import two_digits
-from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg
+from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
 
 FILE = "critical.svg"
 
@@ -25,9 +24,7 @@ def write_trade_off(study: Mapping[str, Any], folder: Path) -> Path:
     Raises:
         OutputError: If it can't be written.
     """
-    path = folder / FILE
-    write_atomically(path, draw_trade_off(study).encode())
-    return path
+    return write_plot(draw_trade_off(study), folder / FILE)
 
 
 def draw_trade_off(study: Mapping[str, Any]) -> str:

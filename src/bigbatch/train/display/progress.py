@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -27,7 +26,29 @@ def _bar(*texts: str) -> "Progress | None":
     return Progress(*columns, console=console, refresh_per_second=4, transient=True)
 
 
-class Display(AbstractContextManager["Display"]):
+class _WithBar:
+    """Shows a bar while it lasts, where there is a terminal for one.
+
+    Args:
+        texts: Behind the bar.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, *texts: str, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar = None if quiet else _bar(*texts)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Display(_WithBar):
     """Progress of one run, in samples.
 
     Args:
@@ -39,23 +60,13 @@ class Display(AbstractContextManager["Display"]):
     """
 
     def __init__(self, title: str, *, total: int, start: int, epoch: int, quiet: bool) -> None:
+        super().__init__("{task.percentage:>3.0f} %", "{task.fields[text]}", quiet=quiet)
         self.title, self.total, self.start, self.epoch = title, total, start, epoch
-        self._quiet = quiet
-        self._bar = None if quiet else _bar("{task.percentage:>3.0f} %", "{task.fields[text]}")
         self._began = time.monotonic()
         self._next = self._began + LINE_EVERY_S * (self._bar is None)
         self._score = ""
         if self._bar is not None:
             self._id = self._bar.add_task(title, total=total, completed=start, text="")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def show_score(self, score: str) -> None:
         """Keep the newest score for display."""
@@ -88,7 +99,7 @@ class Display(AbstractContextManager["Display"]):
             self._next = now + LINE_EVERY_S
 
 
-class Stages(AbstractContextManager["Stages"]):
+class Stages(_WithBar):
     """Progress of a measurement that takes minutes, in stages that are gone through one after the other.
 
     Args:
@@ -98,18 +109,8 @@ class Stages(AbstractContextManager["Stages"]):
     """
 
     def __init__(self, title: str, *, total: int, quiet: bool) -> None:
+        super().__init__("{task.fields[text]}", quiet=quiet)
         self.title, self.total, self.number = title, total, 0
-        self._quiet = quiet
-        self._bar = None if quiet else _bar("{task.fields[text]}")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def stage(self, name: str) -> Callable[[int, int | None], None]:
         """The next stage begins.
