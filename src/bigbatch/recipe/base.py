@@ -1,11 +1,8 @@
 """What every section of a recipe is made of."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-
-if TYPE_CHECKING:
-    from bigbatch.recipe.recipe import Recipe
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -19,8 +16,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def check_recipe(self, recipe: "Recipe") -> None:
-        """Refuse, by a ValueError, other sections of a recipe that a method's section does not go with."""
+    def check_recipe(self, recipe: Any) -> None:
+        """Refuse, by a ValueError, other sections of a `Recipe` that a method's section does not go with."""
 
 
 def check_inputs(low: float | None, high: float | None) -> None:
