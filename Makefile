@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup setup-dev lint test test-bits demo docs bench bench-links gpu papers clean
+.PHONY: help setup setup-dev lint test test-slow test-all test-bits demo docs bench bench-links gpu papers clean
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -36,8 +36,13 @@ lint: $(VENV)/dev  ## formatting, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: lint  ## set up and run all checks and tests
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+test: lint  ## set up and run all checks, and all tests but the slow ones
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/dev  ## the slow tests: several processes that die, mutants of each method, whole examples
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m slow
+
+test-all: test test-slow  ## both, as CI does
 
 test-bits: $(VENV)/dev  ## repeat the tests of equal bits under other threads, instruction sets and load
 	$(BIN)/python tests/bit_for_bit.py --jobs $(JOBS)

@@ -269,6 +269,7 @@ def copy_of_the_package(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "target", "field", "test"), CASES, ids=lambda value: str(value or "-"))
 def test_a_quantity_times_1_2_turns_its_tests_red(tmp_path, pytestconfig, module, target, field, test):
     copy = copy_of_the_package(tmp_path)

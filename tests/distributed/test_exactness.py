@@ -72,6 +72,7 @@ def test_one_worker_in_several_passes(tmp_path, alone, name):
     assert_same(tmp_path / "run", alone[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_several_workers(tmp_path, alone, world):
     """2 workers x 4 passes, 4 x 2, and a ragged 3; the last update is short, and leaves workers without a whole group."""
@@ -106,6 +107,7 @@ def ruled(name):
     return Recipe.named("digits/mlp").replace({**changes, **{**RULED, **OWN}[name]})
 
 
+@pytest.mark.slow
 def test_rules_decide_alike_on_any_number_of_workers(tmp_path):
     for name in RULED:
         fit("digits/mlp", ruled(name), out=tmp_path / "1" / name, quiet=True, tensorboard=False)

@@ -151,6 +151,7 @@ def test_a_silent_worker_is_named_after_the_time_that_was_set(tmp_path):
     assert left_behind(job.out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_range_goes_on_with_those_left_and_never_with_fewer_than_the_least(tmp_path, number):
     job = ForkedJob(tmp_path / "run", "digits/mlp", *MANY, "--workers", "2:3", cwd=tmp_path, BIGBATCH_TIMEOUT_S="10")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from tests.cli.command import bigbatch
 from tests.distributed.jobs import Job, descendants, left_behind
@@ -49,6 +50,7 @@ def assert_whole(job):
     assert left_behind(job.out) == []
 
 
+@pytest.mark.slow
 def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
     settings = {"mode": "asynchronous", "staleness_bound": 4, "damping": "inverse", "servers": 2}
     sets = [part for name, value in settings.items() for part in ("--set", f"comm.{name}={value}")]
@@ -72,6 +74,7 @@ def test_servers_and_workers_are_killed_and_the_run_ends_well(tmp_path):
     assert_whole(job)
 
 
+@pytest.mark.slow
 def test_a_polite_stop_a_resume_with_fewer_and_no_orphans(tmp_path):
     job = Job(tmp_path / "run", *LONG, "--workers", "2", cwd=tmp_path)
     job.wait_for_updates(100)
@@ -93,6 +96,7 @@ def test_a_polite_stop_a_resume_with_fewer_and_no_orphans(tmp_path):
     assert left_behind(job.out) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_in_an_error_of_the_task_is_counted(tmp_path):
     """The others do its part, and the exit code tells."""
     (tmp_path / "task.py").write_text(FAILING)
@@ -128,6 +132,7 @@ class Failing(DigitsMLP):
 """
 
 
+@pytest.mark.slow
 def test_stopped_servers_and_workers_are_named_and_started_again(tmp_path):
     job = Job(tmp_path / "run", *LONG, "--save-every", "0.3", "--workers", "2", cwd=tmp_path, BIGBATCH_TIMEOUT_S="5")
     for at, role in ((100, "worker:1"), (400, "server:0")):

@@ -163,6 +163,7 @@ def slurm(tmp_path):
     return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["alone", "workers", "server"])
 def test_a_requeued_job_goes_on_by_itself(tmp_path, slurm, way):
     command = [*LONG, *WAYS[way], "--requeue"]

@@ -17,6 +17,7 @@ def test_runs(path, tmp_path):
     assert program.printed()
 
 
+@pytest.mark.slow
 def test_own_task_on_the_command_line(tmp_path):
     (tmp_path / "own_task.py").write_text((ROOT / "examples" / "own_task.py").read_text())
     subprocess.run([sys.executable, "own_task.py"], cwd=tmp_path, check=True, timeout=LIMIT_S, capture_output=True)
@@ -41,6 +42,7 @@ def test_own_task_on_the_command_line(tmp_path):
     assert (tmp_path / "runs/scale/own_task-Wine/report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_falls_back_to_digits_where_there_is_no_fashion_mnist(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BIN": str(Path(sys.executable).parent), "OUT": str(tmp_path / "demo")}
     environment |= {"SEEDS": "2", "MAX_SEEDS": "2", "BIGBATCH_DATA": str(tmp_path / "empty"), "BIGBATCH_CACHE": str(tmp_path / "cache")}

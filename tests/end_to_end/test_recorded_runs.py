@@ -33,6 +33,7 @@ def test_one_process(name, tmp_path):
     assert not difference(name, run_alone(name, tmp_path / "run"), RECORDED, this_platform())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", TOGETHER, ids=", ".join)
 def test_several_processes(groups, tmp_path):
     found, said = run_together(groups, tmp_path)

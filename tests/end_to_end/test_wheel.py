@@ -149,6 +149,7 @@ def test_the_command_line_alone(wheel, tmp_path):
     assert re.fullmatch(r"error: a report needs matplotlib, which is not installed: pip install 'bigbatch\[report\]'\n", said.stderr)
 
 
+@pytest.mark.slow
 def test_the_demo_with_what_it_installs(wheel, tmp_path):
     programs = environment(wheel, tmp_path, demo_extras())
     (command, *_) = re.findall(r'^"\$BIN/bigbatch" (scale .*)$', (ROOT / "examples" / "demo.sh").read_text(), flags=re.M)

@@ -13,6 +13,7 @@ def test_by_the_interpreter(tmp_path):
     run_file(HERE / "kernels_interpreted.py", interpret=True, cache=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_by_the_compiler(tmp_path, capability):
     run_file(HERE / "kernels_compiled.py", "-k", capability, interpret=False, cache=tmp_path)

@@ -15,11 +15,13 @@ def test_by_the_interpreter(tests, tmp_path):
     run_file(HERE / "kernels_interpreted.py", "-k", f"{tests} and not wrong_line", interpret=True, cache=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_wrong_lines_show(method, tmp_path):
     run_file(HERE / "kernels_interpreted.py", "-k", f"{method} and wrong_line", interpret=True, cache=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_by_the_compiler(method, tmp_path):
     run_file(HERE / "kernels_compiled.py", "-k", method, interpret=False, cache=tmp_path)

@@ -97,6 +97,7 @@ def test_one_piece_four_pieces_and_five_ragged_pieces_agree(tmp_path, name):
             assert_same(whole, weights_after(tmp_path / str(updates), name, changes, micro_batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("global_batch", [512, 600])
 def test_the_batch_norm_model_agrees_with_ghost_batches(tmp_path, global_batch):
     """Ghost batches of 128 (and of 88, the rest of 600): running statistics too."""
