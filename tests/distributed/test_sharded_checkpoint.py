@@ -269,18 +269,27 @@ class HeldJob:
     def hold(self, workers=2):
         """Returns the number of updates in the checkpoint that was there before the one that is being written."""
         self.job.wait_for_updates(10)
-        (self.folder / "hold").touch()
         end = time.monotonic() + LIMIT_S
-        while len(list(self.folder.glob("held-*"))) < workers:
+        while not self.all_hold(workers, patience_s=10):
             assert time.monotonic() < end, "nobody writes"
+            self.go_on()  # one of them was past the place where it holds when the file came, and waits for the others
+            time.sleep(0.5)
+        return self.saved()
+
+    def all_hold(self, workers, patience_s):
+        (self.folder / "hold").touch()
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end:
+            if len(list(self.folder.glob("held-*"))) >= workers:
+                return True
             assert self.job.process.poll() is None, self.job.process.stderr.read()
             time.sleep(0.02)
-        return self.saved()
+        return False
 
     def go_on(self):
         (self.folder / "hold").unlink()
         for mark in self.folder.glob("held-*"):
-            mark.unlink()
+            mark.unlink(missing_ok=True)
 
     def saved(self):
         return state(self.out)["progress"][0][1]

@@ -97,7 +97,7 @@ class LocalSGD(ModelAveraging, AllReduce):
         return max(local_batch, 1) if self.weights_differ else super().divisor(global_batch, local_batch)
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:
-        """No gradient synchronisation, once steps are local."""
+        """Gradients stay with their worker once steps are local."""
         return super().sync_context(last and not self.weights_differ)
 
     def after_step(self, optimizer: Optimizer, updates: int) -> None:
