@@ -18,7 +18,7 @@ from bigbatch.train.state.record import Record
 
 @dataclass(frozen=True)
 class Result:
-    """Scores are means over a split, in [0, 1]; accuracy for the shipped tasks. NaN: not measured."""
+    """Scores are means over a split, of the task's own; accuracy, in [0, 1], for the shipped tasks. NaN: not measured."""
 
     task: str
     updates: int
@@ -26,7 +26,7 @@ class Result:
     test_score: float = math.nan
     test_loss: float = math.nan
     validation_score: float = math.nan  # of the final weights
-    best_validation_score: float = math.nan
+    best_validation_score: float = math.nan  # the lowest where lower is better
     train_s: float = math.nan  # seconds in updates, without evaluation and saving
     samples_per_s: float = math.nan
     curvature_s: float = 0.0  # seconds spent looking at curvature, not in train_s
