@@ -11,6 +11,7 @@ from tests.loss_task import RECIPE, Nats
 from bigbatch import UserError, fit
 from bigbatch.core.clock import Clock
 from bigbatch.tasks.digits_mlp import DigitsMLP
+from bigbatch.train import Result
 from bigbatch.train import run as run_module
 from bigbatch.train.measure.evaluate import Evaluation, evaluate
 from bigbatch.train.state.checkpoint import read_checkpoint
@@ -115,6 +116,12 @@ def test_a_score_that_is_not_a_number_is_named():
         " the mean score over the validation set is nan",
         " the mean score over the test set is nan",
     }
+
+
+def test_an_infinite_score_is_stored_as_none():
+    result = Result("t", 1, 1, test_score=math.inf, validation_score=-math.inf)
+    assert "Infinity" not in result.to_json()
+    assert math.isnan(Result.from_json(result.to_json()).test_score)
 
 
 class AlwaysNaN(Nats):

@@ -44,12 +44,13 @@ class Result:
         return f", curvature another {self.curvature_s:.1f} s ({share:.1f} %)" if self.curvature_s else ""
 
     def to_json(self) -> str:
-        """JSON text; NaN as null."""
-        return json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}, indent=2) + "\n"
+        """JSON text; numbers that are not finite, which JSON has not, as null."""
+        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; NaN for null."""
         fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
         return cls(**fields)
 
