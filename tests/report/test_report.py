@@ -27,6 +27,8 @@ def test_a_run_with_one_batch_has_no_such_part(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "Changes of the batch" not in page
     assert "Global batch by samples" not in page
+    assert "metric" not in json.loads((tmp_path / "record.jsonl").read_text().splitlines()[0])  # as earlier versions left it
+    assert "validation score, %" in page
 
 
 def test_steps_of_the_batch():

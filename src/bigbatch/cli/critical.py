@@ -14,7 +14,7 @@ from bigbatch.cli.values import read_noise_scale, whole_numbers
 def critical(
     task: TaskName,
     batches: Annotated[str, typer.Option("--batches", metavar="B,B,B", help="Three or more global batches, such as 64,256,1024.")],
-    target: Annotated[float, typer.Option("--target", help="Validation score that ends a run, such as 0.88.")],
+    target: Annotated[float, typer.Option("--target", help="Validation score that ends a run, or a better one: such as 0.88.")],
     seeds: Annotated[int, typer.Option("--seeds", help="Runs a batch at its best rate.")] = 1,
     max_epochs: Annotated[float | None, typer.Option("--max-epochs", help="Budget of a run; 4 times the recipe's if left out.")] = None,
     recipe: RecipeFile = None,
@@ -35,17 +35,18 @@ def critical(
     from bigbatch.study.critical import RESULT
     from bigbatch.study.critical import critical as measure
     from bigbatch.study.trade_off import rows_of
-    from bigbatch.tasks import load_task
+    from bigbatch.tasks import load_task, metric_of
 
     folder = out or Path("runs/critical") / task.replace("/", "-").replace(":", "-")
     loaded = load_task(task, data=data)
+    metric = metric_of(loaded.metric)
     say = None if quiet else lambda text: typer.echo(text, err=True)
     run: dict[str, Any] = {"seeds": seeds, "max_epochs": max_epochs, "noise": scale, "out": folder, "say": say, "quiet": quiet}
     study = measure(loaded, chosen, batches=sizes, target=target, **run)
     plot = write_trade_off(study.to_dict(), folder)
 
     columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
-    title = f"{task} to validation {loaded.metric} {100 * target:g} %"
+    title = f"{task} to validation {metric} {metric.exact(target)}"
     show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
     for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
         if text:

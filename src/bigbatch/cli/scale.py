@@ -23,7 +23,10 @@ def scale(
     sets: PlanSets = None,
     data: Data = None,
     noise: NoiseFile = None,
-    margin: Annotated[float, typer.Option("--margin", help="Points that may be lost without calling it a loss.")] = 0.5,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", help="What may be lost without calling it a loss, in the metric's unit; the task's own, or 0.5 points."),
+    ] = None,
     bad_share: Annotated[
         float, typer.Option("--bad-share", help='Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.')
     ] = 0.2,
@@ -55,7 +58,7 @@ def scale(
     comparison = compare(loaded, **arms, **design, out=folder, quiet=quiet, say=say)
     report = write_report(folder)
 
-    columns = ["arm", "batch", f"test {loaded.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
+    columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
     stored = comparison.to_dict()
     show(f"{task}, {len(comparison.arms[0].results)} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
     for arm in comparison.arms[1:]:

@@ -60,7 +60,7 @@ def train(
         if not quiet:
             show_plan(planned)
 
-    from bigbatch.tasks import load_task
+    from bigbatch.tasks import load_task, metric_of
     from bigbatch.train import fit
 
     loaded = load_task(task, data=data)
@@ -69,10 +69,10 @@ def train(
         result = fit(loaded, chosen, out=out, resume=resume, **options)
     if not speaks:
         return
-    mean = result.samples / result.updates
+    mean, metric = result.samples / result.updates, metric_of(loaded.metric)
     size = f"{chosen.batch.global_batch:,}" if chosen.batch.rule is None else f"{mean:,.0f} on the mean"
     console().print(
-        f"{task}: test {loaded.metric} {100 * result.test_score:.2f} %, validation {100 * result.validation_score:.2f} %, "
+        f"{task}: test {metric} {metric.text(result.test_score)}, validation {metric.text(result.validation_score)}, "
         f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_curvature()}",
         highlight=False,
     )

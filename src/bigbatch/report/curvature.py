@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bigbatch.core.checks import InputError
+from bigbatch.core.metric import metric_of
 from bigbatch.core.reading import exists, read_json, reason
 from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, to_svg
 from bigbatch.study.curvature import RESULT
@@ -119,9 +120,10 @@ def draw_score(study: Mapping[str, Any]) -> str:
         An `<svg>` element.
     """
     figure, axes = _plot()
-    _line(axes, study, "score", 100.0)
-    axes.set_ylabel(f"validation {study['metric']}, %")
-    return to_svg(figure, f"Validation {study['metric']} on the line through both")
+    metric = metric_of(study["metric"])
+    _line(axes, study, "score", metric.scale)
+    axes.set_ylabel(f"validation {metric.label}")
+    return to_svg(figure, f"Validation {metric} on the line through both")
 
 
 def _plot() -> tuple[Figure, Axes]:

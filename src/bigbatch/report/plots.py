@@ -1,7 +1,7 @@
 """Line plots as SVG text, from the records of runs."""
 
+import html
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from bigbatch.core.files import write_atomically
+from bigbatch.core.metric import ACCURACY, Metric
 
 COLOURS = ("#3b6ea5", "#c8553d", "#2f8f5b")  # told apart by most colour-blind readers
 MOST_POINTS = 250
@@ -48,10 +49,10 @@ def training_loss(record: Record, against: str) -> Points:
     return [xs[p[-1]] for p in pieces], [float(np.mean([ys[i] for i in p])) for p in pieces]
 
 
-def validation_score(record: Record, against: str) -> Points:
-    """Validation score in per cent against "samples" or "update"."""
+def validation_score(record: Record, against: str, metric: Metric = ACCURACY) -> Points:
+    """Validation score in the metric's unit against "samples" or "update"."""
     lines = [line for line in record if line["kind"] == "evaluation" and line["split"] == "validation"]
-    return [float(e[against]) for e in lines], [100 * float(e["score"]) for e in lines]
+    return [float(e[against]) for e in lines], [metric.shown(float(e["score"])) for e in lines]
 
 
 def learning_rate(record: Record, against: str) -> Points:
@@ -74,7 +75,15 @@ def global_batch(record: Record, against: str) -> Points:
     return [float(updates[i][against]) for i in kept], [float(updates[i]["global_batch"]) for i in kept]
 
 
-def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], Points], *, against: str, ylabel: str, title: str) -> str:
+def draw(
+    arms: Mapping[str, Sequence[Record]],
+    points: Callable[[Record, str], Points],
+    *,
+    against: str,
+    ylabel: str,
+    title: str,
+    dots: bool = False,
+) -> str:
     """One plot: a thin line per run, a colour per arm.
 
     Args:
@@ -83,6 +92,7 @@ def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], P
         against: "samples" or "update".
         ylabel: Label of the vertical axis.
         title: Title of the plot, also its accessible name.
+        dots: Whether each point is marked, however many there are.
 
     Returns:
         An `<svg>` element.
@@ -95,7 +105,7 @@ def draw(arms: Mapping[str, Sequence[Record]], points: Callable[[Record, str], P
     for colour, width, (name, records) in zip(COLOURS, widths, arms.items(), strict=False):
         for i, record in enumerate(records):
             xs, ys = points(record, against)
-            marker = "." if points is validation_score or (len(xs) < 30 and points is not global_batch) else ""
+            marker = "." if dots or (len(xs) < 30 and points is not global_batch) else ""
             axes.plot(xs, ys, color=colour, lw=width, alpha=0.75, marker=marker, ms=4, label=name if i == 0 else None)
             starts += ys[:1]
             values += ys
@@ -137,4 +147,4 @@ def to_svg(figure: Figure, title: str) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{title}" ', svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

@@ -1,6 +1,7 @@
 """One self-contained HTML file for a folder of comparisons, or for a single run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import matplotlib
 
 from bigbatch.core.checks import InputError, UserError
 from bigbatch.core.files import write_atomically
+from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.reading import exists
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.report.curvature import cost_of_looks, curvature_section, top_eigenvalue, trace_of
 from bigbatch.report.plots import (
     SVG_STYLE,
+    Points,
     Record,
     batch_size_changes,
     draw,
@@ -53,7 +56,9 @@ def write_report(folder: str | Path) -> Path:
     templates.filters["readable"] = readable
     page = templates.get_template("report.html.j2")
     path = folder / "report.html"
-    write_atomically(path, page.render(sections=sections, version=__version__).encode())
+    names = {section["metric"] for section in sections}
+    text = page.render(sections=sections, metric=names.pop() if len(names) == 1 else "the score", version=__version__)
+    write_atomically(path, text.encode())
     return path
 
 
@@ -70,10 +75,11 @@ def _comparison(folder: Path, path: Path) -> dict[str, Any]:
     }
     reference, only, planned = comparison["arms"]
     return {
+        "metric": metric_of(comparison["metric"]).name,
         "title": f"{comparison['task']}: {reference['global_batch']:,} to {planned['global_batch']:,}",
         "comparison": comparison,
         "rows": rows_of(comparison),
-        "plots": list(_plots(records, comparison["metric"])),
+        "plots": list(_plots(records, metric_of(comparison["metric"]))),
         "environment": _environment(next(iter(records.values()))),
         "verdicts": [(arm["outcome"], arm["sentence"]) for arm in (only, planned)],
         "expectation": comparison.get("expectation", ""),
@@ -90,11 +96,14 @@ def _single_run(folder: Path) -> dict[str, Any]:
     if not record:
         raise InputError(f"{folder / 'record.jsonl'}: holds no line that can be read; continue the run with --resume, or restore a copy")
     recipe, start = _recipe_of(folder, record), start_of(record)
+    stated = (start or {}).get("metric")  # earlier versions, and tasks whose metric has only a name, leave it out
+    metric = metric_of(stated or "score")
     return {
+        "metric": metric.name if stated else ACCURACY.name,
         "title": f"{start['task'] if start else recipe.task}: one run at {recipe.batch.global_batch:,}",
         "comparison": None,
         "rows": [],
-        "plots": [*_plots({"run": [record]}, "score"), *_staleness(record)],
+        "plots": [*_plots({"run": [record]}, metric), *_staleness(record)],
         "environment": _environment([record]),
         "verdicts": [],
         "expectation": "",
@@ -126,12 +135,14 @@ def _runs(folder: Path, arm: dict[str, Any]) -> list[Path]:
     return sorted(runs, key=lambda run: int(run.name.removeprefix("seed-")))[: len(arm["results"])]
 
 
-def _plots(records: Mapping[str, Sequence[Record]], metric: str) -> Iterator[str]:
+def _plots(records: Mapping[str, Sequence[Record]], metric: Metric) -> Iterator[str]:
+    scores: Callable[[Record, str], Points] = partial(validation_score, metric=metric)
     with matplotlib.rc_context(SVG_STYLE):
         for against in ("samples", "update"):
             by = "samples" if against == "samples" else "updates"
             yield draw(records, training_loss, against=against, ylabel="training loss", title=f"Training loss by {by}")
-            yield draw(records, validation_score, against=against, ylabel=f"validation {metric}, %", title=f"Validation {metric} by {by}")
+            named = {"ylabel": f"validation {metric.label}", "title": f"Validation {metric} by {by}"}
+            yield draw(records, scores, against=against, **named, dots=True)
         yield draw(records, learning_rate, against="samples", ylabel="learning rate", title="Learning rate by samples")
         if any(batch_size_changes(record) for runs in records.values() for record in runs):
             yield draw(records, global_batch, against="samples", ylabel="global batch, samples", title="Global batch by samples")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bigbatch.core.metric import metric_of
 from bigbatch.noise.estimate import two_digits
 from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
 
@@ -38,7 +39,8 @@ def draw_trade_off(study: Mapping[str, Any]) -> str:
     Returns:
         An `<svg>` element.
     """
-    title = f"{study['task']}: to {study['metric']} {100 * study['target']:g} % on validation data"
+    metric = metric_of(study["metric"])
+    title = f"{study['task']}: to {metric} {metric.exact(study['target'])} on validation data"
     with matplotlib.rc_context(SVG_STYLE):
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.add_subplot()

@@ -19,6 +19,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.core.reading import exists
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
+from bigbatch.train.measure.evaluate import sum_over_samples
 from bigbatch.train.setup.build import build_model
 from bigbatch.train.state.checkpoint import checkpoints_of, read_checkpoint
 from bigbatch.train.state.record import read_record
@@ -135,11 +136,15 @@ def ratio(a: float, b: float) -> float:
 
 @torch.no_grad()
 def mean_of(measure: Callable[[Tensor, Tensor], Tensor], model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Mean over all samples of a loss or score per sample, in evaluation mode, which is left as found."""
+    """Mean over all samples of a loss or score per sample, in evaluation mode, which is left as found.
+
+    Raises:
+        UserError: If there is not one a sample.
+    """
     was_training, total = model.training, 0.0
     model.eval()
     for inputs, targets in batches:
-        total += float(measure(model(inputs), targets).double().sum())
+        total += float(sum_over_samples(measure(model(inputs), targets), len(targets), "losses or scores"))
     model.train(was_training)
     return total / sum(len(targets) for _, targets in batches)
 

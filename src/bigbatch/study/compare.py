@@ -1,11 +1,13 @@
 """The main job: the tuned reference, the same recipe with only the batch changed, and the plan, over seeds; did accuracy hold?
 
+Or whatever score a task has: scores enter the verdict as `Metric.comparable`, larger is better, and leave it as `Metric.difference`.
+
 Runs that share a seed share their initial weights and the order of the data, so that arms are compared pair by pair (verdict.py).
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 from bigbatch.core.checks import Diverged, Interrupted, UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
+from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.scaling import Plan, plan
@@ -23,8 +26,6 @@ from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.state.result import Result
 from bigbatch.train.trainer import fit
 
-MARGIN_POINTS = 0.5
-
 
 class Arm(NamedTuple):
     """One recipe over several seeds."""
@@ -33,16 +34,17 @@ class Arm(NamedTuple):
     folder: str  # below the study's folder
     recipe: Recipe
     results: tuple[Result, ...]
+    metric: Metric = ACCURACY
 
     @property
     def scores(self) -> list[float]:
-        """Test scores of the runs that did not diverge, in points (times 100)."""
-        return [100 * result.test_score for result in self.results if not result.diverged]
+        """Test scores of the runs that did not diverge, in the metric's unit."""
+        return [self.metric.shown(result.test_score) for result in self.results if not result.diverged]
 
     @property
     def by_seed(self) -> list[float | None]:
-        """Test score of every run, in points, in the order of seeds; None for one that diverged."""
-        return [None if result.diverged else 100 * result.test_score for result in self.results]
+        """Test score of every run as the verdict takes it, larger is better, in the order of seeds; None for one that diverged."""
+        return _comparable(self.results, self.metric)
 
     @property
     def num_diverged(self) -> int:
@@ -51,7 +53,7 @@ class Arm(NamedTuple):
 
     @property
     def seeds_without_score(self) -> list[int]:
-        """Seeds of the runs that ended well and whose test score is not a number."""
+        """Seeds of the runs that ended well and whose test score is not a number, or has no ratio to others where these are compared."""
         first = self.recipe.seed
         return [first + i for i, score in enumerate(self.by_seed) if score is not None and not math.isfinite(score)]
 
@@ -61,15 +63,18 @@ class Comparison:
     """Three arms, and whether the second and third held the reference's score."""
 
     task: str
-    metric: str
+    metric: Metric
     plan: Plan
     arms: tuple[Arm, Arm, Arm]  # reference, batch only, planned
     design: Design
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", metric_of(self.metric))  # a name alone will do
+
     @property
     def margin(self) -> float:
-        """Points that may be lost without calling it a loss."""
-        return self.design.margin
+        """What may be lost without calling it a loss, as the metric states its margin: points of accuracy."""
+        return self.metric.stated_margin(self.design.margin)
 
     def verdict(self, arm: Arm) -> SeedsVerdict:
         """The test of an arm against the reference, over the seeds that both ran.
@@ -88,6 +93,8 @@ class Comparison:
         for each in (reference, arm):
             if seeds := each.seeds_without_score:
                 named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                if self.metric.relative and all(math.isfinite(score) for score in each.scores):
+                    return f"the test score of {each.name}, {named}, is not above 0, which a relative margin needs; state an absolute one"
                 return f"the test score of {each.name}, {named}, is not a number; see why the task's scores are not finite"
         died = Rate(reference.num_diverged, len(reference.results))
         if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
@@ -102,14 +109,16 @@ class Comparison:
         return f"{start}: {self._in_words(self.verdict(arm), self.arms[0].num_diverged)}"
 
     def _in_words(self, verdict: SeedsVerdict, reference_diverged: int) -> str:
-        design, confidence = self.design, self.design.confidence
+        design, confidence, metric = self.design, self.design.confidence, self.metric
+        unit = "" if metric.difference_unit == "points" else f" {metric.difference_unit}".rstrip()
         text = {"held": "held", "lost": "did not hold", "undecided": "undecided"}[verdict.outcome]
         if verdict.pairs:
             seeds = "1 seed" if verdict.pairs == 1 else f"{verdict.pairs} seeds"
-            text += f": {verdict.difference:+.2f} points of {self.metric}{_interval(verdict)} over {seeds}"
-        text += f", margin -{design.margin:g} at {100 * confidence:g} %"
+            text += f": {metric.in_words(verdict.difference)}{_interval(verdict, metric)} over {seeds}"
+        text += f", margin {metric.difference(-design.margin):+g}{unit} at {100 * confidence:g} %"
         if verdict.floored:
-            text += f"; differences scatter by less than one test sample, {design.resolution:.2g} points, which is taken instead"
+            sample = metric.length(design.resolution, digits=2)
+            text += f"; differences scatter by less than one test sample, {sample}, which is taken instead"
         if verdict.diverged.cases:
             text += f"; {verdict.diverged.words(confidence)} runs diverged"
         if reference_diverged:
@@ -117,7 +126,7 @@ class Comparison:
         if verdict.outcome == "lost":
             return text
         rare = f"at {100 * confidence:g} % fewer than {math.ceil(100 * verdict.bad.at_most(confidence))} % are"
-        what = f"bad (more than {design.margin:g} below every run of the reference)"
+        what = f"bad (more than {abs(metric.difference(-design.margin)):g}{unit} {metric.worse_side} every run of the reference)"
         text += f"; {verdict.bad.cases or 'none'} of {verdict.bad.runs} runs {what}: {rare}"
         return text + (self._what_is_missing(verdict) if verdict.outcome == "undecided" else "")
 
@@ -135,13 +144,13 @@ class Comparison:
 
     def expectation(self) -> str:
         """What the design can be expected to say, from the runs so far, in words."""
-        return expectation(self.design, [arm.by_seed for arm in self.arms])
+        return expectation(self.design, [arm.by_seed for arm in self.arms], self.metric)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads."""
         return {
             "task": self.task,
-            "metric": self.metric,
+            "metric": self.metric.to_plain(),
             "margin": self.margin,
             "design": asdict(self.design),
             "expectation": self.expectation(),
@@ -167,15 +176,13 @@ class Comparison:
         }
 
 
-def _interval(verdict: SeedsVerdict) -> str:
-    match verdict.lower, verdict.upper:
-        case None, None:
-            return ", no interval"
-        case None, upper:
-            return f", at most {upper:+.2f},"
-        case lower, None:
-            return f", at least {lower:+.2f},"
-    return f" [{verdict.lower:+.2f}, {verdict.upper:+.2f}]"
+def _interval(verdict: SeedsVerdict, metric: Metric) -> str:
+    lower, upper = metric.interval(verdict.lower, verdict.upper)
+    if lower is not None and upper is not None:
+        return f" [{metric.signed(lower)}, {metric.signed(upper)}]"
+    if upper is not None:
+        return f", at most {metric.signed(upper)},"
+    return f", at least {metric.signed(lower)}," if lower is not None else ", no interval"
 
 
 def scale(
@@ -187,7 +194,7 @@ def scale(
     max_seeds: int | None = None,
     recipe: Recipe | None = None,
     out: str | Path,
-    margin: float = MARGIN_POINTS,
+    margin: float | None = None,
     bad_share: float = 0.2,
     noise_scale: float | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -207,7 +214,8 @@ def scale(
         recipe: The tuned reference; the task's named recipe if left out.
         out: Folder of every run. Finished runs found there are used as they are, unfinished ones continued; several comparisons of
             one reference share it.
-        margin: Points of the score that may be lost without calling it a loss.
+        margin: What may be lost without calling it a loss, as the task's metric states its own, which is taken if left out: 0.5 points of
+            accuracy.
         bad_share: Share of runs that may be bad without calling it a loss, as in `verdict.Design`.
         noise_scale: As in `plan`.
         overrides: As in `plan`.
@@ -221,26 +229,27 @@ def scale(
         UserError: On bad arguments, data or folder.
         Interrupted: After Ctrl-C; run the same call again to go on.
     """
-    design = Design(margin, seeds, max(seeds, 14) if max_seeds is None else max_seeds, bad_share)
     task = load_task(task) if isinstance(task, str) else task
+    metric = metric_of(task.metric)
+    design = Design(metric.comparable_margin(margin), seeds, max(seeds, 14) if max_seeds is None else max_seeds, bad_share)
     reference = recipe or Recipe.named(task.name)
     if to == reference.batch.global_batch:
         raise UserError(f"to = {to}: is the reference's own batch; choose another")
     planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides)
     only = plan(reference, global_batch=to, rule="none").recipe
-    design = replace(design, resolution=100 / max(1, len(task.splits().test)))  # type: ignore[arg-type]
+    design = replace(design, resolution=metric.resolution_of_a_sample / max(1, len(task.splits().test)))  # type: ignore[arg-type]
     arms = [
-        Arm("reference", "reference", reference, ()),
-        Arm("batch only", f"batch-{to}-only", only, ()),
-        Arm(planned.rule if planned.rule != "none" else "none (planned)", f"batch-{to}-{planned.rule}", planned.recipe, ()),
+        Arm("reference", "reference", reference, (), metric),
+        Arm("batch only", f"batch-{to}-only", only, (), metric),
+        Arm(planned.rule if planned.rule != "none" else "none (planned)", f"batch-{to}-{planned.rule}", planned.recipe, (), metric),
     ]
 
     def compared() -> Comparison:
-        return Comparison(task.name, task.metric, planned, (arms[0], arms[1], arms[2]), design)
+        return Comparison(task.name, metric, planned, (arms[0], arms[1], arms[2]), design)
 
     with owned(Path(out)) as folder:
         if say is not None:
-            say(expectation(design, [_known(folder / "reference", reference, design)]))
+            say(expectation(design, [_known(folder / "reference", reference, design, metric)], metric))
         for runs in range(seeds, design.max_seeds + 1):
             going = arms[1:] if runs == seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
             if not going:
@@ -260,11 +269,14 @@ def _goes_on(comparison: Comparison, arm: Arm) -> bool:
     return not comparison.cannot_be_judged(arm) and comparison.verdict(arm).outcome == "undecided"
 
 
-def _known(folder: Path, recipe: Recipe, design: Design) -> list[float | None]:
-    """Scores of the reference's runs that are finished already."""
+def _known(folder: Path, recipe: Recipe, design: Design, metric: Metric) -> list[float | None]:
+    """Comparable scores of the reference's runs that are finished already."""
     places = (folder / f"seed-{seed}" / "result.json" for seed in range(recipe.seed, recipe.seed + design.max_seeds))
-    results = [Result.load(place) for place in places if place.exists()]
-    return [None if result.diverged else 100 * result.test_score for result in results]
+    return _comparable([Result.load(place) for place in places if place.exists()], metric)
+
+
+def _comparable(results: Sequence[Result], metric: Metric) -> list[float | None]:
+    return [None if result.diverged else metric.comparable(result.test_score) for result in results]
 
 
 def _up_to(runs: int, arm: Arm, number: int, task: Task, folder: Path, quiet: bool, say: Callable[[str], None] | None) -> Arm:

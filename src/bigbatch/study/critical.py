@@ -27,6 +27,7 @@ from bigbatch.core.extras import needed
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.version import __version__
 from bigbatch.noise.trade_off_likelihood import WHAT
 from bigbatch.recipe import Recipe
@@ -70,7 +71,8 @@ def critical(
         task: A task, or its name.
         recipe: Where all fields but batch, rate, schedule and budget come from; the task's named recipe if left out.
         batches: Global batches, three at least, best a factor of 4 apart and on both sides of the expected critical batch.
-        target: Validation score in (0, 1] that ends a run; every batch should be able to reach it at a constant rate.
+        target: Validation score that ends a run, or a better one, as the task's `scores` give it: of accuracy in (0, 1]. Every batch should
+            be able to reach it at a constant rate.
         seeds: Runs a batch at its best rate, from the recipe's own seed on.
         lr_factors: Times the recipe's rate times sqrt(batch / recipe's batch). One factor alone is no search: the range never moves.
         max_epochs: Budget of a run; 4 times the recipe's epochs if left out. A run that ends there counts as needing more.
@@ -91,8 +93,9 @@ def critical(
     with needed(WHAT, extra="study"):  # at the end, after hours
         import scipy  # noqa: F401
     chosen = sorted({int(batch) for batch in batches})
-    _check(chosen, target, seeds, lr_factors, noise)
     task = load_task(task) if isinstance(task, str) else task
+    metric_of(task.metric).check_target(target)
+    _check(chosen, seeds, lr_factors, noise)
     reference = (recipe or Recipe.named(task.name)).replace({"batch.rule": None})
     epochs = EPOCHS * reference.total_epochs if max_epochs is None else max_epochs
     check_positive("max_epochs", epochs)
@@ -108,7 +111,7 @@ def critical(
             points.append(_measure(bench, at_batch, seeds, lr_factors))
             if (updates := points[-1].updates) is not None:
                 interval = INTERVAL * updates * points[-1].global_batch / reference.num_train_samples
-        study = CriticalStudy(task.name, task.metric, target, reference, tuple(points), noise)
+        study = CriticalStudy(task.name, metric_of(task.metric), target, reference, tuple(points), noise)
         facts = {
             "max_epochs": epochs,
             "lr_factors": list(lr_factors),
@@ -120,13 +123,11 @@ def critical(
         return study
 
 
-def _check(batches: Sequence[int], target: float, seeds: int, lr_factors: Sequence[float], noise: float | None) -> None:
+def _check(batches: Sequence[int], seeds: int, lr_factors: Sequence[float], noise: float | None) -> None:
     if len(batches) < 3:
         raise UserError(f"batches = {batches}: two unknowns and a scatter need three different ones at least; add batches")
     for batch in batches:
         check_positive("batches", batch)
-    if not 0 < target <= 1:
-        raise UserError(f"target = {target}: must be a validation score above 0 and up to 1; 88 % is 0.88")
     check_positive("seeds", seeds)
     if not lr_factors:
         raise UserError("lr_factors = []: must hold one at least; (0.5, 1, 2) is usual")
@@ -174,18 +175,18 @@ def _measure(bench: "_Bench", recipe: Recipe, seeds: int, lr_factors: Sequence[f
     for factor in sorted(set(lr_factors), key=lambda f: (abs(math.log(f)), f)):
         attempt(factor)
     for _ in range(EXTENSIONS):
-        beyond = next_factor(sorted(tried), best_factor(tried))
+        beyond = next_factor(sorted(tried), best_factor(tried, bench.metric))
         if beyond is None:
             break
         attempt(beyond)
-    best = best_factor(tried)
+    best = best_factor(tried, bench.metric)
     runs = [tried[best], *(trial(best, recipe.seed + i) for i in range(1, seeds))]
     by_rate = tuple(tried[factor] for factor in sorted(tried))
     at_edge = next_factor(sorted(tried), best) is not None
     return Point(recipe.batch.global_batch, tried[best].lr, at_edge, tuple(runs), by_rate)
 
 
-def best_factor(tried: Mapping[float, Trial]) -> float:
+def best_factor(tried: Mapping[float, Trial], metric: Metric = ACCURACY) -> float:
     """The factor with the fewest updates to the target; where none reached it, with the best score; where all diverged, the smallest.
 
     Of equals the one nearest to 1.
@@ -195,7 +196,7 @@ def best_factor(tried: Mapping[float, Trial]) -> float:
         trial, off = tried[factor], abs(math.log(factor))
         if trial.diverged:
             return 2, factor, off
-        return (0, trial.updates, off) if trial.reached else (1, -trial.best_score, off)
+        return (0, trial.updates, off) if trial.reached else (1, metric.rank(trial.best_score), off)
 
     return min(tried, key=rank)
 
@@ -222,6 +223,7 @@ class _Bench:
     def __init__(self, task: Task, target: float, path: Path, asked: float | None, say: Callable[[str], None] | None, quiet: bool) -> None:
         self.interval = 1.0  # epochs between evaluations
         self._task, self._target, self._path, self._asked, self._say, self._quiet = task, target, path, asked, say, quiet
+        self.metric = metric_of(task.metric)
         self._done = {self._stored_identity(line): line for line in stored_lines(path, self._stored_identity)}
 
     def run(self, recipe: Recipe) -> Trial:
@@ -241,11 +243,15 @@ class _Bench:
         try:
             result = fit(self._task, recipe, target=self._target, evaluate_every=self.interval, **settings)
         except Diverged as error:
-            return Trial(recipe.optimizer.lr, recipe.seed, error.update or recipe.num_updates, False, True, 0.0, None)
+            return Trial(recipe.optimizer.lr, recipe.seed, error.update or recipe.num_updates, False, True, self._finite(math.nan), None)
         except Interrupted:
             raise Interrupted(f"stopped at {title}; finished runs are kept, and the same command goes on with this one") from None
         lr, seed, seconds = recipe.optimizer.lr, recipe.seed, round(result.train_s, 2)
-        return Trial(lr, seed, result.updates, result.reached, False, result.best_validation_score, seconds)
+        return Trial(lr, seed, result.updates, result.reached, False, self._finite(result.best_validation_score), seconds)
+
+    def _finite(self, score: float) -> float | None:
+        """JSON has no other numbers: where there is no score, the worst that there is, None if scores have no bound."""
+        return next((value for value in (score, self.metric.of_diverged) if math.isfinite(value)), None)
 
     @classmethod
     def _stored_identity(cls, line: Mapping[str, Any]) -> str:

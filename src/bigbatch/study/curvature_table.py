@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigbatch.core.clock import Clock
+from bigbatch.core.metric import Metric, metric_of
 from bigbatch.study.checkpoints import MATCHED, ratio
 from bigbatch.study.simulate import Table
 
@@ -43,7 +44,7 @@ class Measured:
     clock: Clock
     global_batch: int
     loss: float  # mean over the samples
-    score: float  # the task's, in [0, 1], over the samples
+    score: float  # the task's, over the samples
     gradient: float  # length of the mean loss's
     eigenvalues: list[float]
     residuals: list[float]  # |Hv - lambda v| / |lambda|
@@ -75,7 +76,7 @@ class CurvatureStudy:
     """What was measured, and the words for it."""
 
     task: str
-    metric: str
+    metric: Metric | str
     samples: int
     parameters: int
     runs: tuple[Measured, ...]  # one, or two to compare
@@ -133,7 +134,7 @@ class CurvatureStudy:
             ["checkpoint", *(f"{r.checkpoint}, update {r.clock.updates:,}" for r in runs)],
             ["global batch", *(f"{r.global_batch:,}" for r in runs)],
             ["training loss", *(f"{r.loss:.4g}" for r in runs), *_ratio([r.loss for r in runs])],
-            [f"training {self.metric}", *(f"{100 * r.score:.2f} %" for r in runs)],
+            [f"training {self.metric}", *(metric_of(self.metric).text(r.score) for r in runs)],
             ["length of the gradient", *(f"{r.gradient:.3g}" for r in runs), *_ratio([r.gradient for r in runs])],
         ]
         for i in range(len(runs[0].eigenvalues)):
@@ -156,7 +157,8 @@ class CurvatureStudy:
             for r in self.runs
         ]
         words = {"sentence": self.sentence(), "doubts": list(self.doubts()), "names": self.names, "matched": self.loss_ratio <= MATCHED}
-        whole = {"task": self.task, "metric": self.metric, "samples": self.samples, "parameters": self.parameters, **words, "runs": runs}
+        metric = metric_of(self.metric).to_plain()
+        whole = {"task": self.task, "metric": metric, "samples": self.samples, "parameters": self.parameters, **words, "runs": runs}
         tables = [{"title": t.title, "columns": t.columns, "rows": t.rows} for t in self.tables()]
         return _plain({**whole, "path": [p._asdict() for p in self.path], "tables": tables})
 

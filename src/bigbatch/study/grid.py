@@ -11,6 +11,7 @@ from bigbatch.core.checks import Diverged
 from bigbatch.core.environment import own_rank
 from bigbatch.core.files import make_folder
 from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.recipe import Recipe
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
@@ -68,25 +69,32 @@ def run_grid(
     return lines
 
 
-def verdict_of(lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, margin: float) -> Verdict:
-    """The non-inferiority test of a cell's runs against the reference's, in points; a cell with a diverged run is lost."""
+def verdict_of(
+    lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, margin: float, metric: Metric = ACCURACY
+) -> Verdict:
+    """The non-inferiority test of a cell's runs against the reference's; a cell with a diverged run is lost.
+
+    `margin` is stated as the metric's: in points of accuracy.
+    """
     if any(line["diverged"] for line in lines):
         return Verdict("lost", float("nan"), None, None)
-    points = [[100 * line["test_score"] for line in arm] for arm in (lines, reference)]
-    return noninferiority(points[0], points[1], margin=margin)
+    scores = [[metric.comparable(line["test_score"]) for line in arm] for arm in (lines, reference)]
+    return noninferiority(scores[0], scores[1], margin=metric.comparable_margin(margin))
 
 
-def cell_text(lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, margin: float) -> str:
-    """A cell of a table in Markdown: mean and spread in points, the verdict against the reference, how many runs diverged.
+def cell_text(
+    lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, margin: float, metric: Metric = ACCURACY
+) -> str:
+    """A cell of a table in Markdown: mean and spread in the metric's unit, the verdict against the reference, how many runs diverged.
 
     The reference itself has no verdict.
     """
-    good = [100 * line["test_score"] for line in lines if not line["diverged"]]
+    good = [metric.shown(line["test_score"]) for line in lines if not line["diverged"]]
     died = f" ({len(lines) - len(good)} of {len(lines)} diverged)" if len(good) < len(lines) else ""
     if not good:
         return f"-{died}"
-    text = f"{statistics.fmean(good):.2f}" + (f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else "")
-    outcome = "lost" if lines is reference else verdict_of(lines, reference, margin=margin).outcome
+    text = metric.number(statistics.fmean(good)) + (f" ± {metric.number(statistics.stdev(good))}" if len(good) > 1 else "")
+    outcome = "lost" if lines is reference else verdict_of(lines, reference, margin=margin, metric=metric).outcome
     return {"held": f"**{text} held**", "undecided": f"{text} undecided", "lost": text}[outcome] + died
 
 

@@ -7,7 +7,7 @@ Formula: se^2 = s_c^2/n_c + s_r^2/n_r,   df = se^4 / (s_c^4/(n_c^2 (n_c-1)) + s_
          lower, upper = d -+ t_{confidence, df} se     (each bound one-sided at `confidence`)
          held: lower > -margin;   lost: upper < -margin;   undecided: neither, more seeds are needed.
          A variance is taken to be at least the resolution, squared: equal scores are equal to it only.
-Units:   those of the scores; margin is positive.
+Units:   those of the scores, of which larger are better (`bigbatch.core.metric.Metric.comparable`); margin is positive.
 Limits:  at 3 runs an arm, a margin of 0.5 and a spread of 0.3, "held" is said of equal arms in 44 % of cases (5: 76 %, 10: 97 %); of an arm
          that has bad runs now and then, which few runs don't show, it is said too often (benchmarks/verdict_error.py).
 """
@@ -48,7 +48,7 @@ def noninferiority(
     """Test whether the candidate's mean is at most `margin` below the reference's.
 
     Args:
-        candidate: One score per seed.
+        candidate: One score per seed, larger is better.
         reference: One score per seed.
         margin: Largest loss that counts as none, > 0.
         confidence: Of each one-sided bound.

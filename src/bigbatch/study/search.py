@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from bigbatch.core.checks import Diverged
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.metric import metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.trainer import fit
@@ -19,7 +21,7 @@ class Trial(NamedTuple):
     """One combination of settings over the seeds."""
 
     settings: dict[str, Any]
-    mean: float  # validation score of the final weights; a diverged run counts 0
+    mean: float  # validation score of the final weights; a diverged run counts the worst score, 0 of accuracy
     scores: tuple[float, ...]
 
 
@@ -38,7 +40,8 @@ def _identity(line: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If it holds no score.
     """
-    float(line["validation_score"])
+    if line["validation_score"] is not None:
+        float(line["validation_score"])
     return json.dumps([line["settings"], line["seed"]], sort_keys=True)
 
 
@@ -55,6 +58,7 @@ def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, 
     Returns:
         The trials of the grid, the best mean validation score first.
     """
+    metric = metric_of(task.metric)
     with owned(out) as folder:
         path = folder / "trials.jsonl"
         done = {_identity(line): line for line in stored_lines(path, _identity)}
@@ -66,9 +70,10 @@ def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, 
                 if key not in done:
                     done[key] = _run(task, recipe.replace({**settings, "seed": seed}), settings, seed)
                     append_line(path, done[key])
-                scores.append(float(done[key]["validation_score"]))
+                score = done[key]["validation_score"]
+                scores.append(metric.of_diverged if score is None else float(score))
             trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
-    return sorted(trials, key=lambda trial: -trial.mean)
+    return sorted(trials, key=lambda trial: metric.rank(trial.mean))
 
 
 def _run(task: Task, recipe: Recipe, settings: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -76,5 +81,11 @@ def _run(task: Task, recipe: Recipe, settings: dict[str, Any], seed: int) -> dic
     try:
         result = fit(task, recipe, quiet=True, tensorboard=False, measure_test=False)
     except Diverged as error:
-        return {**line, "validation_score": 0.0, "diverged": str(error)}
-    return {**line, "validation_score": result.validation_score, "updates": result.updates, "train_s": round(result.train_s, 2)}
+        return {**line, "validation_score": _finite(metric_of(task.metric).of_diverged), "diverged": str(error)}
+    score = _finite(result.validation_score)
+    return {**line, "validation_score": score, "updates": result.updates, "train_s": round(result.train_s, 2)}
+
+
+def _finite(score: float) -> float | None:
+    """JSON has no other numbers."""
+    return score if math.isfinite(score) else None

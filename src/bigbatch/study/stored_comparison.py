@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bigbatch.core.checks import InputError
+from bigbatch.core.metric import metric_of
 from bigbatch.core.reading import first_mistake, read_json
 
 SUFFIX = ".comparison.json"
@@ -45,7 +46,7 @@ class _Change(_Part):
 
 class _Comparison(_Part):
     task: str
-    metric: str
+    metric: Annotated[Any, AfterValidator(metric_of)]
     rule: str
     reason: str
     warnings: list[str]
@@ -82,14 +83,15 @@ class Row(NamedTuple):
 
 def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
     """The table of a stored comparison: one row an arm, over the runs that did not diverge."""
+    metric = metric_of(comparison["metric"])
     for arm in comparison["arms"]:
         good = [result for result in arm["results"] if not result["diverged"]]
-        scores = [100 * result["test_score"] for result in good if result["test_score"] is not None]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        scores = [metric.shown(result["test_score"]) for result in good if result["test_score"] is not None]
+        spread = f" ± {metric.number(statistics.stdev(scores))}" if len(scores) > 1 else ""
         yield Row(
             arm["name"],
             f"{arm['global_batch']:,}",
-            f"{statistics.fmean(scores):.2f}{spread} %" if scores else "-",
+            metric.with_unit(f"{metric.number(statistics.fmean(scores))}{spread}") if scores else "-",
             f"{arm['results'][0]['updates']:,}",
             f"{statistics.median(speeds):,.0f}" if (speeds := [s for r in good if (s := r["samples_per_s"]) is not None]) else "-",
             f"{statistics.median(times):.1f}" if (times := [s for r in good if (s := r["train_s"]) is not None]) else "-",

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.metric import Metric, metric_of
 from bigbatch.noise.critical_batch import CriticalBatch, Estimate, Run, fit_critical_batch, min_steps_at, predicted_steps
 from bigbatch.noise.estimate import two_digits
 from bigbatch.recipe import Recipe
@@ -25,7 +26,7 @@ class Trial(NamedTuple):
     updates: int
     reached: bool
     diverged: bool
-    best_score: float  # best validation score seen, in [0, 1]; 0 for a diverged run
+    best_score: float | None  # best validation score seen; where none is finite, the worst there is, or None if scores have no bound
     train_s: float | None  # seconds in updates
 
 
@@ -60,7 +61,7 @@ class CriticalStudy:
     """Updates to one target at several batches, each at its own best rate, and the trade-off fitted to them."""
 
     task: str
-    metric: str
+    metric: Metric | str
     target: float
     recipe: Recipe
     points: tuple[Point, ...]
@@ -83,14 +84,16 @@ class CriticalStudy:
         if self.fit is not None:
             return in_words(self.fit, [point.global_batch for point in self.points])
         reached = sum(point.updates is not None for point in self.points)
+        easier, harder = metric_of(self.metric).easier, metric_of(self.metric).harder
         if reached < 3:
-            return f"no fit: {reached} of {len(self.points)} batches reached the target, three must; lower the target or train longer"
-        return "no fit: the target is reached within the first updates, where warm-up and rounding decide; raise the target"
+            return f"no fit: {reached} of {len(self.points)} batches reached the target, three must; {easier} the target or train longer"
+        return f"no fit: the target is reached within the first updates, where warm-up and rounding decide; {harder} the target"
 
     def doubts(self) -> Iterator[str]:
         """What the study doesn't know, each in one line."""
+        target = metric_of(self.metric).exact(self.target)
         yield (
-            f"this is for {self.metric} {100 * self.target:g} % on validation data, a constant rate and {self.recipe.optimizer.name}; "
+            f"this is for {self.metric} {target} on validation data, a constant rate and {self.recipe.optimizer.name}; "
             "a harder target has a larger critical batch"
         )
         if len(self.runs) == len(self.points):
@@ -118,7 +121,8 @@ class CriticalStudy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads. An infinite bound is None."""
-        stored: dict[str, Any] = {"task": self.task, "metric": self.metric, "target": self.target, "recipe": self.recipe.to_dict()}
+        metric = metric_of(self.metric).to_plain()
+        stored: dict[str, Any] = {"task": self.task, "metric": metric, "target": self.target, "recipe": self.recipe.to_dict()}
         stored["points"] = [
             {**p._asdict(), "runs": [r._asdict() for r in p.runs], "tried": [t._asdict() for t in p.tried]} for p in self.points
         ]

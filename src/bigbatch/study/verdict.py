@@ -7,7 +7,7 @@ Test:    of the differences d = candidate - reference of runs that share a seed 
                the same confidence fewer than `bad_share` of runs are bad (Clopper and Pearson).
          undecided: neither.
          A run is bad if it diverged, or scored more than the margin below every run of the reference.
-Units:   points; the margin is positive.
+Units:   those of `bigbatch.core.metric.Metric.comparable`, of which larger are better: points of accuracy; the margin is positive.
 Choices: pairs, though they halve the degrees of freedom: with 14 pairs that costs 3 % in the width of the interval if seeds tell
          nothing, gains a third at a correlation of 0.6, and is right if they are correlated negatively, where Welch's is too sure.
          No "held" before `bad_share` can be excluded, 14 runs for a fifth: an arm with one run in five 3 points below is "held" by a test
@@ -71,12 +71,12 @@ class Design:
     """What is fixed before the first run.
 
     Attributes:
-        margin: Points of the score that may be lost without calling it a loss.
+        margin: Largest loss that counts as none, as a difference of comparable scores: points of accuracy.
         seeds: Runs an arm before the first look.
         max_seeds: Runs an arm at most.
         bad_share: Share of runs that may be bad without calling it a loss; "held" is said once a larger one is excluded.
         confidence: Of each of the two claims over all looks, and of the bound on bad runs.
-        resolution: Of a score, points: one test sample.
+        resolution: Of a comparable score: one test sample; 0 where one can change it by any amount.
 
     Raises:
         UserError: If a value is out of range.
@@ -128,7 +128,7 @@ class SeedsVerdict(NamedTuple):
     """What the runs so far say; a bound is None where no look may use it."""
 
     outcome: Outcome
-    difference: float  # mean over pairs, points
+    difference: float  # mean over pairs; above 0 where the candidate is better
     lower: float | None  # of "held"
     upper: float | None  # of "lost"
     pairs: int
@@ -141,7 +141,7 @@ def judge_seeds(candidate: Sequence[float | None], reference: Sequence[float | N
     """The verdict over runs that share seeds.
 
     Args:
-        candidate: One score per seed, points; None for a run that diverged.
+        candidate: One comparable score per seed, larger is better; None for a run that diverged.
         reference: Likewise, of the same seeds in the same order.
         design: Fixed beforehand.
 
@@ -206,8 +206,8 @@ def power(design: Design, *, spread: float, difference: float = 0.0, studies: in
 
     Args:
         design: Fixed beforehand.
-        spread: Standard deviation of the difference of two runs that share a seed, points.
-        difference: True mean of it, points; 0 for an arm that is as good as the reference.
+        spread: Standard deviation of the difference of two runs that share a seed, as the margin.
+        difference: True mean of it; 0 for an arm that is as good as the reference.
         studies: Simulated ones, with normal scores.
         seed: Of them.
 

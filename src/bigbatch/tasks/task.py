@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bigbatch.core.checks import UserError, unknown
+from bigbatch.core.metric import Metric, metric_of
 
 SHIPPED = {
     "digits/mlp": "bigbatch.tasks.digits_mlp:DigitsMLP",
@@ -36,7 +37,11 @@ class Task(Protocol):
     """Data, model, loss and metric. See examples/own_task.py."""
 
     name: str
-    metric: str  # name of the mean of `scores`, such as "accuracy"; higher is better; shown times 100
+
+    @property
+    def metric(self) -> str | Metric:
+        """What the mean of `scores` is; a name alone, such as "accuracy", is a share of samples, of which more are better."""
+        ...
 
     def splits(self) -> Splits:
         """The data, the same at every call."""
@@ -51,7 +56,7 @@ class Task(Protocol):
         ...
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """One score per sample in [0, 1], shape (n,)."""
+        """One score per sample, shape (n,); times the metric's scale it is in the metric's unit, so a right answer's is 1, not 100 %."""
         ...
 
 
@@ -66,7 +71,7 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
         The task, built without arguments other than `data`.
 
     Raises:
-        UserError: If the task is unknown, can't be imported, or lacks part of the protocol.
+        UserError: If the task is unknown, can't be imported, or lacks part of the protocol, or its metric is not one.
 
     >>> load_task("digits/mlp").metric
     'accuracy'
@@ -82,6 +87,7 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
     missing = [part for part in ("name", "metric", "splits", "model", "losses", "scores") if not hasattr(task, part)]
     if missing:
         raise UserError(f"task {name!r}: lacks {', '.join(missing)}; see examples/own_task.py for the whole protocol")
+    metric_of(task.metric)
     return task  # type: ignore[no-any-return]
 
 

@@ -102,7 +102,8 @@ def finish(run: Run) -> tuple[Result, Evaluation]:
         run.validation = run.evaluate("validation")
     test = run.evaluate("test") if run.options.measure_test else Evaluation(math.nan, math.nan, 0)
     facts: dict[str, Any] = {"train_s": train_s, "curvature_s": run.control.curvature_s, "micro_batch": run.micro_batch}
-    result = Result(run.task.name, run.clock.updates, run.clock.samples, best_validation_score=run.best_score, reached=run.reached, **facts)
+    best = run.best_score if math.isfinite(run.best_score) else math.nan
+    result = Result(run.task.name, run.clock.updates, run.clock.samples, best_validation_score=best, reached=run.reached, **facts)
     return result, test
 
 
@@ -160,13 +161,13 @@ def validate(run: Run) -> None:
     with run.stopwatch.paused():
         run.validation = run.evaluate("validation")
         score = run.validation.score
-        run.display.show_score(f"{run.task.metric} {100 * score:.2f} %")
-        if score > run.best_score:
+        run.display.show_score(f"{run.metric} {run.metric.text(score)}")
+        if run.metric.is_better(score, run.best_score):
             run.best_score = score
             run.save("best.pt")
         if run.options.keep_checkpoints:
             run.save(numbered_name(run.clock))
-        run.reached = run.options.target is not None and score >= run.options.target
+        run.reached = run.options.target is not None and run.metric.reaches(score, run.options.target)
         run.control.restart_timer()
 
 

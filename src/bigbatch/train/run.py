@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
+from bigbatch.core.metric import Metric, metric_of
 from bigbatch.noise.weight_distance import WeightDistance
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Splits, Task
@@ -71,7 +72,7 @@ class Run:
         start_facts: What the first line holds besides.
         notice: Printed when a run begins that is not resumed.
         clock: Where it stands.
-        best_score: Of validation.
+        best_score: Of validation, by the task's metric; minus infinity: none yet.
         reached: Whether validation has reached the target, which ends the run.
         validation: The newest evaluation of the validation set.
         work: How this worker's share of an update of so many samples is cut.
@@ -125,6 +126,11 @@ class Run:
         return {"held": self.batches, "statistics": self.statistics}
 
     @property
+    def metric(self) -> Metric:
+        """What its scores are."""
+        return metric_of(self.task.metric)
+
+    @property
     def title(self) -> str:
         """For people."""
         return self.options.title or self.task.name
@@ -176,7 +182,7 @@ class Run:
         """Loss and score on a split, of the weights and statistics of all workers; recorded. Called by every worker."""
         with self.comm.averaged_weights(self.optimizer), self.statistics.combined():
             how: dict[str, Any] = {"recipe": self.recipe, "ranks": self.ranks, "equal_num_passes": self.comm.equal_num_passes}
-            result = evaluate(self.model, self.task, getattr(self.data, split), **how)
+            result = evaluate(self.model, self.task, getattr(self.data, split), name=f"the {split} set", **how)
         self.record.evaluation(self.clock, split, result, self.comm.metrics())
         self.after_evaluation()
         return result

@@ -9,6 +9,7 @@ import torch
 
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.ranks import Ranks, process_group
+from bigbatch.core.metric import metric_of
 from bigbatch.core.version import __version__
 from bigbatch.noise.weight_distance import WeightDistance
 from bigbatch.recipe import Recipe
@@ -72,7 +73,8 @@ def fit(
             of each layer too. Changes weights by the rounding of that cut, and not at all where updates are cut so anyway.
         measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
         keep_checkpoints: Whether to keep a checkpoint of every evaluation in `out`, `update-*.pt`: so much of the disk for each.
-        target: End after the first evaluation whose validation score reaches it.
+        target: End after the first evaluation whose validation score is as good, or better: not below it, or not above where the task's
+            metric says that lower is better.
 
     Returns:
         The result.
@@ -159,7 +161,7 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
     statistics.micro_batch = progress.micro_batch
-    record = Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks)
+    record = Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks, metric=metric_of(task.metric))
     probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=progress.micro_batch)
     control = build_control(recipe, comm, optimizer, record, measure=options.measure_noise, probe=probe)
     on_all(lambda: load_batch_state(last, control, progress.batch, progress.clock))

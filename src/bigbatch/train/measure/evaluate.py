@@ -1,12 +1,15 @@
-"""Loss and metric over a data set: every sample once, sums divided by counts."""
+"""Loss and score over a data set: every sample once, sums divided by counts."""
 
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
+from bigbatch.core.checks import UserError
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import load_micro_batches
@@ -19,7 +22,7 @@ class Evaluation(NamedTuple):
     """Means over a data set."""
 
     loss: float
-    score: float  # mean of the task's scores, in [0, 1]
+    score: float  # mean of the task's scores
     num_samples: int
 
 
@@ -32,6 +35,7 @@ def evaluate(
     recipe: Recipe,
     ranks: Ranks = SINGLE_PROCESS,
     equal_num_passes: bool = False,
+    name: str = "the data set",
 ) -> Evaluation:
     """Evaluate in evaluation mode; the model's mode is restored.
 
@@ -46,9 +50,13 @@ def evaluate(
         ranks: The workers, and this one's device.
         equal_num_passes: Whether all ranks must make the same number of passes; a rank without a batch in the last turn repeats its first
             one and does not count it.
+        name: Of the data set, for the warning where its mean score is not finite.
 
     Returns:
         Mean loss and score over all samples of `dataset`.
+
+    Raises:
+        UserError: If the task does not return one loss and one score per sample.
     """
     device, dtype = ranks.device, next((p.dtype for p in model.parameters()), torch.float32)
     num_samples = len(dataset)  # type: ignore[arg-type]
@@ -63,8 +71,33 @@ def evaluate(
         with autocast(recipe.precision, device):
             outputs = model(inputs)
         if turn < len(own):
-            sums[0, own[turn]] = task.losses(outputs, targets).double().sum()
-            sums[1, own[turn]] = task.scores(outputs, targets).double().sum()
+            sums[0, own[turn]] = sum_over_samples(task.losses(outputs, targets), len(chosen[turn]), f"task {task.name}: losses")
+            sums[1, own[turn]] = sum_over_samples(task.scores(outputs, targets), len(chosen[turn]), f"task {task.name}: scores")
     model.train(was_training)
     loss, score = ranks.sum_(sums).sum(1).tolist()
+    if not math.isfinite(score) and ranks.is_rank_0:
+        first = EVALUATION_BATCH * int((~sums[1].isfinite()).nonzero()[0])
+        warnings.warn(
+            f"task {task.name}: the mean score over {name} is {score}: must be finite; see the task's scores, first those of samples "
+            f"{first:,} to {min(first + EVALUATION_BATCH, num_samples) - 1:,}",
+            stacklevel=2,
+        )
     return Evaluation(loss / num_samples, score / num_samples, num_samples)
+
+
+def sum_over_samples(values: Tensor, num_samples: int, what: str) -> Tensor:
+    """The sum of losses or scores, a float64 scalar.
+
+    Args:
+        values: Shape (n,), of any kind of numbers.
+        num_samples: n.
+        what: What they are, for the message.
+
+    Raises:
+        UserError: If there is not one a sample.
+    """
+    if values.shape != (num_samples,):
+        raise UserError(
+            f"{what} have shape {tuple(values.shape)}: must be one per sample, ({num_samples},); of one per token, take each sample's mean"
+        )
+    return values.double().sum()

@@ -23,6 +23,7 @@ from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, process_group
 from bigbatch.core.clock import Clock
 from bigbatch.core.environment import timeout_s
+from bigbatch.core.metric import metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.tasks.task import Task
@@ -181,7 +182,7 @@ def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, rank
         statistics=RunningStatistics(model, ranks),
         batches=UpdateBatches(recipe),
         control=ServedControl(recipe, server),
-        record=Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks),
+        record=Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks, metric=metric_of(task.metric)),
         progress=progress,
         update=serving.update,
         begin=serving.begin,

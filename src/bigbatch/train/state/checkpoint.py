@@ -48,7 +48,7 @@ class Progress(NamedTuple):
 
     clock: Clock = Clock()
     micro_batch: int = 0  # the size chosen at the start: another one would round differently
-    best_score: float = float("-inf")  # validation
+    best_score: float = float("-inf")  # validation; minus infinity, also where lower is better: none yet
     train_s: float = 0.0  # seconds in updates so far, over all sessions of the run
     batch: dict[str, Any] = {}  # noqa: RUF012 state of what sets the batch
     reached: bool = False  # whether the run's target was reached, which ends it

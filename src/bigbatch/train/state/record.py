@@ -19,6 +19,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
 from bigbatch.core.json_lines import repair
+from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.core.reading import reason
 from bigbatch.recipe import Recipe
 from bigbatch.train.measure.evaluate import Evaluation
@@ -43,17 +44,21 @@ class Record:
         clock: Where the run (re)starts; later lines of an earlier attempt are cut off.
         tensorboard: Whether to write TensorBoard events too; None does so where TensorBoard is installed.
         ranks: Every worker has a record, and flushes it after the same updates.
+        metric: What scores are.
 
     Attributes:
         begun: Whether the first line is there, or none is wanted.
     """
 
-    def __init__(self, folder: Path | None, clock: Clock, *, tensorboard: bool | None, ranks: Ranks = SINGLE_PROCESS) -> None:
+    def __init__(
+        self, folder: Path | None, clock: Clock, *, tensorboard: bool | None, ranks: Ranks = SINGLE_PROCESS, metric: Metric = ACCURACY
+    ) -> None:
         self.last_loss = math.nan  # of the newest flushed update
         self.begun = folder is None and clock.updates > 0
         self._clock = clock
         self._pending: list[_Pending] = []
         self._ranks = ranks
+        self._metric = metric
         self._path = folder / "record.jsonl" if folder is not None else None
         self._tensorboard = tensorboard
         self._file: IO[str] | None = None
@@ -101,7 +106,8 @@ class Record:
             OutputError: If it then can't be written.
         """
         where = {"environment": environment(self._ranks.device), "device": self._ranks.device.type}
-        line = {"kind": "start", "recipe": recipe.to_dict(), **where, **facts}
+        metric = {} if self._metric.is_named else {"metric": self._metric.to_plain()}
+        line = {"kind": "start", "recipe": recipe.to_dict(), **where, **facts, **metric}
         if self._clock.updates and self._path is not None and self._file is not None:
             line["rebuilt_at_update"] = self._clock.updates
             warnings.warn(
@@ -217,7 +223,9 @@ class Record:
             for name, value in (facts or {}).items():
                 self._events.add_scalar(f"workers/{name}", value, clock.updates)
             self._events.add_scalar(f"{split}/loss", result.loss, clock.updates)
-            self._events.add_scalar(f"{split}/score", result.score, clock.updates)
+            named = self._metric.is_named
+            tag, score = ("score", result.score) if named else (f"score ({self._metric.label})", self._metric.shown(result.score))
+            self._events.add_scalar(f"{split}/{tag}", score, clock.updates)
 
     def end(self, clock: Clock, **facts: Any) -> None:
         """Last line."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bigbatch.core.json_lines import Damage, Line, Lines, read_lines
+from bigbatch.core.metric import metric_of
 from bigbatch.core.reading import first_mistake
 
 Count = Annotated[int, Field(ge=0)]
@@ -25,6 +26,7 @@ class _Start(_Kind):
     environment: dict[str, Any]
     task: str
     workers: Count = 1
+    metric: Annotated[Any, AfterValidator(metric_of)] = "score"
 
 
 class _At(_Kind):

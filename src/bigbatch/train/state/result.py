@@ -18,7 +18,7 @@ from bigbatch.train.state.record import Record
 
 @dataclass(frozen=True)
 class Result:
-    """Scores are means over a split, in [0, 1]; accuracy for the shipped tasks. NaN: not measured."""
+    """Scores are means over a split, of the task's own; accuracy, in [0, 1], for the shipped tasks. NaN: not measured."""
 
     task: str
     updates: int
@@ -26,7 +26,7 @@ class Result:
     test_score: float = math.nan
     test_loss: float = math.nan
     validation_score: float = math.nan  # of the final weights
-    best_validation_score: float = math.nan
+    best_validation_score: float = math.nan  # the lowest where lower is better
     train_s: float = math.nan  # seconds in updates, without evaluation and saving
     samples_per_s: float = math.nan
     curvature_s: float = 0.0  # seconds spent looking at curvature, not in train_s
@@ -44,12 +44,13 @@ class Result:
         return f", curvature another {self.curvature_s:.1f} s ({share:.1f} %)" if self.curvature_s else ""
 
     def to_json(self) -> str:
-        """JSON text; NaN as null."""
-        return json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}, indent=2) + "\n"
+        """JSON text; numbers that are not finite, which JSON has not, as null."""
+        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; NaN for null."""
         fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
         return cls(**fields)
 
