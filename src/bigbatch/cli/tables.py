@@ -41,7 +41,7 @@ def show_plan(plan: "Plan") -> None:
     rows = [[c.field, readable(c.before), readable(c.after), c.why, c.paper.short if c.paper else ""] for c in plan.changes]
     show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
     for warning in plan.warnings:
-        console().print(f"[yellow]warning:[/yellow] {warning}")
+        console().print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
 def show_groups(table: "GroupTable") -> None:
