@@ -222,8 +222,8 @@ def _trials_of(path: Path, shown: str) -> Iterator[RunRow]:
     rows = [_trial(line.number, line.value, path, shown) for line in lines.good]
     if any(row.state != "damaged" for row in rows) or exists(path.with_name("critical.json")):
         yield from rows
-        for number_, why in lines.damaged:
-            yield RunRow(f"{shown}:{number_}", "damaged", printable(f"{path}, line {number_}: {why}"))
+        for line, why in lines.damaged:
+            yield RunRow(f"{shown}:{line}", "damaged", printable(f"{path}, line {line}: {why}"))
 
 
 def _trial(line: int, stored: Mapping[str, Any], path: Path, shown: str) -> RunRow:
