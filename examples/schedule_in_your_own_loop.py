@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 
 import bigbatch
-from bigbatch.optim import param_groups
-from bigbatch.schedules import ClockLR, schedule_of
 from bigbatch.tasks import load_task
 
 train, validation, _ = load_task("digits/mlp").splits()
@@ -22,10 +20,8 @@ for change in plan.changes:
 recipe = plan.recipe
 torch.manual_seed(recipe.seed)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-o = recipe.optimizer
-groups = param_groups(model, weight_decay=o.weight_decay, decay_norms_and_biases=o.decay_norms_and_biases)
-optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)
-scheduler = ClockLR(optimizer, schedule_of(recipe), global_batch=recipe.batch.global_batch)
+optimizer = bigbatch.build_optimizer(model, recipe)
+scheduler = bigbatch.build_scheduler(optimizer, recipe)
 
 for _ in range(recipe.num_updates):
     index = torch.randint(len(inputs), (recipe.batch.global_batch,))

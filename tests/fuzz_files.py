@@ -19,6 +19,7 @@ from bigbatch.core.folder_lock import OWNER, Owner
 from bigbatch.core.json_lines import stored_lines
 from bigbatch.report import write_report
 from bigbatch.study.compare import scale
+from bigbatch.study.runs import runs
 from bigbatch.study.search import _identity
 from bigbatch.train.state.folder import finished_result
 from bigbatch.train.state.result import Result
@@ -331,6 +332,23 @@ def read_study(folder: Folder, out: Path, name: str) -> str:
     return "repaired with a warning" if told else "works"
 
 
+def list_runs(folder: Folder, out: Path, name: str) -> str:
+    """All runs below the folder: each keeps its row, whatever became of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = runs(out)
+        for column in ("run", "score", "updates", "seconds", "state", *table.labels):
+            assert len(table.sorted_by(column).table(80).rows) == len(table.runs)
+        json.dumps(table.to_dict(), allow_nan=False)
+        table.to_csv()
+    if [row.path for row in table.runs] != [row.path for row in runs(folder.root / name).runs]:
+        raise Silent("a run went")
+    for row in table.runs:
+        if (row.state == "damaged") != bool(row.note) or "\n" in row.note:
+            raise Silent(f"{row.state}: {row.note!r}")
+    return "works, damage told" if any(row.note for row in table.runs) else "works"
+
+
 KINDS = {  # name: folder, file, what happens to it, who reads it, how often beside the others
     "record": ("plain", "record.jsonl", (*LINES, change_json_line), resume_record, 6),
     "record of an adaptive run": ("adaptive", "record.jsonl", (*LINES, change_json_line), resume_record, 4),
@@ -344,6 +362,11 @@ KINDS = {  # name: folder, file, what happens to it, who reads it, how often bes
     "checkpoint": ("plain", "last.pt", (*BYTES, *[change_checkpoint] * 10), resume_checkpoint, 8),
     "checkpoint of an adaptive run": ("adaptive", "last.pt", (*BYTES, *[change_checkpoint] * 10), resume_checkpoint, 8),
     "owner of a folder": ("plain", OWNER, (*BYTES, change_json, change_json), resume_checkpoint, 1),
+    "record, list": ("plain", "record.jsonl", (*LINES, change_json_line), list_runs, 1),
+    "result, list": ("finished", "result.json", (*BYTES, change_json, change_json), list_runs, 1),
+    "recipe, list": ("adaptive", "recipe.toml", (*BYTES, change_toml, change_toml), list_runs, 1),
+    "checkpoint, list": ("plain", "last.pt", (*BYTES, change_checkpoint), list_runs, 1),
+    "owner of a folder, list": ("plain", OWNER, (*BYTES, change_json, change_json), list_runs, 1),
     "lines of a study": ("study", "trials.jsonl", (*LINES, change_json_line), read_study, 3),
 }
 

@@ -2,7 +2,9 @@
 
     recipe = bigbatch.Recipe.named("fashion_mnist/mlp")                   # tuned at a batch of 128
     plan = bigbatch.plan(recipe, global_batch=1024, rule="linear")        # what must change, and why
-    result = bigbatch.fit("fashion_mnist/mlp", plan.recipe)               # run it
+    result = bigbatch.fit("fashion_mnist/mlp", plan.recipe)               # run it; or in a loop of your own:
+    optimizer = bigbatch.build_optimizer(model, plan.recipe)
+    scheduler = bigbatch.build_scheduler(optimizer, plan.recipe)
 
 Names below are imported on first use: `import bigbatch` costs neither torch nor pydantic.
 """
@@ -15,8 +17,10 @@ from bigbatch.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from bigbatch.core.checks import Diverged, Interrupted, UserError
     from bigbatch.core.clock import Clock
+    from bigbatch.optim.from_recipe import build_optimizer
     from bigbatch.recipe import Recipe
     from bigbatch.scaling import Plan, plan
+    from bigbatch.schedules.scheduler_from_recipe import build_scheduler
     from bigbatch.study.compare import Comparison, scale
     from bigbatch.train import Result, fit
 
@@ -29,6 +33,8 @@ _HOMES = {
     "Recipe": "bigbatch.recipe",
     "Result": "bigbatch.train",
     "UserError": "bigbatch.core.checks",
+    "build_optimizer": "bigbatch.optim.from_recipe",
+    "build_scheduler": "bigbatch.schedules.scheduler_from_recipe",
     "fit": "bigbatch.train",
     "plan": "bigbatch.scaling",
     "scale": "bigbatch.study.compare",
@@ -42,6 +48,8 @@ __all__ = [
     "Recipe",
     "Result",
     "UserError",
+    "build_optimizer",
+    "build_scheduler",
     "fit",
     "plan",
     "scale",

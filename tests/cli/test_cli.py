@@ -1,5 +1,6 @@
 """The program as a person meets it: what it prints, one readable line for every mistake, and its exit codes."""
 
+import json
 import os
 import pty
 import signal
@@ -11,12 +12,14 @@ import pytest
 from tests.cli.command import bigbatch
 from tests.limits import LIMIT_S
 
+from bigbatch import Recipe
+
 SMALL = ["--set", "budget.epochs=1", "--set", "batch.micro_batch=32"]
 
 
 def test_help_names_every_command():
     out = bigbatch("--help").stdout
-    for command in ("tasks", "train", "plan", "scale", "report", "export", "papers", "doctor", "--debug"):
+    for command in ("tasks", "train", "plan", "scale", "runs", "report", "export", "papers", "doctor", "--debug"):
         assert command in out
 
 
@@ -59,6 +62,29 @@ def test_papers():
     one = bigbatch("papers", "legw").stdout
     assert "eta_k = sqrt(k) eta" in one
     assert "https://arxiv.org/abs/1901.08256" in one
+
+
+def test_what_is_listed_and_planned_as_json(tmp_path):
+    tasks = json.loads(bigbatch("tasks", "--json", "-").stdout)["tasks"]
+    assert {task["task"]: task["optimizer"]["lr"] for task in tasks}["digits/mlp"] == 0.1
+    (paper,) = json.loads(bigbatch("papers", "legw", "--json", "-").stdout)["papers"]
+    assert (paper["module"], paper["arxiv"], paper["year"]) == ("bigbatch.scaling.legw", "1901.08256", 2019)
+    assert len(json.loads(bigbatch("papers", "--json", "-").stdout)["papers"]) > 50
+    done = bigbatch("plan", "digits/mlp", "--global-batch", 64, "--rule", "linear", "--json", "-", "--out", "r.toml", cwd=tmp_path)
+    stored = json.loads(done.stdout)
+    assert done.stderr == "wrote r.toml\n"
+    assert [(c["before"], c["after"]) for c in stored["changes"] if c["field"] == "optimizer.lr"] == [(0.1, 0.2)]
+    assert Recipe.from_dict(stored["recipe"]) == Recipe.load(tmp_path / "r.toml")
+    assert Recipe.from_dict(stored["reference"]) == Recipe.named("digits/mlp")
+
+
+@pytest.mark.parametrize(
+    "command", [["tasks"], ["papers"], ["papers", "legw"], ["plan", "digits/mlp", "--global-batch", "64"]], ids=" ".join
+)
+def test_json_in_a_file_comes_beside_what_is_printed(tmp_path, command):
+    done = bigbatch(*command, "--json", "new/all.json", cwd=tmp_path)
+    assert done.stdout == bigbatch(*command, cwd=tmp_path).stdout + "wrote new/all.json\n"
+    assert json.loads((tmp_path / "new" / "all.json").read_text()) == json.loads(bigbatch(*command, "--json", "-").stdout)
 
 
 def test_divergence_has_its_own_exit_code(tmp_path):

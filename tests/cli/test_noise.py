@@ -12,6 +12,8 @@ def test_noise_then_a_plan_that_knows_it(tmp_path):
         assert part in done.stdout
     stored = json.loads((tmp_path / "n.json").read_text())
     assert [s["first"] for s in stored["stretches"]] == [0, 32]
+    again = bigbatch("noise", "digits/mlp", *few, "--at", "10,60", "--layers", "--json", "-", "--quiet", cwd=tmp_path)
+    assert json.loads(again.stdout) == stored  # of the run that is there, and nothing else on standard output
     assert (tmp_path / "runs/noise/digits-mlp/noise.svg").read_text().startswith("<svg")
     stored["average"]["noise_scale"] = 128.0
     (tmp_path / "n.json").write_text(json.dumps(stored))

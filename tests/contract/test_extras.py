@@ -62,7 +62,7 @@ def test_a_missing_package_is_one_line_before_anything_is_trained(extra, package
 
 
 @pytest.mark.parametrize(
-    "command", ["papers", "tasks", "plan digits/mlp --global-batch 64", "train digits/mlp --set budget.epochs=1 --quiet"]
+    "command", ["papers", "tasks", "runs .", "plan digits/mlp --global-batch 64", "train digits/mlp --set budget.epochs=1 --quiet"]
 )
 def test_commands_that_need_no_other_extra_work_without_them(command, tmp_path):
     done = run_without({"jinja2", "matplotlib", "scipy", "zmq", "redis", "tensorboard", "sklearn"}, command, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from tests.limits import LIMIT_S
 
 from bigbatch.core.checks import OutputError
-from bigbatch.core.folder_lock import OWNER, Owner, owned, read_owner
+from bigbatch.core.folder_lock import OWNER, Owner, is_held, owned, read_owner
 
 HOLDS = """
 import sys
@@ -139,3 +139,39 @@ def test_a_folder_that_cant_be_locked(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(OutputError, match="can't be locked"), owned(tmp_path):
         pass
+
+
+def test_is_held_while_its_process_lives(tmp_path, holder):
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert is_held(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(LIMIT_S)
+    assert (tmp_path / OWNER).exists()
+    assert not is_held(tmp_path)
+
+
+def test_is_not_held_by_a_later_process_of_the_same_number(tmp_path):
+    with owned(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    leave_record(tmp_path)  # this process's number, and the lock is free
+    assert not is_held(tmp_path)
+
+
+def test_another_host_holds_until_it_gives_back(tmp_path):
+    leave_record(tmp_path, host="elsewhere", pid=1)
+    assert is_held(tmp_path)
+    (tmp_path / OWNER).unlink()
+    assert not is_held(tmp_path)
+
+
+def test_where_the_owner_is_damaged_the_lock_says_whether_it_is_held(tmp_path, recwarn):
+    with owned(tmp_path):
+        (tmp_path / OWNER).write_text("{")
+        assert is_held(tmp_path)
+        (tmp_path / OWNER).write_text('{"host": 1, "pid": 1, "since": "", "jobs": []}')
+        assert is_held(tmp_path)
+    (tmp_path / OWNER).write_text("{")
+    assert not is_held(tmp_path)
+    assert not recwarn.list

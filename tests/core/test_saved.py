@@ -9,7 +9,7 @@ import torch
 from tests.limits import LIMIT_S
 
 from bigbatch import Recipe, fit
-from bigbatch.core.saved import Saved, last_update
+from bigbatch.core.saved import Saved, SavedProgress, last_update, saved_progress
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,17 @@ def test_the_last_update_is_that_of_the_checkpoint(run):
     assert last_update(run / "last.pt") == 41 == torch.load(run / "last.pt", weights_only=True)["progress"][0][1]
 
 
+def test_progress_is_that_of_the_checkpoint(run):
+    (samples, updates), _, _, train_s, *_ = torch.load(run / "last.pt", weights_only=True)["progress"]
+    assert saved_progress(run / "last.pt") == SavedProgress(samples, updates, train_s)
+    assert train_s > 0
+
+
 def test_large_counts_and_other_files(tmp_path, run):
     path = tmp_path / "last.pt"
-    torch.save({"model": {"progress.weight": torch.zeros(2)}, "progress": [(2**40, 2**33), 1]}, path)
+    torch.save({"model": {"progress.weight": torch.zeros(2)}, "progress": [(2**40, 2**33), 1, 0.5]}, path)
     assert last_update(path) == 2**33
+    assert saved_progress(path).train_s is None
     for other in ({"progress": 3}, {"progress": [(1, 2, 3)]}, {"progress": torch.zeros(1)}, ["progress"]):
         torch.save(other, path)
         assert last_update(path) is None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigbatch.cli import output
 from bigbatch.cli.settings import Data
 
 if TYPE_CHECKING:
@@ -18,29 +19,19 @@ def doctor(
     workers: Annotated[int, typer.Option("--workers", help="Workers to prepare for; 2 or more are started and timed.")] = 1,
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for runs, whose disk is timed; here if left out.")] = None,
-    json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write everything as JSON; - for standard output.")] = None,
+    json: output.Json = None,
 ) -> None:
     """Look at this machine before training on it: about 10 seconds. Exit code 2 if there is a problem."""
-    from json import dumps
-
     from rich.console import Console
 
-    from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.study.doctor import examine
 
-    file = None if json in (None, "-") else Path(json)
-    if file is not None:
-        make_folder(file.parent)
+    output.check(json)
     with Console(stderr=True).status("measuring, about 10 s"):
         report = examine(workers, data=data, out=out)
-    text = dumps(report.to_dict(), indent=2)
-    if json == "-":
-        typer.echo(text)
-    else:
+    if json != output.STANDARD:
         _print(report)
-    if file is not None:
-        write_atomically(file, f"{text}\n".encode())
-        typer.echo(f"wrote {file}")
+    output.write_json(json, report.to_dict())
     if not report.ready:
         raise typer.Exit(2)
 

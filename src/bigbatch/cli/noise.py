@@ -1,11 +1,11 @@
 """`bigbatch noise`: how large a batch the gradients of a run support."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, TaskName, find_recipe
@@ -20,34 +20,33 @@ def noise(
     sets: Sets = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/noise/TASK if left out.")] = None,
-    file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""
     from bigbatch.cli.tables import console, show
-    from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.report.noise import write_noise_plot
     from bigbatch.study.noise import measure_noise
     from bigbatch.tasks import load_task
 
     chosen, updates = find_recipe(task, recipe, sets), whole_numbers("--at", at) if at else []
+    output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
     study = measure_noise(load_task(task, data=data), chosen, out=folder, at=updates, layers=layers, quiet=quiet)
     plot = write_noise_plot(study.to_dict(), folder)
 
-    columns = ["updates", "part", "noise scale, samples", "signal |G|^2", "noise tr(S)", "updates used"]
-    rows = [
-        [f"{s.first:,} to {s.last:,}", part, e.in_words(), f"{e.signal:.3g}", f"{e.noise:.3g}", f"{e.num_updates:,}"]
-        for s in study.stretches
-        for part, e in s.estimates.items()
-    ]
-    show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3:]))
-    console().print(study.sentence(), highlight=False)
-    for doubt in study.doubts():
-        console().print(f"not known: {doubt}", highlight=False)
-    if file is not None:
-        make_folder(file.parent)
-        write_atomically(file, json.dumps(study.to_dict(), indent=2).encode())
-    console().print(f"plot: {plot}, numbers: {file or folder / 'noise.json'}", highlight=False)
+    if json != output.STANDARD:
+        columns = ["updates", "part", "noise scale, samples", "signal |G|^2", "noise tr(S)", "updates used"]
+        rows = [
+            [f"{s.first:,} to {s.last:,}", part, e.in_words(), f"{e.signal:.3g}", f"{e.noise:.3g}", f"{e.num_updates:,}"]
+            for s in study.stretches
+            for part, e in s.estimates.items()
+        ]
+        show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3:]))
+        console().print(study.sentence(), highlight=False)
+        for doubt in study.doubts():
+            console().print(f"not known: {doubt}", highlight=False)
+        console().print(f"plot: {plot}, numbers: {json or folder / 'noise.json'}", highlight=False)
+    output.write_json(json, study.to_dict())

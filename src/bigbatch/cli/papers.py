@@ -1,11 +1,17 @@
 """`bigbatch papers`: which paper lives in which file."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from bigbatch.cli import output
 
-def papers(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one method's own docstring.")] = None) -> None:
+
+def papers(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one method's own docstring.")] = None,
+    json: output.Json = None,
+) -> None:
     """List the methods and their papers, or show one method's card."""
     import sys
 
@@ -13,14 +19,17 @@ def papers(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Sh
     from bigbatch.core.checks import UserError, unknown
     from bigbatch.core.paper import find_papers
 
+    output.check(json)
     found = find_papers()
-    if name is None:
-        rows = [[module.removeprefix("bigbatch."), p.method, p.short, p.url] for module, p in found.items()]
-        show("Methods and their papers", ["module", "method", "paper", "address"], rows)
-        return
     short = {module.removeprefix("bigbatch."): module for module in found}
-    matches = [module for key, module in short.items() if name in (key, key.split(".")[-1])]
+    matches = [module for key, module in short.items() if name in (None, key, key.split(".")[-1])]
     if not matches:
-        raise UserError(unknown("method", name, sorted({key.split(".")[-1] for key in short})))
-    for module in matches:
-        typer.echo(f"{module}\n\n{sys.modules[module].__doc__}\n{found[module].title}\n{found[module].url}\n")
+        raise UserError(unknown("method", name or "", sorted({key.split(".")[-1] for key in short})))
+    if name is None and json != output.STANDARD:
+        rows = [[key, found[module].method, found[module].short, found[module].url] for key, module in short.items()]
+        show("Methods and their papers", ["module", "method", "paper", "address"], rows)
+    elif json != output.STANDARD:
+        for module in matches:
+            typer.echo(f"{module}\n\n{sys.modules[module].__doc__}\n{found[module].title}\n{found[module].url}\n")
+    papers = [{"module": module, **asdict(found[module]), "url": found[module].url} for module in matches]
+    output.write_json(json, {"papers": papers})

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from bigbatch.cli import output
 from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, split_sets
 from bigbatch.cli.values import read_noise_scale
 
@@ -17,6 +18,7 @@ def plan(
     noise: NoiseFile = None,
     groups: Annotated[bool, typer.Option("--groups", help="Also show which group each parameter falls into, and why.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the new recipe here (TOML).")] = None,
+    json: output.Json = None,
 ) -> None:
     """Show what a rule changes for another batch, each change with its reason and its paper."""
     from bigbatch.cli.tables import show_plan
@@ -28,16 +30,19 @@ def plan(
     sets, overrides = split_sets(sets)
     scale = read_noise_scale(noise)
     planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)
-    show_plan(planned)
-    if groups:
-        from bigbatch.cli.tables import show_groups
-        from bigbatch.tasks import load_task
-        from bigbatch.train.setup.build import build_model, group_table
+    output.check(json)
+    if json != output.STANDARD:
+        show_plan(planned)
+        if groups:
+            from bigbatch.cli.tables import show_groups
+            from bigbatch.tasks import load_task
+            from bigbatch.train.setup.build import build_model, group_table
 
-        show_groups(group_table(build_model(load_task(planned.recipe.task), planned.recipe), planned.recipe))
-    elif planned.recipe.optimizer.name == "muon":
-        typer.echo("which parameters are Muon's: add --groups, or bigbatch.optim.describe_groups(model) for a model of your own")
+            show_groups(group_table(build_model(load_task(planned.recipe.task), planned.recipe), planned.recipe))
+        elif planned.recipe.optimizer.name == "muon":
+            typer.echo("which parameters are Muon's: add --groups, or bigbatch.optim.describe_groups(model) for a model of your own")
     if out is not None:
         make_folder(out.parent)
         write_atomically(out, planned.recipe.to_toml().encode())
-        typer.echo(f"wrote {out}")
+        typer.echo(f"wrote {out}", err=json == output.STANDARD)
+    output.write_json(json, planned.to_dict())

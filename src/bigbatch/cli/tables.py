@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from bigbatch.optim import GroupTable
@@ -18,12 +20,17 @@ def console() -> Console:
 
 def show(title: str, columns: list[str], rows: list[list[Any]], *, numbers: set[str] | None = None) -> None:
     """Print a table; columns in `numbers` are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim")
     for column in columns:
         table.add_column(column, justify="right" if column in (numbers or set()) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     console().print(table)
+
+
+def say(text: str) -> None:
+    """Print a line of words as it is: brackets in it are no markup."""
+    console().print(text, highlight=False, markup=False, emoji=False)
 
 
 def show_plan(plan: "Plan") -> None:
@@ -34,7 +41,7 @@ def show_plan(plan: "Plan") -> None:
     rows = [[c.field, readable(c.before), readable(c.after), c.why, c.paper.short if c.paper else ""] for c in plan.changes]
     show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
     for warning in plan.warnings:
-        console().print(f"[yellow]warning:[/yellow] {warning}")
+        console().print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
 def show_groups(table: "GroupTable") -> None:

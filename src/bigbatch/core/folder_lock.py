@@ -18,7 +18,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, StrictInt, StrictStr, ValidationError
 
-from bigbatch.core.checks import OutputError, UserError
+from bigbatch.core.checks import InputError, OutputError
 from bigbatch.core.environment import FORCE, job_names, read_variable
 from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.core.reading import exists, first_mistake, read_json
@@ -118,16 +118,58 @@ def read_owner(folder: Path) -> Owner | None:
 
     A record that can't be read is warned about and counts as none: the lock decides alone.
     """
+    try:
+        return _read_owner(folder)
+    except InputError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder now, as far as can be seen from here; nothing is written.
+
+    An owner on another host counts until it has given the folder back.
+    """
+    try:
+        owner = _read_owner(folder)
+        if owner is None or (owner.host == socket.gethostname() and not _is_alive(owner.pid)):
+            return False
+        if owner.host != socket.gethostname():
+            return True
+    except InputError:  # the lock decides alone
+        pass
+    return _is_locked(folder / ".lock")
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this host has this number, of whichever program."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path).acquire(timeout=0):  # of an owner that has ended: free, and for this moment nobody can want it
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _read_owner(folder: Path) -> Owner | None:
     path = folder / OWNER
     if not exists(path):
         return None
     try:
-        found = read_json(path, UNKNOWN)
-        return Owner(**_Record.model_validate(found).model_dump())
-    except (UserError, ValidationError) as error:
-        why = str(error) if isinstance(error, UserError) else f"{path}: is damaged: {first_mistake(error)}; {UNKNOWN}"
-        warnings.warn(why, stacklevel=3)
-        return None
+        return Owner(**_Record.model_validate(read_json(path, UNKNOWN)).model_dump())
+    except ValidationError as error:
+        raise InputError(f"{path}: is damaged: {first_mistake(error)}; {UNKNOWN}") from None
 
 
 def _in_use(folder: Path, owner: Owner | None) -> OutputError:

@@ -4,6 +4,7 @@ import pickletools
 import shlex
 import zipfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,21 +48,35 @@ class Saved(NamedTuple):
         return f"{upto}; go on with " + (f"{command}{resume}" if command else "--resume")
 
 
-def last_update(path: Path) -> int | None:
-    """Updates that a checkpoint holds; None where it can't be told.
+class SavedProgress(NamedTuple):
+    """Where a run stood at a checkpoint."""
 
-    Only the one number is looked for in the file's instructions: nothing is unpickled, and weights are not read.
+    samples: int
+    updates: int
+    train_s: float | None = None  # seconds in updates
+
+
+def last_update(path: Path) -> int | None:
+    """Updates that a checkpoint holds; None where it can't be told."""
+    progress = saved_progress(path)
+    return progress.updates if progress is not None else None
+
+
+def saved_progress(path: Path) -> SavedProgress | None:
+    """Where a run stood at a checkpoint; None where it can't be told.
+
+    Only these numbers are looked for in the file's instructions: nothing is unpickled, and weights are not read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             values = ((op.name, value) for op, value, _ in pickletools.genops(archive.read(name)) if not op.name.endswith("PUT"))
             for operation in values:
-                if operation == ("BINUNICODE", "progress"):  # [(samples, updates), ...]
-                    following = [next(values) for _ in range(5)]
-                    kinds, numbers = zip(*following, strict=True)
+                if operation == ("BINUNICODE", "progress"):  # [(samples, updates), micro-batch, best score, seconds, ...]
+                    kinds, numbers = zip(*islice(values, 8), strict=True)
                     if kinds[:2] == ("EMPTY_LIST", "MARK") and kinds[4] == "TUPLE2":
-                        return int(numbers[3])
-    except (OSError, ValueError, TypeError, StopIteration, zipfile.BadZipFile):
+                        train_s = float(numbers[7]) if kinds[6:] == ("BINFLOAT", "BINFLOAT") else None
+                        return SavedProgress(int(numbers[2]), int(numbers[3]), train_s)
+    except Exception:  # zipfile, zlib and pickletools raise a dozen unrelated kinds
         return None
     return None

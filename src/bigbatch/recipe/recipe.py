@@ -235,6 +235,14 @@ class Recipe(Section):
         """Nested plain values, without the fields that are None."""
         return self.model_dump(exclude_none=True)
 
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Dotted fields with their values, without the fields that are None.
+
+        >>> Recipe.named("digits/mlp").to_flat_dict()["batch.global_batch"]
+        32
+        """
+        return _flat(self.to_dict())
+
     def to_toml(self) -> str:
         """TOML text from which `from_toml` gives this recipe back."""
         return tomli_w.dumps(self.to_dict())
@@ -279,7 +287,7 @@ class Recipe(Section):
 
     def differences(self, other: "Recipe") -> list[str]:
         """Dotted fields in which two recipes differ, each with both values."""
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        mine, theirs = self.to_flat_dict(), other.to_flat_dict()
         return [
             f"{name}: {mine.get(name, 'absent')} here, {theirs.get(name, 'absent')} there"
             for name in sorted(mine.keys() | theirs.keys())

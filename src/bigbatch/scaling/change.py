@@ -22,6 +22,10 @@ class Change(NamedTuple):
     why: str
     paper: Paper | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the paper as a citation."""
+        return {**self._asdict(), "paper": self.paper.short if self.paper else ""}
+
 
 Rule = Callable[[Recipe, float], list[Change]]
 """A rule takes the reference recipe and the multiple k and returns what changes besides the batch."""

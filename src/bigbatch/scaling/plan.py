@@ -27,6 +27,17 @@ class Plan(NamedTuple):
         """k: the new global batch over the reference's."""
         return self.recipe.batch.global_batch / self.reference.batch.global_batch
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the rule, its changes and warnings, and both recipes."""
+        return {
+            "rule": self.rule,
+            "reason": self.reason,
+            "changes": [change.to_dict() for change in self.changes],
+            "warnings": list(self.warnings),
+            "recipe": self.recipe.to_dict(),
+            "reference": self.reference.to_dict(),
+        }
+
 
 def plan(
     recipe: Recipe, *, global_batch: int, rule: str = "auto", noise_scale: float | None = None, overrides: Mapping[str, Any] | None = None

@@ -157,10 +157,7 @@ class Comparison:
             "rule": self.plan.rule,
             "reason": self.plan.reason,
             "warnings": list(self.plan.warnings),
-            "changes": [
-                {"field": c.field, "before": c.before, "after": c.after, "why": c.why, "paper": c.paper.short if c.paper else ""}
-                for c in self.plan.changes
-            ],
+            "changes": [change.to_dict() for change in self.plan.changes],
             "arms": [
                 {
                     "name": arm.name,
