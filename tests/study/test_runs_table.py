@@ -15,7 +15,9 @@ RECIPE = Recipe.named("digits/mlp")
 
 def run(path, state="finished", score=None, changes=None, **rest):
     fields = RECIPE.replace(changes or {}).to_flat_dict()
-    return RunRow(path, state, task="digits/mlp", fields=fields, metric=ACCURACY, score=score, split="test" if score is not None else "", **rest)
+    return RunRow(
+        path, state, task="digits/mlp", fields=fields, metric=ACCURACY, score=score, split="test" if score is not None else "", **rest
+    )
 
 
 TABLE = RunsTable(
