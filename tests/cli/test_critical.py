@@ -25,10 +25,12 @@ def test_table_sentence_doubts_and_files(tmp_path):
 
 
 def test_a_target_out_of_reach_is_an_outcome(tmp_path):
-    done = bigbatch(*COMMAND, "--target", 1.0, "--max-epochs", 0.2, "--quiet", "--out", "out", cwd=tmp_path)
+    command = [*COMMAND, "--target", 1.0, "--max-epochs", 0.2, "--quiet", "--out", "out"]
+    done = bigbatch(*command, cwd=tmp_path)
     assert "no fit: 0 of 3 batches reached the target, three must; lower the target or train longer" in done.stdout
     assert "1 of 1 stopped before the target" in done.stdout
     assert (tmp_path / "out" / "critical.svg").exists()
+    assert json.loads(bigbatch(*command, "--json", "-", cwd=tmp_path).stdout)["target"] == 1.0
 
 
 @pytest.mark.parametrize(

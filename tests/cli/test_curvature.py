@@ -18,11 +18,13 @@ def test_a_run_that_looks_on_the_way_then_two_side_by_side(tmp_path):
     large = Recipe.named("digits/mlp").replace({"model.hidden": 8, "budget.epochs": 2, "batch.global_batch": 128})
     fit("digits/mlp", large, out=tmp_path / "large", keep_checkpoints=True, quiet=True, tensorboard=False)
 
-    done = bigbatch("curvature", "small", "--against", "large", *FEW, cwd=tmp_path)
+    done = bigbatch("curvature", "small", "--against", "large", *FEW, "--json", "found.json", cwd=tmp_path)
     for part in ("small", "large", "eigenvalue 2", "residual", "trace [95 %]", "Keskar, all directions, epsilon 0.0005", "second / first"):
         assert part in done.stdout, part
     assert "curvature  1/10  top eigenvalues of small" in done.stderr, "plain lines where there is no terminal"
     assert len(json.loads((tmp_path / "small" / "curvature.json").read_text())["runs"]) == 2
+    found = json.loads((tmp_path / "found.json").read_text())  # the folder's file has the machine and the settings too
+    assert found.items() <= json.loads((tmp_path / "small" / "curvature.json").read_text()).items()
     page = (tmp_path / "small" / "report.html").read_text()
     plots = set(re.findall(r'aria-label="([^"]+)"', page))
     assert plots > {"Top eigenvalue by updates", "Trace by updates", "Spectral density of the Hessian"}

@@ -1,5 +1,6 @@
 """A task whose score is a loss in nats, as a person meets it at the command line."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -28,6 +29,8 @@ def test_scale_takes_the_task_s_margin_and_another(folder):
     assert re.search(r"0\.\d{3} ± 0\.\d{3} nats", done.stdout)
     assert "test loss" in done.stdout
     assert "margin +3 nats at 95 %" in bigbatch(*command, "--margin", 3, cwd=folder).stdout
+    stored = json.loads(bigbatch(*command, "--json", "-", cwd=folder).stdout)
+    assert (stored["metric"]["unit"], len(stored["arms"])) == ("nats", 3)
 
 
 def test_critical_to_a_target_of_a_loss(folder):

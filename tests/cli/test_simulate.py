@@ -39,6 +39,11 @@ def test_table_sentence_doubts_and_files(tmp_path):
     assert (tmp_path / "runs/simulate/simulate.svg").read_text().startswith("<svg")
 
 
+def test_json_on_standard_output_and_nothing_else(tmp_path):
+    done = bigbatch(*COMMAND, "--json", "-", cwd=tmp_path)
+    assert json.loads(done.stdout) == json.loads((tmp_path / "runs" / "simulate" / "simulate.json").read_text())
+
+
 def test_several_numbers_a_doctor_and_a_target(tmp_path):
     link = {"alpha_s": 1e-4, "beta_s_per_byte": 1e-9, "residual": 0.1, "bandwidth_bytes_per_s": 1e9}
     (tmp_path / "doctor.json").write_text(json.dumps({"link": link}))

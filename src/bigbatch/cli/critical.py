@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
@@ -22,11 +23,13 @@ def critical(
     data: Data = None,
     noise: NoiseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/critical/TASK if left out.")] = None,
+    json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:
     """Search the best rate at each batch, count updates to the target, and fit the critical batch with its interval."""
+    output.check(json)
     chosen, sizes = find_recipe(task, recipe, sets), whole_numbers("--batches", batches)
     scale = read_noise_scale(noise)
 
@@ -45,10 +48,12 @@ def critical(
     study = measure(loaded, chosen, batches=sizes, target=target, **run)
     plot = write_trade_off(study.to_dict(), folder)
 
-    columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
-    title = f"{task} to validation {metric} {metric.exact(target)}"
-    show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
-    for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
-        if text:
-            console().print(text, highlight=False)
-    console().print(f"plot: {plot}, numbers: {folder / RESULT}", highlight=False)
+    if json != output.STANDARD:
+        columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
+        title = f"{task} to validation {metric} {metric.exact(target)}"
+        show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
+        for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
+            if text:
+                console().print(text, highlight=False)
+        console().print(f"plot: {plot}, numbers: {json or folder / RESULT}", highlight=False)
+    output.write_json(json, study.to_dict())

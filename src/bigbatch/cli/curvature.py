@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.settings import Data, Quiet
 
@@ -20,6 +21,7 @@ def curvature(
     seed: Annotated[int, typer.Option("--seed", help="Of the samples and of random vectors.")] = 0,
     task: Annotated[str | None, typer.Option("--task", help="Your own as module:Class, if the runs are of one.")] = None,
     data: Data = None,
+    json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
 ) -> None:
@@ -37,11 +39,14 @@ def curvature(
         "matched": match,
         "seed": seed,
     }
+    output.check(json)
     study = measure(run, against=against, task=task, data=data, quiet=quiet, **chosen)
     report = write_report(run)
 
-    for table in study.tables():
-        show(table.title, table.columns, table.rows, numbers=table.numbers)
-    for text in (study.sentence(), *(f"not known: {doubt}" for doubt in study.doubts())):
-        console().print(text, highlight=False)
-    console().print(f"report: {report}, numbers: {run / RESULT}", highlight=False)
+    if json != output.STANDARD:
+        for table in study.tables():
+            show(table.title, table.columns, table.rows, numbers=table.numbers)
+        for text in (study.sentence(), *(f"not known: {doubt}" for doubt in study.doubts())):
+            console().print(text, highlight=False)
+        console().print(f"report: {report}, numbers: {json or run / RESULT}", highlight=False)
+    output.write_json(json, study.to_dict())

@@ -44,4 +44,9 @@ def write(to: str | None, text: str) -> None:
 
 def write_json(to: str | None, value: Any) -> None:
     """Write plain values as JSON, as `write` does."""
-    write(to, json.dumps(value, indent=2))
+    write(to, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Plain values as files hold them."""
+    return json.dumps(value, indent=2)

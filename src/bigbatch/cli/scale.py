@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, TaskName, find_recipe, split_sets
@@ -31,6 +32,7 @@ def scale(
         float, typer.Option("--bad-share", help='Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.')
     ] = 0.2,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all runs; runs/scale/TASK if left out.")] = None,
+    json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
@@ -39,10 +41,11 @@ def scale(
     from bigbatch.cli.tables import console, show, show_plan
     from bigbatch.scaling import plan
 
+    output.check(json)
     sets, overrides = split_sets(sets)
     chosen, scale = find_recipe(task, recipe, sets), read_noise_scale(noise)
     planned = plan(chosen, global_batch=to, rule=rule, noise_scale=scale, overrides=overrides)
-    if not quiet:
+    if not quiet and json != output.STANDARD:
         show_plan(planned)
 
     from bigbatch.report import write_report
@@ -58,9 +61,11 @@ def scale(
     comparison = compare(loaded, **arms, **design, out=folder, quiet=quiet, say=say)
     report = write_report(folder)
 
-    columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
     stored = comparison.to_dict()
-    show(f"{task}, {len(comparison.arms[0].results)} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
-    for arm in comparison.arms[1:]:
-        console().print(comparison.sentence(arm), highlight=False)
-    console().print(f"report: {report}", highlight=False)
+    if json != output.STANDARD:
+        columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
+        show(f"{task}, {len(comparison.arms[0].results)} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
+        for arm in comparison.arms[1:]:
+            console().print(comparison.sentence(arm), highlight=False)
+        console().print(f"report: {report}", highlight=False)
+    output.write_json(json, stored)

@@ -1,12 +1,11 @@
 """`bigbatch simulate`: what each way to train on many workers would cost on a network."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bigbatch.cli import units
+from bigbatch.cli import output, units
 from bigbatch.cli.network import model_size, read_link, read_trade_off
 from bigbatch.cli.values import whole_numbers
 
@@ -30,6 +29,7 @@ def simulate(
     critical: Annotated[Path | None, typer.Option("--critical", help="JSON of `bigbatch critical`: time and cost to its target.")] = None,
     fixed: Annotated[str, typer.Option("--fixed", metavar="TIME", help="Of the step: what does not shrink with the batch.")] = "0ms",
     out: Annotated[Path, typer.Option("--out", help="Folder of plot and numbers.")] = Path("runs/simulate"),
+    json: output.Json = None,
 ) -> None:
     """Compare ways to exchange, by latency, bandwidth and compute: time per update, efficiency, samples/s, cost, and which wins."""
     from bigbatch.cli.tables import console, show
@@ -39,6 +39,7 @@ def simulate(
     from bigbatch.study.simulate import RESULT
     from bigbatch.study.simulate import simulate as study
 
+    output.check(json)
     numbers, link, size = whole_numbers("--workers", workers), read_link(doctor, bandwidth, latency), model_size(model_bytes)
     sizes = {**size, "step_s": units.seconds("--step", step), "bucket_bytes": units.num_bytes("--bucket", bucket)}
     shape: dict[str, Any] = {"backward_share": backward_share, "spread": spread, "workers_per_host": per_host}
@@ -55,10 +56,12 @@ def simulate(
         tables.append(target.table())
         words.append(target.sentence())
 
-    write_atomically(make_folder(out) / RESULT, json.dumps(stored, indent=2).encode())
+    write_atomically(make_folder(out) / RESULT, output.as_json(stored).encode())
     plot = write_simulation(stored, out)
-    for table in tables:
-        show(table.title, table.columns, table.rows, numbers=table.numbers)
-    for text in (*words, *(f"not known: {doubt}" for doubt in result.doubts())):
-        console().print(text, highlight=False)
-    console().print(f"plot: {plot}, numbers: {out / RESULT}", highlight=False)
+    if json != output.STANDARD:
+        for table in tables:
+            show(table.title, table.columns, table.rows, numbers=table.numbers)
+        for text in (*words, *(f"not known: {doubt}" for doubt in result.doubts())):
+            console().print(text, highlight=False)
+        console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)
+    output.write_json(json, stored)
