@@ -162,6 +162,7 @@ def test_refuses_batches_that_are_none():
             call()
 
 
+@pytest.mark.slow
 def test_intervals_keep_their_promise_and_estimates_are_right_on_average():
     """300 studies: 95 % of the intervals hold the truth, within what chance allows at 1 in 1,000; no bias beyond 4 standard errors."""
     fits = [fit_critical_batch(simulated(seed, seeds=1, sigma=0.1)) for seed in range(300)]

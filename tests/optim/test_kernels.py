@@ -10,6 +10,7 @@ METHODS = ["LARS", "LAMB", "AdamP", "SGDP"]
 pytestmark = needs_triton
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tests", [*METHODS, f"not ({' or '.join(METHODS)})"])
 def test_by_the_interpreter(tests, tmp_path):
     run_file(HERE / "kernels_interpreted.py", "-k", f"{tests} and not wrong_line", interpret=True, cache=tmp_path)

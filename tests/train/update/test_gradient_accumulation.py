@@ -84,6 +84,7 @@ def assert_same(one, other, tolerance=1e-12):
             assert torch.equal(value, other[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits/mlp", "fashion_mnist/mlp", "fashion_mnist/cnn", "fashion_mnist/lstm"])
 def test_one_piece_four_pieces_and_five_ragged_pieces_agree(tmp_path, name):
     """1 x 512, 4 x 128 and 4 x 110 + 72, after one update and one more (so that momentum counts), in float64, to 1e-12."""
