@@ -97,9 +97,9 @@ def run(name, change, monkeypatch, *, looks):
     optimizer = MAKERS[name](params)
     with monkeypatch.context() as patch:
         if looks:
-            patch.setattr(base_module.Steady, "fits", staticmethod(lambda batches: False))
-        look, looked = optimizer._look, []
-        patch.setattr(optimizer, "_look", lambda *given: looked.append(step) or look(*given))
+            patch.setattr(base_module.BatchCache, "can_cache", staticmethod(lambda batches: False))
+        look, looked = optimizer._collect_batches, []
+        patch.setattr(optimizer, "_collect_batches", lambda *given: looked.append(step) or look(*given))
         for step in range(6):
             give_gradients(params, step)
             if step == 3:
@@ -126,7 +126,7 @@ def test_nothing_is_looked_at_again_without_need(name, monkeypatch):
     optimizer = MAKERS[name](params)
     give_gradients(params, 0)
     optimizer.step()
-    monkeypatch.setattr(optimizer, "_look", None)  # would raise
+    monkeypatch.setattr(optimizer, "_collect_batches", None)  # would raise
     for step in range(3):
         give_gradients(params, step)
         optimizer.step()
@@ -176,3 +176,18 @@ def test_copies_and_pickles_look_anew():
         results.append(held[0].detach())
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", ["LAMB", "AdamP"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_a_step_count_of_another_type_is_counted_on_in_float32(name, dtype):
+    """A kernel that was given the address of whole numbers would read and write them as float32."""
+    p = nn.Parameter(torch.randn(6, 4))
+    optimizer = MAKERS[name]([p])
+    for step in range(3):
+        give_gradients([p], step)
+        optimizer.step()
+        if step == 1:
+            optimizer.state[p]["step"] = torch.tensor(2, dtype=dtype)
+    assert optimizer.state[p]["step"].dtype == torch.float32
+    assert optimizer.state[p]["step"] == 3

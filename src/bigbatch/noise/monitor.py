@@ -133,7 +133,7 @@ class NoiseScaleMonitor:
             UserError: If a parameter had more than one gradient since the last call; not noticed with `accumulate`.
         """
         if self._sum is not None:
-            self._see_all(self._sum.take())
+            self._on_gradients(self._sum.take())
         if self._twice:
             raise UserError(
                 "two gradients of one parameter since the last micro_batch(): the samples of each pass must be known; call it after every "
@@ -295,7 +295,7 @@ class NoiseScaleMonitor:
         numbers = {name: i for i, name in enumerate(self._named)}
         for name, p in self._named.items():
             if not isinstance(p, DTensor):
-                yield p.register_hook(partial(self._see, numbers[name]))  # type: ignore[no-untyped-call]
+                yield p.register_hook(partial(self._on_gradient, numbers[name]))  # type: ignore[no-untyped-call]
         if self._sharded:
             watched: set[int] = set()
 
@@ -303,13 +303,13 @@ class NoiseScaleMonitor:
                 for name, p in module.named_parameters(prefix=prefix, recurse=False):
                     if name in numbers and not isinstance(p, DTensor) and id(p) not in watched:
                         watched.add(id(p))
-                        self._handles.append(p.register_hook(partial(self._see, numbers[name])))  # type: ignore[no-untyped-call]
+                        self._handles.append(p.register_hook(partial(self._on_gradient, numbers[name])))  # type: ignore[no-untyped-call]
 
             for prefix, module in model.named_modules():
                 if any(True for _ in module.parameters(recurse=False)):
                     yield module.register_forward_pre_hook(partial(gathered, prefix=prefix))
 
-    def _see(self, number: int, gradient: Tensor) -> None:
+    def _on_gradient(self, number: int, gradient: Tensor) -> None:
         """What a pass is about to add to a parameter's gradient."""
         if self._precondition is not None:
             gradient = self._precondition(self._names[number], gradient)
@@ -325,7 +325,7 @@ class NoiseScaleMonitor:
             if self._num_held > HELD:
                 self._measure_small()
 
-    def _see_all(self, gradients: list[Tensor | None]) -> None:
+    def _on_gradients(self, gradients: list[Tensor | None]) -> None:
         """What a pass has made, of all parameters at once."""
         weighed = {
             number: gradient if self._precondition is None else self._precondition(self._names[number], gradient)

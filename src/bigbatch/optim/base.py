@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from bigbatch.core.checks import UserError
 from bigbatch.core.multi_tensor import has_dense_rows, has_layout_of, overlaps, same_layout
 from bigbatch.core.sharding import dtensor_like, layout, local, redistribute_like
-from bigbatch.optim.batches import Batch, Steady
+from bigbatch.optim.batches import Batch, BatchCache
 
 Rate = float | Tensor
 """A learning rate; as a 0-dim tensor on the parameters' device it may change under a captured CUDA graph."""
@@ -121,16 +121,16 @@ class BaseOptimizer(Optimizer):
         """The batches of a group, as the last step found them if nothing has changed."""
         names = self.state_names_of(group)
         if torch.compiler.is_compiling():
-            return self._look(group, names)
-        known: dict[int, Any] = self.__dict__.setdefault("_steady", {})
-        then, steady = known.get(number) or (None, None)
-        if isinstance(steady, Steady) and then == names and (batches := steady.again(group["params"], self.state)) is not None:
+            return self._collect_batches(group, names)
+        known: dict[int, Any] = self.__dict__.setdefault("_batch_cache", {})
+        then, cache = known.get(number) or (None, None)
+        if isinstance(cache, BatchCache) and then == names and (batches := cache.get(group["params"], self.state)) is not None:
             return batches
-        batches = self._look(group, names)
-        known[number] = (names, Steady(group["params"], batches)) if Steady.fits(batches) else None
+        batches = self._collect_batches(group, names)
+        known[number] = (names, BatchCache(group["params"], batches)) if BatchCache.can_cache(batches) else None
         return batches
 
-    def _look(self, group: dict[str, Any], names: tuple[str, ...]) -> list[Batch]:
+    def _collect_batches(self, group: dict[str, Any], names: tuple[str, ...]) -> list[Batch]:
         """Sort the parameters of a group that have a gradient into batches, checked, with the state that they lack."""
         alike: dict[Any, Batch] = {}
         for p in group["params"]:
@@ -178,8 +178,8 @@ class BaseOptimizer(Optimizer):
             if name == "step":
                 if not isinstance(value, Tensor):  # of a parameter without state, or of an older version
                     state[name] = torch.full((), value or 0, dtype=torch.float32, device=p.device)
-                elif value.device != p.device:
-                    state[name] = value.to(p.device)
+                elif value.device != p.device or value.dtype != torch.float32:  # kernels count it as what it begins as
+                    state[name] = value.to(p.device, torch.float32)
                 continue
             if value is None:
                 state[name] = value = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)

@@ -31,7 +31,7 @@ class _Known(NamedTuple):
     states: list[list[tuple[str, Tensor, int]]]  # of each parameter: name, tensor, address
 
 
-class Steady:
+class BatchCache:
     """The batches of a parameter group, while nothing changes but values and the addresses of gradients.
 
     Args:
@@ -46,15 +46,15 @@ class Steady:
         self._known = [
             _Known(
                 batch._replace(grads=[]),
-                [_lies(p) for p in batch.params],
-                [_lies(g)[1:] for g in batch.grads],
+                [_layout(p) for p in batch.params],
+                [_layout(g)[1:] for g in batch.grads],
                 [[(name, value, value.data_ptr()) for name, value in state.items()] for state in batch.states],
             )
             for batch in batches
         ]
 
     @staticmethod
-    def fits(batches: Sequence[Batch]) -> bool:
+    def can_cache(batches: Sequence[Batch]) -> bool:
         """Whether this is for such batches: plain tensors, updated where they are, with their gradients as they are."""
         for batch in batches:
             if batch.where is not None or batch.copies or not all(type(p) in (Tensor, Parameter) for p in batch.params):
@@ -65,7 +65,7 @@ class Steady:
                 return False
         return True
 
-    def again(self, params: Sequence[Tensor], state: Mapping[Any, Any]) -> list[Batch] | None:
+    def get(self, params: Sequence[Tensor], state: Mapping[Any, Any]) -> list[Batch] | None:
         """The batches with the gradients of now; None if anything else is not as it was."""
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
             return None
@@ -87,7 +87,7 @@ def _as_they_were(known: _Known, grads: Sequence[Tensor | None], state: Mapping[
     if not all(map(is_, map(state.get, batch.params), batch.states)):
         return False
     try:
-        if [(g.dtype, g.shape, g.stride()) for g in grads] != known.grads or [_lies(p) for p in batch.params] != known.params:  # type: ignore[union-attr]
+        if [(g.dtype, g.shape, g.stride()) for g in grads] != known.grads or [_layout(p) for p in batch.params] != known.params:  # type: ignore[union-attr]
             return False
     except RuntimeError:  # a sparse tensor has no strides
         return False
@@ -100,5 +100,5 @@ def _as_they_were(known: _Known, grads: Sequence[Tensor | None], state: Mapping[
     return True
 
 
-def _lies(t: Tensor) -> tuple[Any, ...]:
+def _layout(t: Tensor) -> tuple[Any, ...]:
     return t.data_ptr(), t.dtype, t.shape, t.stride()

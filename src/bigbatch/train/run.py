@@ -121,7 +121,7 @@ class Run:
         self.start_timers()
 
     @property
-    def of_workers(self) -> dict[str, HasState]:
+    def per_worker(self) -> dict[str, HasState]:
         """What each worker has of its own, by its name in a checkpoint."""
         return {"held": self.batches, "statistics": self.statistics}
 
@@ -173,7 +173,7 @@ class Run:
             return
         self.control.read()
         state = Progress(self.clock, self.micro_batch, self.best_score, self.stopwatch.seconds, self.control.state_dict(), self.reached)
-        parts: dict[str, Any] = {"recipe": self.recipe, "comm": self.comm, "optimizer": self.optimizer, "own": self.of_workers}
+        parts: dict[str, Any] = {"recipe": self.recipe, "comm": self.comm, "optimizer": self.optimizer, "per_worker": self.per_worker}
         with self.comm.averaged_weights(self.optimizer), self.statistics.combined():
             check_weights(self.model, self.clock)
             save_checkpoint(self.folder and self.folder / name, progress=state, **parts)

@@ -156,8 +156,8 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
         seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
     last, statistics = Path(options.out or "") / "last.pt", build_statistics(comm, recipe, data.train)
     if resumes:
-        own: dict[str, HasState] = {"held": batches, "statistics": statistics}
-        progress = load_checkpoint(last, recipe=recipe, comm=comm, optimizer=optimizer, own=own)
+        per_worker: dict[str, HasState] = {"held": batches, "statistics": statistics}
+        progress = load_checkpoint(last, recipe=recipe, comm=comm, optimizer=optimizer, per_worker=per_worker)
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
     statistics.micro_batch = progress.micro_batch

@@ -67,7 +67,7 @@ class HasState(Protocol):
 
 
 def save_checkpoint(
-    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, own: Mapping[str, HasState] = NOTHING
+    path: Path | None, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, progress: Progress, per_worker: Mapping[str, HasState] = NOTHING
 ) -> None:
     """Write everything that a run needs to go on as if it had never stopped. Called by every worker, written by the first.
 
@@ -79,7 +79,7 @@ def save_checkpoint(
         comm: Knows the model, and what each worker alone knows.
         optimizer: Of the run.
         progress: Where it stands.
-        own: What each worker has of its own, by name.
+        per_worker: What each worker has of its own, by name.
 
     Raises:
         OutputError: On every worker, if it can't be written, or an earlier one could not be in the background; an earlier checkpoint of
@@ -88,7 +88,11 @@ def save_checkpoint(
     ranks, writer = comm.ranks, comm.writer if isinstance(comm, FullyShard) else None
     if writer is not None:
         writer.wait()
-    worker = {"random": _random_states(ranks.device), "comm": comm.state_dict(), **{name: part.state_dict() for name, part in own.items()}}
+    worker = {
+        "random": _random_states(ranks.device),
+        "comm": comm.state_dict(),
+        **{name: part.state_dict() for name, part in per_worker.items()},
+    }
     workers = [_from_bytes(data) for data in ranks.all_gather(_to_bytes(worker))]
     if writer is None:
         model_state, optimizer_state = comm.full_state_dicts(optimizer)
@@ -129,7 +133,9 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return [*kept, *(path for name in ("best.pt", "last.pt") if (path := folder / name).exists())]
 
 
-def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, own: Mapping[str, HasState] = NOTHING) -> Progress:
+def load_checkpoint(
+    path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimizer, per_worker: Mapping[str, HasState] = NOTHING
+) -> Progress:
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
@@ -164,7 +170,7 @@ def load_checkpoint(path: Path, *, recipe: Recipe, comm: Comm, optimizer: Optimi
                 check_identical(f"workers.{number}.comm", worker["comm"], comm.state_dict())
             comm.load_state_dicts([worker["comm"] for worker in state["workers"]])
             comm.load_full_state_dicts(optimizer, state["model"], state["optimizer"])
-            for name, part in own.items():
+            for name, part in per_worker.items():
                 part.load_state_dicts([worker.get(name, {}) for worker in state["workers"]])
             if ranks.rank < len(state["workers"]):
                 _restore_random_states(state["workers"][ranks.rank]["random"], ranks.device)
