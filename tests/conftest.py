@@ -6,6 +6,7 @@ THREADS = os.environ.get("BIGBATCH_TEST_THREADS", "1")
 if THREADS == "1":  # before numpy is imported, and for what tests start: threads that wait for one another make a busy machine crawl
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is compared is the processor's; tests/gpu has its own call, `make gpu`
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -1,6 +1,6 @@
-"""What the tests of the GPU share. They run where there is one, and on the CPU where `GPU_TESTS_ON=cpu` asks for a dry run.
+"""What the tests of the GPU share. `make gpu` runs them where there is one, and on the CPU in a dry run.
 
-Nothing of tests/conftest.py is needed here: `make gpu` runs them with torch and pytest alone.
+Nothing of tests/conftest.py is used there, which hides GPUs from all other tests: torch and pytest are enough.
 """
 
 import json

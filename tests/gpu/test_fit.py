@@ -173,22 +173,25 @@ def test_trains_under_torchrun(cuda, tmp_path):
     assert (tmp_path / "run" / "result.json").exists()
 
 
-NCCL = """
+ONE_PROCESS = """
 import os, torch, torch.distributed as dist
-torch.cuda.set_device(0)
+gpu = os.environ["ON"] == "cuda"
+device = torch.device("cuda", 0) if gpu else torch.device("cpu")
 meet = "tcp://127.0.0.1:" + os.environ["PORT"]
-dist.init_process_group("nccl", rank=0, world_size=1, init_method=meet, device_id=torch.device("cuda", 0))
+if gpu:
+    torch.cuda.set_device(0)
+dist.init_process_group("nccl" if gpu else "gloo", rank=0, world_size=1, init_method=meet, device_id=device if gpu else None)
 from tests.gpu.test_fit import Clusters, RECIPE
 from torch.nn.parallel import DistributedDataParallel
 from bigbatch.comm.ranks import Ranks
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.optim import Muon
-ranks = Ranks(0, 1, torch.device("cuda", 0))
-model = Clusters().model().cuda()
-spread = DistributedDataParallel(model, device_ids=[0])
+ranks = Ranks(0, 1, device)
+model = Clusters().model().to(device)
+spread = DistributedDataParallel(model, device_ids=[0] if gpu else None)
 monitor = NoiseScaleMonitor(model)
 optimizer = Muon([{"params": [p], "orthogonalise": p.ndim > 1} for p in model.parameters()], process_group=dist.group.WORLD)
-x, y = (t[:64].cuda() for t in Clusters().splits().train.tensors)
+x, y = (t[:64].to(device) for t in Clusters().splits().train.tensors)
 for _ in range(3):
     for a, b in zip(x.chunk(2), y.chunk(2)):
         (torch.nn.functional.cross_entropy(spread(a), b) / 2).backward()
@@ -197,17 +200,19 @@ for _ in range(3):
     optimizer.step()
     optimizer.zero_grad()
 assert len(monitor.flush()) == 3
-assert ranks.gather(b"here") == [b"here"]
+assert ranks.all_gather(b"here") == [b"here"]
 dist.destroy_process_group()
 print("done")
 """
 
 
-def test_nccl_takes_one_process(cuda):
+def test_nccl_takes_one_process(device):  # gloo in a dry run
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environ = os.environ | {"PYTHONPATH": path, "PORT": str(port), "NCCL_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([sys.executable, "-c", NCCL], env=environ, capture_output=True, text=True, timeout=100, check=False)
+    own = {"PYTHONPATH": path, "PORT": str(port), "ON": device.type, "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_PROCESS], env=os.environ | own, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.stdout.strip().endswith("done"), (done.stdout + done.stderr)[-500:]
