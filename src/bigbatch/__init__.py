@@ -17,6 +17,7 @@ from bigbatch.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from bigbatch.core.checks import Diverged, Interrupted, UserError
     from bigbatch.core.clock import Clock
+    from bigbatch.core.metric import Metric
     from bigbatch.optim.from_recipe import build_optimizer
     from bigbatch.recipe import Recipe
     from bigbatch.scaling import Plan, plan
@@ -29,6 +30,7 @@ _HOMES = {
     "Comparison": "bigbatch.study.compare",
     "Diverged": "bigbatch.core.checks",
     "Interrupted": "bigbatch.core.checks",
+    "Metric": "bigbatch.core.metric",
     "Plan": "bigbatch.scaling",
     "Recipe": "bigbatch.recipe",
     "Result": "bigbatch.train",
@@ -44,6 +46,7 @@ __all__ = [
     "Comparison",
     "Diverged",
     "Interrupted",
+    "Metric",
     "Plan",
     "Recipe",
     "Result",

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bigbatch import Interrupted, Recipe, UserError, scale
-from bigbatch.study import compare
+from bigbatch.runner import task as task_runner
 from bigbatch.study.compare import Arm, Comparison
 from bigbatch.study.stored_comparison import rows_of
 from bigbatch.study.verdict import Design
@@ -39,8 +39,8 @@ def test_three_arms_over_seeds_with_every_record(tmp_path):
 
 def test_finished_runs_are_not_repeated_and_the_reference_is_shared(tmp_path, monkeypatch):
     first, runs = compare_digits(tmp_path), []
-    original = compare.fit
-    monkeypatch.setattr(compare, "fit", lambda *args, **kwargs: runs.append(kwargs["out"]) or original(*args, **kwargs))
+    original = task_runner.fit
+    monkeypatch.setattr(task_runner, "fit", lambda *args, **kwargs: runs.append(kwargs["out"]) or original(*args, **kwargs))
     monkeypatch.setattr("bigbatch.train.loop.accumulate_gradients", lambda *args, **kwargs: pytest.fail("a finished run was trained again"))
     again = compare_digits(tmp_path)
     assert again.to_dict() == first.to_dict()
@@ -54,7 +54,7 @@ def test_finished_runs_are_not_repeated_and_the_reference_is_shared(tmp_path, mo
 @pytest.mark.bit_for_bit
 def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     straight = compare_digits(tmp_path / "straight")
-    original, calls = compare.fit, []
+    original, calls = task_runner.fit, []
 
     def stops(*args, **kwargs):
         calls.append(kwargs["out"])
@@ -62,7 +62,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise Interrupted("stopped")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(compare, "fit", stops)
+    monkeypatch.setattr(task_runner, "fit", stops)
     with pytest.raises(Interrupted):
         compare_digits(tmp_path / "broken")
     monkeypatch.undo()
@@ -150,7 +150,7 @@ def fake_scores(monkeypatch, score_of):
         return Result.from_json(place.read_text())
 
     calls = []
-    monkeypatch.setattr(compare, "fit", fit)
+    monkeypatch.setattr(task_runner, "fit", fit)
     return calls
 
 

@@ -42,7 +42,7 @@ class Fake:
 def fake(monkeypatch):
     def use(**kwargs):
         runs = Fake(**kwargs)
-        monkeypatch.setattr("bigbatch.study.critical.fit", runs)
+        monkeypatch.setattr("bigbatch.runner.task.fit", runs)
         return runs
 
     return use
@@ -66,7 +66,7 @@ def test_real_runs_over_seeds_are_kept_and_not_repeated(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "critical.json").read_text())
     assert {name: stored[name] for name in first.to_dict()} == json.loads(json.dumps(first.to_dict()))
     assert stored["environment"]["torch"]
-    monkeypatch.setattr("bigbatch.study.critical.fit", None)  # nothing is left to run
+    monkeypatch.setattr("bigbatch.runner.task.fit", None)  # nothing is left to run
     assert study(tmp_path, seeds=2).points == first.points
     assert all("found finished" not in text for text in said)
 
@@ -169,7 +169,7 @@ def test_seeds_run_at_the_chosen_rate_and_a_diverged_one_is_left_out(tmp_path, m
             raise Diverged("loss = nan", update=3)
         return runs(task, recipe, **settings)
 
-    monkeypatch.setattr("bigbatch.study.critical.fit", breaks)
+    monkeypatch.setattr("bigbatch.runner.task.fit", breaks)
     broken = study(tmp_path / "b", seeds=2, max_epochs=1000)
     assert next(rows_of(broken)).note == "1 of 2 diverged, left out"
     assert broken.fit.num_runs == 3
@@ -218,10 +218,10 @@ def test_an_interrupted_study_goes_on(tmp_path, fake, monkeypatch):
         return runs(*args, **kwargs)
 
     runs.calls.clear()
-    monkeypatch.setattr("bigbatch.study.critical.fit", stops)
+    monkeypatch.setattr("bigbatch.runner.task.fit", stops)
     with pytest.raises(Interrupted, match="stopped at batch 64, rate 0.28.*finished runs are kept"):
         study(tmp_path / "broken", max_epochs=1000)
-    monkeypatch.setattr("bigbatch.study.critical.fit", runs)
+    monkeypatch.setattr("bigbatch.runner.task.fit", runs)
     with (tmp_path / "broken" / "runs.jsonl").open("a") as file:
         file.write('{"global_batch": 64, "lr')  # killed while it wrote a line
     assert study(tmp_path / "broken", max_epochs=1000).points == straight.points

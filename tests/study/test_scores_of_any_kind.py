@@ -14,7 +14,7 @@ from bigbatch.noise.critical_batch import CriticalBatch
 from bigbatch.report import write_report
 from bigbatch.report.curvature import draw_score
 from bigbatch.report.trade_off import draw_trade_off
-from bigbatch.study import compare
+from bigbatch.runner import task as task_runner
 from bigbatch.study.compare import Arm, Comparison
 from bigbatch.study.critical import best_factor, critical
 from bigbatch.study.curvature_table import CurvatureStudy, Measure, Measured
@@ -136,7 +136,7 @@ def test_scale_takes_the_margin_of_the_task(tmp_path, monkeypatch):
         (out / "result.json").write_text(result.to_json())
         return result
 
-    monkeypatch.setattr(compare, "fit", fit)
+    monkeypatch.setattr(task_runner, "fit", fit)
     said = []
     settings = {"to": 64, "rule": "linear", "seeds": 3, "max_seeds": 5, "recipe": RECIPE, "bad_share": 0.5, "quiet": True}
     comparison = scale(Nats(), **settings, out=tmp_path / "own", say=said.append)
@@ -181,14 +181,14 @@ def test_a_search_finds_the_lowest_loss_and_puts_diverged_runs_last(tmp_path, mo
         score = math.nan if recipe.optimizer.lr == 0.5 else recipe.optimizer.lr
         return Result("t", 1, 1, validation_score=score, train_s=1.0)
 
-    monkeypatch.setattr("bigbatch.study.search.fit", fit)
+    monkeypatch.setattr("bigbatch.runner.task.fit", fit)
     found = search(Nats(), RECIPE, {"optimizer.lr": [9.0, 0.5, 0.2, 0.1]}, seeds=[0], out=tmp_path)
     assert [trial.settings["optimizer.lr"] for trial in found][:2] == [0.1, 0.2]
     assert [trial.mean for trial in found][2:] == [math.inf, math.inf]
     text = (tmp_path / "trials.jsonl").read_text()
     assert "Infinity" not in text
     assert "NaN" not in text
-    monkeypatch.setattr("bigbatch.study.search.fit", None)  # nothing is left to run
+    monkeypatch.setattr("bigbatch.runner.task.fit", None)  # nothing is left to run
     assert search(Nats(), RECIPE, {"optimizer.lr": [9.0, 0.5, 0.2, 0.1]}, seeds=[0], out=tmp_path) == found
 
 
@@ -201,7 +201,7 @@ def test_the_critical_batch_to_a_target_of_a_loss(tmp_path, monkeypatch):
         made = min(needed, recipe.num_updates)
         return Result("t", made, made, best_validation_score=0.3, train_s=1.0, reached=needed <= recipe.num_updates)
 
-    monkeypatch.setattr("bigbatch.study.critical.fit", fit)
+    monkeypatch.setattr("bigbatch.runner.task.fit", fit)
     study = critical(Nats(), RECIPE, batches=[16, 64, 256], target=0.3, max_epochs=2000, out=tmp_path, quiet=True)
     assert isinstance(study.fit, CriticalBatch)
     assert next(study.doubts()).startswith("this is for loss 0.3 nats on validation data")
@@ -211,7 +211,7 @@ def test_the_critical_batch_to_a_target_of_a_loss(tmp_path, monkeypatch):
     diverged = [trial for point in stored["points"] for trial in point["tried"] if trial["diverged"]]
     assert diverged
     assert all(trial["best_score"] is None for trial in diverged)
-    monkeypatch.setattr("bigbatch.study.critical.fit", None)  # nothing is left to run
+    monkeypatch.setattr("bigbatch.runner.task.fit", None)  # nothing is left to run
     assert critical(Nats(), RECIPE, batches=[16, 64, 256], target=0.3, max_epochs=2000, out=tmp_path, quiet=True).points == study.points
     with pytest.raises(UserError, match=r"target = nan: must be a finite validation score \(loss, nats\)"):
         critical(Nats(), RECIPE, batches=[16, 64, 256], target=math.nan, out=tmp_path / "new")

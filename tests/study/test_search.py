@@ -5,7 +5,7 @@ from tests.limited_files import limited_files
 
 from bigbatch import Recipe
 from bigbatch.core.checks import OutputError
-from bigbatch.study import search as module
+from bigbatch.runner import task as task_runner
 from bigbatch.study.search import search
 from bigbatch.tasks import load_task
 
@@ -20,7 +20,7 @@ def test_finds_the_better_rate_on_validation_data_and_continues(tmp_path, monkey
     lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all("test" not in key for line in lines for key in line)
-    monkeypatch.setattr("bigbatch.study.search.fit", None)  # nothing is left to run
+    monkeypatch.setattr("bigbatch.runner.task.fit", None)  # nothing is left to run
     assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0, 1], out=tmp_path) == trials
 
 
@@ -31,8 +31,8 @@ def test_damaged_lines_cost_only_their_own_runs(tmp_path, monkeypatch):
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"validation_score"', b'"validation_scare"') + third)
     made = []
-    whole = module.fit
-    monkeypatch.setattr(module, "fit", lambda *args, **settings: made.append(args[1].optimizer.lr) or whole(*args, **settings))
+    whole = task_runner.fit
+    monkeypatch.setattr(task_runner, "fit", lambda *args, **settings: made.append(args[1].optimizer.lr) or whole(*args, **settings))
     with pytest.warns(UserWarning, match=r"trials.jsonl: 1 line is damaged \(line 2: no 'validation_score'\), 2 can be read and are kept"):
         assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path) == trials
     assert made == [0.1]
@@ -45,7 +45,7 @@ def test_a_run_after_one_that_was_killed_while_it_wrote(tmp_path, monkeypatch):
     path = tmp_path / "trials.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path) == trials
-    monkeypatch.setattr("bigbatch.study.search.fit", None)  # what was run again is found again
+    monkeypatch.setattr("bigbatch.runner.task.fit", None)  # what was run again is found again
     assert search(load_task("digits/mlp"), RECIPE, choices, seeds=[0], out=tmp_path) == trials
 
 

@@ -8,20 +8,27 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.runners import Better, Command, Curve, MetricName, On, ParallelRuns, What, find_pool, find_runner, folder_name, label
+from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets
 from bigbatch.cli.values import read_noise_scale, whole_numbers
 
 
 def critical(
-    task: TaskName,
     batches: Annotated[str, typer.Option("--batches", metavar="B,B,B", help="Three or more global batches, such as 64,256,1024.")],
     target: Annotated[float, typer.Option("--target", help="Validation score that ends a run, or a better one: such as 0.88.")],
+    task: What = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs a batch at its best rate.")] = 1,
     max_epochs: Annotated[float | None, typer.Option("--max-epochs", help="Budget of a run; 4 times the recipe's if left out.")] = None,
     recipe: RecipeFile = None,
     sets: Sets = None,
     data: Data = None,
     noise: NoiseFile = None,
+    command: Command = None,
+    curve: Curve = None,
+    metric: MetricName = None,
+    better: Better = None,
+    parallel: ParallelRuns = None,
+    on: On = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/critical/TASK if left out.")] = None,
     json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
@@ -30,27 +37,26 @@ def critical(
 ) -> None:
     """Search the best rate at each batch, count updates to the target, and fit the critical batch with its interval."""
     output.check(json)
-    chosen, sizes = find_recipe(task, recipe, sets), whole_numbers("--batches", batches)
-    scale = read_noise_scale(noise)
+    sizes, scale, pool = whole_numbers("--batches", batches), read_noise_scale(noise), find_pool(parallel, on)
+    of_command: dict[str, Any] = {"command": command, "score": curve, "curve": curve, "metric": metric, "better": better}
+    runner, chosen = find_runner(task, recipe, sets, data=data, margin=1.0 if command else None, **of_command)
 
     from bigbatch.cli.tables import console, show
     from bigbatch.report.trade_off import write_trade_off
     from bigbatch.study.critical import RESULT
     from bigbatch.study.critical import critical as measure
     from bigbatch.study.trade_off import rows_of
-    from bigbatch.tasks import load_task, metric_of
 
-    folder = out or Path("runs/critical") / task.replace("/", "-").replace(":", "-")
-    loaded = load_task(task, data=data)
-    metric = metric_of(loaded.metric)
+    folder = out or Path("runs/critical") / folder_name(task, runner)
     say = None if quiet else lambda text: typer.echo(text, err=True)
-    run: dict[str, Any] = {"seeds": seeds, "max_epochs": max_epochs, "noise": scale, "out": folder, "say": say, "quiet": quiet}
-    study = measure(loaded, chosen, batches=sizes, target=target, **run)
+    run: dict[str, Any] = {"seeds": seeds, "max_epochs": max_epochs, "noise": scale, "out": folder, "say": say, "pool": pool}
+    run["quiet"] = quiet or parallel is not None
+    study = measure(runner, chosen, batches=sizes, target=target, **run)
     plot = write_trade_off(study.to_dict(), folder)
 
     if json != output.STANDARD:
         columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
-        title = f"{task} to validation {metric} {metric.exact(target)}"
+        title = f"{label(task, runner)} to validation {runner.metric} {runner.metric.exact(target)}"
         show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
         for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
             if text:

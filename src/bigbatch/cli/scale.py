@@ -8,13 +8,27 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, TaskName, find_recipe, split_sets
+from bigbatch.cli.runners import (
+    Better,
+    Command,
+    Curve,
+    MetricName,
+    On,
+    ParallelRuns,
+    Score,
+    What,
+    find_pool,
+    find_runner,
+    folder_name,
+    label,
+)
+from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, split_sets
 from bigbatch.cli.values import read_noise_scale
 
 
 def scale(
-    task: TaskName,
     to: Annotated[int, typer.Option("--to", "--global-batch", help="Global batch to scale to.")],
+    task: What = None,
     rule: Rule = "auto",
     seeds: Annotated[int, typer.Option("--seeds", help="Runs an arm before the first verdict.")] = 3,
     max_seeds: Annotated[
@@ -31,6 +45,13 @@ def scale(
     bad_share: Annotated[
         float, typer.Option("--bad-share", help='Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.')
     ] = 0.2,
+    command: Command = None,
+    score: Score = None,
+    curve: Curve = None,
+    metric: MetricName = None,
+    better: Better = None,
+    parallel: ParallelRuns = None,
+    on: On = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all runs; runs/scale/TASK if left out.")] = None,
     json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
@@ -43,28 +64,33 @@ def scale(
 
     output.check(json)
     sets, overrides = split_sets(sets)
-    chosen, scale = find_recipe(task, recipe, sets), read_noise_scale(noise)
-    planned = plan(chosen, global_batch=to, rule=rule, noise_scale=scale, overrides=overrides)
+    of_command: dict[str, Any] = {"command": command, "score": score, "curve": curve, "metric": metric, "better": better}
+    runner, chosen = find_runner(task, recipe, sets, data=data, margin=margin, **of_command)
+    scale, pool = read_noise_scale(noise), find_pool(parallel, on)
+    planned = plan(chosen, global_batch=to, rule=rule, noise_scale=scale, overrides=overrides, can_change=runner.can_change)
     if not quiet and json != output.STANDARD:
         show_plan(planned)
 
     from bigbatch.report import write_report
     from bigbatch.study.compare import scale as compare
     from bigbatch.study.stored_comparison import rows_of
-    from bigbatch.tasks import load_task
 
-    folder = out or Path("runs/scale") / task.replace("/", "-").replace(":", "-")
-    loaded = load_task(task, data=data)
+    folder = out or Path("runs/scale") / folder_name(task, runner)
     say = None if quiet else lambda text: typer.echo(text, err=True)
     arms: dict[str, Any] = {"to": to, "rule": rule, "recipe": chosen, "noise_scale": scale, "overrides": overrides}
     design: dict[str, Any] = {"seeds": seeds, "max_seeds": max_seeds, "margin": margin, "bad_share": bad_share}
-    comparison = compare(loaded, **arms, **design, out=folder, quiet=quiet, say=say)
+    comparison = compare(runner, **arms, **design, out=folder, quiet=quiet or parallel is not None, say=say, pool=pool)
     report = write_report(folder)
 
     stored = comparison.to_dict()
     if json != output.STANDARD:
         columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
-        show(f"{task}, {len(comparison.arms[0].results)} seeds", columns, [list(row) for row in rows_of(stored)], numbers=set(columns[1:]))
+        show(
+            f"{label(task, runner)}, {len(comparison.arms[0].results)} seeds",
+            columns,
+            [list(row) for row in rows_of(stored)],
+            numbers=set(columns[1:]),
+        )
         for arm in comparison.arms[1:]:
             console().print(comparison.sentence(arm), highlight=False)
         console().print(f"report: {report}", highlight=False)

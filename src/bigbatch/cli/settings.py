@@ -46,6 +46,15 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
         from bigbatch.core.checks import unknown
 
         raise UserError(unknown("task", task, recipe_names()) + "; your own is given as module:Class")
+    return apply_sets(recipe, sets)
+
+
+def apply_sets(recipe: "Recipe", sets: list[str] | None) -> "Recipe":
+    """The recipe with the `--set` options applied.
+
+    Raises:
+        UserError: If a setting is malformed, or does not fit.
+    """
     return recipe.replace(dict(_parse(text) for text in sets or []))
 
 

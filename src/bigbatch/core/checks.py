@@ -36,6 +36,10 @@ class Elsewhere(UserError):
     """A mistake that every worker knows of; the command line lets the first say it."""
 
 
+class RunFailed(UserError):
+    """A function or a command that was to run a recipe failed, or told no score."""
+
+
 class LostWorkers(RuntimeError):
     """Other workers died or fell silent. Exit code 4; a launcher says which, and may start the group anew."""
 

@@ -41,7 +41,7 @@ def start_of(record: Record) -> Mapping[str, Any] | None:
 
 def training_loss(record: Record, against: str) -> Points:
     """Mean training loss of at most `MOST_POINTS` stretches of the run, against "samples" or "update"."""
-    updates = [line for line in record if line["kind"] == "update"]
+    updates = [line for line in record if line["kind"] in ("update", "reported") and line["loss"] is not None]
     xs, ys = [float(u[against]) for u in updates], [float(u["loss"]) for u in updates]
     if len(xs) <= MOST_POINTS:
         return xs, ys

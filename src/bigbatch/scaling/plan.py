@@ -1,12 +1,12 @@
 """From a recipe tuned at one batch to the recipe for another: every change with its reason, every doubt as a warning."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.auto import auto
+from bigbatch.scaling.auto import MILDER, auto
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
 from bigbatch.scaling.warnings import PlanWarning, warnings_of
@@ -40,7 +40,13 @@ class Plan(NamedTuple):
 
 
 def plan(
-    recipe: Recipe, *, global_batch: int, rule: str = "auto", noise_scale: float | None = None, overrides: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    *,
+    global_batch: int,
+    rule: str = "auto",
+    noise_scale: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    can_change: Callable[[str], bool] | None = None,
 ) -> Plan:
     """Rewrite a tuned recipe for another global batch. The samples seen stay the same, unless the rule is "regime".
 
@@ -54,12 +60,15 @@ def plan(
             furthest in our studies).
         noise_scale: Of the recipe, in samples, if it was measured (`bigbatch noise`): a batch above it is warned of, with what it costs.
         overrides: Dotted fields of the new recipe to set after the rule, such as {"schedule.warmup.epochs": 0.5}.
+        can_change: Whether a dotted field of the recipe reaches what is trained; all do if left out. "auto" takes a rule that changes no
+            other.
 
     Returns:
         The new recipe with its changes and warnings.
 
     Raises:
-        UserError: If the rule is unknown, the batch is not positive, or the recipe has AdaScale set its rate.
+        UserError: If the rule is unknown, the batch is not positive, the recipe has AdaScale set its rate, or the plan changes a field
+            that can't be changed.
         RecipeError: If the batch does not fit the training set, or an override does not fit the recipe.
 
     >>> plan(Recipe.named("digits/mlp"), global_batch=64, rule="sqrt").recipe.optimizer.lr  # doctest: +ELLIPSIS
@@ -72,11 +81,51 @@ def plan(
         raise UserError(unknown("rule", rule, ["auto", *RULES]))
     if recipe.batch.rule is not None and recipe.batch.rule.kind == "adascale" and rule != "none":
         raise UserError(f'rule = {rule!r} and batch.rule.kind = "adascale": both would raise the rate; use rule "none", or drop batch.rule')
+    made = _planned(recipe, global_batch, rule, noise_scale, overrides or {})
+    if can_change is None:
+        return made
+    if rule == "auto":
+        return _best_that_can(made, recipe, global_batch, noise_scale, overrides or {}, can_change)
+    if stuck := _stuck(made, can_change):
+        raise UserError(
+            f"the plan changes {', '.join(stuck)}; your command or function has no place for {'it' if len(stuck) == 1 else 'them'}: add a "
+            "field to the command (and a word to `can`), or choose another rule (--rule)"
+        )
+    return made
+
+
+def _planned(recipe: Recipe, global_batch: int, rule: str, noise_scale: float | None, overrides: Mapping[str, Any]) -> Plan:
     k = global_batch / recipe.batch.global_batch
     rule, reason = auto(recipe, k) if rule == "auto" else (rule, "asked for")
     ruled = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule].build(recipe, k))} if k != 1 else {}
     planned = recipe.replace({field: change.after for field, change in ruled.items() if change.before != change.after})
-    own = {field: Change(field, recipe.get(field), value, "set by you") for field, value in (overrides or {}).items()}
+    own = {field: Change(field, recipe.get(field), value, "set by you") for field, value in overrides.items()}
     planned = planned.replace({field: change.after for field, change in own.items()})
     changes = tuple(change for change in {**ruled, **own}.values() if change.before != change.after)
     return Plan(planned, changes, tuple(warnings_of(recipe, planned, rule, own, noise_scale)), rule, reason, recipe)
+
+
+def _best_that_can(
+    best: Plan,
+    recipe: Recipe,
+    global_batch: int,
+    noise_scale: float | None,
+    overrides: Mapping[str, Any],
+    can_change: Callable[[str], bool],
+) -> Plan:
+    """The plan that `auto` would make; where it changes what can't be changed, that of the next rule which does not."""
+    if not (stuck := _stuck(best, can_change)):
+        return best
+    for rule in (*MILDER.get(recipe.optimizer.name, MILDER["adam"]), "none"):
+        made = _planned(recipe, global_batch, rule, noise_scale, overrides)
+        if not (left := _stuck(made, can_change)):
+            reason = f"{best.rule} would change {', '.join(stuck[:4])}{', ...' * (len(stuck) > 4)}, which your script has no place for"
+            return made._replace(reason=reason)
+    raise UserError(f"the plan changes {', '.join(left)}; your command or function has no place for it: add a field to the command")
+
+
+def _stuck(made: Plan, can_change: Callable[[str], bool]) -> list[str]:
+    """Fields that a plan changes, and that do not reach what is trained."""
+    before, after = made.reference.to_flat_dict(), made.recipe.to_flat_dict()
+    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    return [name for name in changed if not can_change(name)]

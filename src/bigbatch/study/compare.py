@@ -12,19 +12,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigbatch.core.checks import Diverged, Interrupted, UserError
+from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
+from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
+from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.task import runner_of
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import expectation
 from bigbatch.study.stored_comparison import SUFFIX
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
-from bigbatch.tasks.task import Task, load_task
+from bigbatch.tasks.task import Task
 from bigbatch.train.state.result import Result
-from bigbatch.train.trainer import fit
 
 
 class Arm(NamedTuple):
@@ -183,7 +185,7 @@ def _interval(verdict: SeedsVerdict, metric: Metric) -> str:
 
 
 def scale(
-    task: Task | str,
+    task: Task | Runner | Callable[..., Any] | str,
     *,
     to: int,
     rule: str = "auto",
@@ -197,18 +199,19 @@ def scale(
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    pool: Pool | None = None,
 ) -> Comparison:
     """Train three arms over seeds and compare them on the test set.
 
     After the first seeds, each arm goes on by one seed at a time, with the reference, until it is decided.
 
     Args:
-        task: A task, or its name.
+        task: A task, or its name; a function `train(recipe, run)`; or another way to run recipes (`bigbatch.runner`), such as a command.
         to: Global batch to scale to.
         rule: As in `plan`.
         seeds: Runs an arm before the first verdict; seeds from the recipe's own on.
         max_seeds: Runs an arm at most; 14, or `seeds` if that is more, if left out. The same as `seeds` for a fixed number.
-        recipe: The tuned reference; the task's named recipe if left out.
+        recipe: The tuned reference; a shipped task's named recipe if left out.
         out: Folder of every run. Finished runs found there are used as they are, unfinished ones continued; several comparisons of
             one reference share it.
         margin: What may be lost without calling it a loss, as the task's metric states its own, which is taken if left out: 0.5 points of
@@ -218,23 +221,29 @@ def scale(
         overrides: As in `plan`.
         quiet: Show no progress.
         say: Called with a line of text before each run, and with what the design can be expected to say.
+        pool: Makes the runs; one after another in this process if left out.
 
     Returns:
         The comparison, also written to `out`.
 
     Raises:
         UserError: On bad arguments, data or folder.
+        RunFailed: If a run of a function or a command failed, after the others.
         Interrupted: After Ctrl-C; run the same call again to go on.
     """
-    task = load_task(task) if isinstance(task, str) else task
-    metric = metric_of(task.metric)
+    runner = runner_of(task)
+    metric = runner.metric
     design = Design(metric.comparable_margin(margin), seeds, max(seeds, 14) if max_seeds is None else max_seeds, bad_share)
-    reference = recipe or Recipe.named(task.name)
+    reference = recipe or Recipe.named(runner.name)
     if to == reference.batch.global_batch:
         raise UserError(f"to = {to}: is the reference's own batch; choose another")
-    planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides)
-    only = plan(reference, global_batch=to, rule="none").recipe
-    design = replace(design, resolution=metric.resolution_of_a_sample / max(1, len(task.splits().test)))  # type: ignore[arg-type]
+    can_change = runner.can_change
+    planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides, can_change=can_change)
+    only = plan(reference, global_batch=to, rule="none", can_change=can_change).recipe
+    for each in (reference, only, planned.recipe):
+        runner.check(each)
+    if num_test_samples := runner.num_test_samples:
+        design = replace(design, resolution=metric.resolution_of_a_sample / num_test_samples)
     arms = [
         Arm("reference", "reference", reference, (), metric),
         Arm("batch only", f"batch-{to}-only", only, (), metric),
@@ -242,18 +251,16 @@ def scale(
     ]
 
     def compared() -> Comparison:
-        return Comparison(task.name, metric, planned, (arms[0], arms[1], arms[2]), design)
+        return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design)
 
-    with owned(Path(out)) as folder:
+    with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
         if say is not None:
             say(expectation(design, [_known(folder / "reference", reference, design, metric)], metric))
         for runs in range(seeds, design.max_seeds + 1):
             going = arms[1:] if runs == seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
             if not going:
                 break
-            for number in range(len(arms)):
-                if number == 0 or arms[number] in going:
-                    arms[number] = _up_to(runs, arms[number], number, task, folder, quiet, say)
+            _run_up_to(runs, arms, [0, *(n for n in (1, 2) if arms[n] in going)], runner, runs_of, folder, quiet, say)
             if say is not None and runs == seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
                 say(compared().expectation())
         comparison = compared()
@@ -276,28 +283,34 @@ def _comparable(results: Sequence[Result], metric: Metric) -> list[float | None]
     return [None if result.diverged else metric.comparable(result.test_score) for result in results]
 
 
-def _up_to(runs: int, arm: Arm, number: int, task: Task, folder: Path, quiet: bool, say: Callable[[str], None] | None) -> Arm:
-    """The arm with so many runs; those that it lacks are trained, or found finished."""
-    results = list(arm.results)
-    for seed in range(arm.recipe.seed + len(results), arm.recipe.seed + runs):
-        place = folder / arm.folder / f"seed-{seed}"
-        known = ", found finished" if (place / "result.json").exists() else ""
-        if say is not None:
-            say(f"arm {number + 1} of 3, {arm.name}, batch {arm.recipe.batch.global_batch:,}, seed {seed}{known}")
-        results.append(_run(task, arm.recipe.replace({"seed": seed}), place, arm.name, quiet))
-        if say is not None and results[-1].diverged and not known:
-            say(read_text(place / "diverged.txt", "restore a copy").strip())
-    return arm._replace(results=tuple(results))
+def _run_up_to(
+    runs: int,
+    arms: list[Arm],
+    going: Sequence[int],
+    runner: Runner,
+    pool: Pool,
+    folder: Path,
+    quiet: bool,
+    say: Callable[[str], None] | None,
+) -> None:
+    """Give each of the arms that go on so many runs; those that they lack are made, or found finished."""
+    owners: list[int] = []
+    jobs: list[Job] = []
+    for number in going:
+        arm = arms[number]
+        for seed in range(arm.recipe.seed + len(arm.results), arm.recipe.seed + runs):
+            batch = f"{arm.recipe.batch.global_batch:,}"
+            request = Request(out=folder / arm.folder / f"seed-{seed}", title=f"{arm.name} {batch} seed {seed}", quiet=quiet)
+            owners.append(number)
+            opening = f"arm {number + 1} of 3, {arm.name}, batch {batch}, seed {seed}"
+            jobs.append(Job(arm.recipe.replace({"seed": seed}), request, opening))
+    finished = [job.is_finished for job in jobs]
 
+    def tell(job: Job, result: Result) -> None:
+        if say is not None and result.diverged and not finished[jobs.index(job)] and job.request.out is not None:
+            say(read_text(job.request.out / "diverged.txt", "restore a copy").strip())
 
-def _run(task: Task, recipe: Recipe, folder: Path, name: str, quiet: bool) -> Result:
-    title = f"{name} {recipe.batch.global_batch:,} seed {recipe.seed}"
-    try:
-        return fit(task, recipe, out=folder, resume=(folder / "last.pt").exists(), quiet=quiet, title=title)
-    except Interrupted:
-        raise Interrupted(f"stopped in {title} and saved; the same command goes on from here") from None
-    except Diverged as error:
-        result = Result(task.name, updates=recipe.num_updates, samples=recipe.total_samples, diverged=True)
-        write_atomically(folder / "result.json", result.to_json().encode())
-        write_atomically(folder / "diverged.txt", f"{error}\n".encode())
-        return result
+    results = run_jobs(pool, runner, jobs, say, done=tell)
+    for number in going:
+        own = tuple(result for owner, result in zip(owners, results, strict=True) if owner == number)
+        arms[number] = arms[number]._replace(results=(*arms[number].results, *own))

@@ -13,6 +13,7 @@ Differs:  Shallue et al. search all settings with 100 trials a batch; here only 
           the rate that this seed chose, and its own run there is kept: a little luck is in it, at every batch.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,22 +22,25 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bigbatch.core.checks import Diverged, Interrupted, UserError, check_positive
+from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.devices import choose_device
 from bigbatch.core.extras import needed
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
-from bigbatch.core.metric import ACCURACY, Metric, metric_of
+from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.core.version import __version__
 from bigbatch.noise.trade_off_likelihood import WHAT
 from bigbatch.recipe import Recipe
+from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
+from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.task import runner_of
 from bigbatch.scaling import plan
 from bigbatch.scaling.sqrt import sqrt_lr
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
-from bigbatch.tasks.task import Task, load_task
+from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import environment
-from bigbatch.train.trainer import fit
+from bigbatch.train.state.result import Result
 
 WARMUP_UPDATES = 10
 EXTENSIONS = 3
@@ -48,10 +52,16 @@ INTERVAL = 0.025
 EPOCHS = 4.0
 """Times the recipe's: the budget of a run."""
 RESULT = "critical.json"
+CONSTANT = ("schedule.decay.kind", "schedule.warmup.kind", "schedule.warmup.epochs")
+"""What a script must take from the recipe to train at a constant rate."""
+OWN_SCHEDULE = (
+    "the script keeps its own schedule over {epochs:g} epochs: where its rate falls, updates to the target depend on that length, and the "
+    "critical batch may be off"
+)
 
 
 def critical(
-    task: Task | str,
+    task: Task | Runner | Callable[..., Any] | str,
     recipe: Recipe | None = None,
     *,
     batches: Sequence[int],
@@ -64,46 +74,52 @@ def critical(
     noise: float | None = None,
     say: Callable[[str], None] | None = None,
     quiet: bool = False,
+    pool: Pool | None = None,
 ) -> CriticalStudy:
     """Measure how many updates each batch needs to a target, and fit the critical batch.
 
     Args:
-        task: A task, or its name.
-        recipe: Where all fields but batch, rate, schedule and budget come from; the task's named recipe if left out.
+        task: A task, or its name; a function `train(recipe, run)`; or another way to run recipes (`bigbatch.runner`), such as a command,
+            which must tell validation scores on the way. A script whose schedule can't be changed keeps it, over its budget.
+        recipe: Where all fields but batch, rate, schedule and budget come from; a shipped task's named recipe if left out.
         batches: Global batches, three at least, best a factor of 4 apart and on both sides of the expected critical batch.
         target: Validation score that ends a run, or a better one, as the task's `scores` give it: of accuracy in (0, 1]. Every batch should
             be able to reach it at a constant rate.
         seeds: Runs a batch at its best rate, from the recipe's own seed on.
         lr_factors: Times the recipe's rate times sqrt(batch / recipe's batch). One factor alone is no search: the range never moves.
-        max_epochs: Budget of a run; 4 times the recipe's epochs if left out. A run that ends there counts as needing more.
+        max_epochs: Budget of a run; 4 times the recipe's epochs if left out, and the recipe's own for a script that keeps its schedule. A
+            run that ends there counts as needing more.
         evaluate_every: Epochs between evaluations on the validation set. Left out: at the smallest batch a hundredth of the recipe's
             epochs, at every other 2.5 % of the samples that the batch before needed; never more often than every update.
         out: Folder of `runs.jsonl`, a line a finished run, and `critical.json`. Runs found there are not repeated.
         noise: A noise scale in samples, to compare with.
         say: Called with a line of text before each run.
         quiet: Show no progress.
+        pool: Makes the runs; one after another in this process if left out.
 
     Returns:
         The study; its fit is there as soon as three batches reached the target.
 
     Raises:
-        UserError: On bad arguments, data or folder.
+        UserError: On bad arguments, data or folder, or where the learning rate can't be changed.
+        RunFailed: If a run of a function or a command failed.
         Interrupted: After Ctrl-C; the same call goes on with the next run.
     """
     with needed(WHAT, extra="study"):  # at the end, after hours
         import scipy  # noqa: F401
     chosen = sorted({int(batch) for batch in batches})
-    task = load_task(task) if isinstance(task, str) else task
-    metric_of(task.metric).check_target(target)
+    runner = runner_of(task)
+    runner.metric.check_target(target)
     _check(chosen, seeds, lr_factors, noise)
-    reference = (recipe or Recipe.named(task.name)).replace({"batch.rule": None})
-    epochs = EPOCHS * reference.total_epochs if max_epochs is None else max_epochs
+    reference = (recipe or Recipe.named(runner.name)).replace({"batch.rule": None})
+    constant = all(runner.can_change(field) for field in CONSTANT)
+    epochs = (EPOCHS if constant else 1.0) * reference.total_epochs if max_epochs is None else max_epochs
     check_positive("max_epochs", epochs)
     if evaluate_every is not None:
         check_positive("evaluate_every", evaluate_every)
-    recipes = [_at_constant_rate(reference, batch, epochs) for batch in chosen]
-    with owned(Path(out)) as folder:
-        bench = _Bench(task, target, folder / "runs.jsonl", evaluate_every, say, quiet)
+    recipes = [_at_constant_rate(reference, batch, epochs, runner, constant=constant) for batch in chosen]
+    with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
+        bench = _Bench(runner, runs_of, target, folder, evaluate_every, say, quiet=quiet, limits=constant)
         points: list[Point] = []
         interval = FIRST_INTERVAL * reference.total_epochs
         for at_batch in recipes:
@@ -111,7 +127,8 @@ def critical(
             points.append(_measure(bench, at_batch, seeds, lr_factors))
             if (updates := points[-1].updates) is not None:
                 interval = INTERVAL * updates * points[-1].global_batch / reference.num_train_samples
-        study = CriticalStudy(task.name, metric_of(task.metric), target, reference, tuple(points), noise)
+        notes = () if constant else (OWN_SCHEDULE.format(epochs=epochs),)
+        study = CriticalStudy(runner.name, runner.metric, target, reference, tuple(points), noise, notes)
         facts = {
             "max_epochs": epochs,
             "lr_factors": list(lr_factors),
@@ -137,22 +154,33 @@ def _check(batches: Sequence[int], seeds: int, lr_factors: Sequence[float], nois
         check_positive("noise", noise, "measure over more updates, or leave it out")
 
 
-def _at_constant_rate(reference: Recipe, global_batch: int, epochs: float) -> Recipe:
-    """The reference at another batch, with the root of the multiple in its rates, a short warm-up and a budget in whole updates."""
+def _at_constant_rate(reference: Recipe, global_batch: int, epochs: float, runner: Runner, *, constant: bool) -> Recipe:
+    """The reference at another batch, with the root of the multiple in its rates, a short warm-up and a budget in whole updates.
+
+    A script that can't be told its schedule, or its updates, keeps the one and has its budget in epochs.
+
+    Raises:
+        UserError: If the runner can't be told the rate or the batch.
+    """
     recipe = plan(reference, global_batch=global_batch, rule="none").recipe
     k = global_batch / reference.batch.global_batch
-    return recipe.replace(
-        {
-            **{name: sqrt_lr(recipe.get(name), k) for name in _rates(recipe)},
+    changes: dict[str, Any] = {name: sqrt_lr(recipe.get(name), k) for name in _rates(recipe)}
+    if constant:
+        changes |= {
             "schedule.decay.kind": "constant",
             "schedule.warmup.kind": "gradual",
             "schedule.warmup.epochs": WARMUP_UPDATES * global_batch / recipe.num_train_samples,
             "schedule.warmup.start_factor": 1 / WARMUP_UPDATES,
-            "budget.epochs": None,
-            "budget.samples": None,
-            "budget.updates": math.ceil(epochs * recipe.num_train_samples / global_batch),
         }
-    )
+    in_updates = runner.can_change("budget.updates")
+    changes |= {"budget.epochs": None if in_updates else epochs, "budget.samples": None}
+    changes["budget.updates"] = math.ceil(epochs * recipe.num_train_samples / global_batch) if in_updates else None
+    for field in (*_rates(recipe), "batch.global_batch"):
+        if not runner.can_change(field):
+            raise UserError(f"{runner.name}: has no place for {field}, which a study of batches changes; add it to the command")
+    made = recipe.replace(changes)
+    runner.check(made)
+    return made
 
 
 def _rates(recipe: Recipe) -> list[str]:
@@ -160,27 +188,29 @@ def _rates(recipe: Recipe) -> list[str]:
 
 
 def _measure(bench: "_Bench", recipe: Recipe, seeds: int, lr_factors: Sequence[float]) -> Point:
-    """Search the rate on the first seed, then run the others at it."""
+    """Search the rate on the first seed, from the middle outwards, then run the others at it."""
 
-    def trial(factor: float, seed: int, limit: int | None = None) -> Trial:
-        changes: dict[str, Any] = {name: factor * recipe.get(name) for name in _rates(recipe)}
-        return bench.run(recipe.replace({**changes, "seed": seed, "budget.updates": limit or recipe.budget.updates}))
+    def trials(wanted: Sequence[tuple[float, int]], limit: int | None = None) -> list[Trial]:
+        changes = [{**{name: factor * recipe.get(name) for name in _rates(recipe)}, "seed": seed} for factor, seed in wanted]
+        limited = {} if limit is None or not bench.limits else {"budget.updates": limit}
+        return bench.run_all([recipe.replace({**change, **limited}) for change in changes])
 
     tried: dict[float, Trial] = {}
 
-    def attempt(factor: float) -> None:
+    def attempt(factors: Sequence[float]) -> None:
         limit = min((t.updates for t in tried.values() if t.reached), default=None)
-        tried[factor] = trial(factor, recipe.seed, limit)
+        tried.update(zip(factors, trials([(factor, recipe.seed) for factor in factors], limit), strict=True))
 
-    for factor in sorted(set(lr_factors), key=lambda f: (abs(math.log(f)), f)):
-        attempt(factor)
+    middle, *outer = sorted(set(lr_factors), key=lambda f: (abs(math.log(f)), f))
+    attempt([middle])
+    attempt(outer)
     for _ in range(EXTENSIONS):
         beyond = next_factor(sorted(tried), best_factor(tried, bench.metric))
         if beyond is None:
             break
-        attempt(beyond)
+        attempt([beyond])
     best = best_factor(tried, bench.metric)
-    runs = [tried[best], *(trial(best, recipe.seed + i) for i in range(1, seeds))]
+    runs = [tried[best], *trials([(best, recipe.seed + i) for i in range(1, seeds)])]
     by_rate = tuple(tried[factor] for factor in sorted(tried))
     at_edge = next_factor(sorted(tried), best) is not None
     return Point(recipe.batch.global_batch, tried[best].lr, at_edge, tuple(runs), by_rate)
@@ -220,34 +250,59 @@ _TRIAL = TypeAdapter(Trial)
 class _Bench:
     """Runs recipes to the target, or finds that they have been run."""
 
-    def __init__(self, task: Task, target: float, path: Path, asked: float | None, say: Callable[[str], None] | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        pool: Pool,
+        target: float,
+        folder: Path,
+        asked: float | None,
+        say: Callable[[str], None] | None,
+        *,
+        quiet: bool,
+        limits: bool,
+    ) -> None:
         self.interval = 1.0  # epochs between evaluations
-        self._task, self._target, self._path, self._asked, self._say, self._quiet = task, target, path, asked, say, quiet
-        self.metric = metric_of(task.metric)
-        self._done = {self._stored_identity(line): line for line in stored_lines(path, self._stored_identity)}
+        self.limits = limits  # whether a shorter budget is the same run, ended earlier
+        self._runner, self._pool, self._target, self._folder, self._asked = runner, pool, target, folder, asked
+        self._say, self._quiet, self._path = say, quiet, folder / "runs.jsonl"
+        self.metric = runner.metric
+        self._done = {self._stored_identity(line): line for line in stored_lines(self._path, self._stored_identity)}
 
-    def run(self, recipe: Recipe) -> Trial:
-        identity = self._identity(recipe, self._target, self._asked)
-        known = identity in self._done
-        title = f"batch {recipe.batch.global_batch:,}, rate {recipe.optimizer.lr:.3g}, seed {recipe.seed}"
-        if self._say is not None:
-            self._say(f"{title}: {'found finished' if known else f'at most {recipe.num_updates:,} updates'}")
-        if not known:
-            line = {**self._fit(recipe, title)._asdict(), "target": self._target, "asked_interval": self._asked, "interval": self.interval}
-            self._done[identity] = {"global_batch": recipe.batch.global_batch, **line, "recipe": recipe.to_dict()}
+    def run_all(self, recipes: Sequence[Recipe]) -> list[Trial]:
+        """One trial a recipe."""
+        identities = [self._identity(recipe, self._target, self._asked) for recipe in recipes]
+        jobs = []
+        for recipe, identity in zip(recipes, identities, strict=True):
+            title = f"batch {recipe.batch.global_batch:,}, rate {recipe.optimizer.lr:.3g}, seed {recipe.seed}"
+            if identity not in self._done:
+                jobs.append(self._job(recipe, identity, title))
+            elif self._say is not None:
+                self._say(f"{title}: found finished")
+
+        def done(job: Job, result: Result) -> None:
+            line = {**self._trial(job.recipe, result)._asdict(), "target": self._target, "asked_interval": self._asked}
+            line |= {"interval": self.interval, "recipe": job.recipe.to_dict()}
+            identity = self._identity(job.recipe, self._target, self._asked)
+            self._done[identity] = {"global_batch": job.recipe.batch.global_batch, **line}
             append_line(self._path, self._done[identity])
-        return Trial(**{name: self._done[identity][name] for name in Trial._fields})
 
-    def _fit(self, recipe: Recipe, title: str) -> Trial:
-        settings: dict[str, Any] = {"quiet": self._quiet, "tensorboard": False, "measure_test": False, "title": title}
-        try:
-            result = fit(self._task, recipe, target=self._target, evaluate_every=self.interval, **settings)
-        except Diverged as error:
-            return Trial(recipe.optimizer.lr, recipe.seed, error.update or recipe.num_updates, False, True, self._finite(math.nan), None)
-        except Interrupted:
-            raise Interrupted(f"stopped at {title}; finished runs are kept, and the same command goes on with this one") from None
-        lr, seed, seconds = recipe.optimizer.lr, recipe.seed, round(result.train_s, 2)
-        return Trial(lr, seed, result.updates, result.reached, False, self._finite(result.best_validation_score), seconds)
+        run_jobs(self._pool, self._runner, jobs, self._say, done=done)
+        return [Trial(**{name: self._done[identity][name] for name in Trial._fields}) for identity in identities]
+
+    def _job(self, recipe: Recipe, identity: str, title: str) -> Job:
+        name = f"{title.replace(', ', '-').replace(' ', '-').replace(',', '')}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        out = self._folder / "runs" / name if self._runner.needs_folder else None
+        asked: dict[str, Any] = {"target": self._target, "evaluate_every": self.interval, "measure_test": False}
+        request = Request(out=out, title=title, quiet=self._quiet, **asked)
+        return Job(recipe, request, f"{title}: at most {recipe.num_updates:,} updates")
+
+    def _trial(self, recipe: Recipe, result: Result) -> Trial:
+        lr, seed = recipe.optimizer.lr, recipe.seed
+        if result.diverged:
+            return Trial(lr, seed, result.updates, False, True, self._finite(math.nan), None)
+        score = self._finite(result.best_validation_score)
+        return Trial(lr, seed, result.updates, result.reached, False, score, round(result.train_s, 2))
 
     def _finite(self, score: float) -> float | None:
         """JSON has no other numbers: where there is no score, the worst that there is, None if scores have no bound."""

@@ -7,16 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from bigbatch.core.checks import Diverged
 from bigbatch.core.environment import own_rank
 from bigbatch.core.files import make_folder
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.recipe import Recipe
+from bigbatch.runner.protocol import Request
+from bigbatch.runner.task import TaskRunner
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import read_record
-from bigbatch.train.trainer import fit
 
 
 class Cell(NamedTuple):
@@ -116,12 +116,11 @@ def _identity(key: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 def _run(task: Task, recipe: Recipe, measure_test: bool, measure_distance: bool) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run" if measure_distance else None
-        measured: dict[str, Any] = {"measure_test": measure_test, "measure_distance": measure_distance}
-        try:
-            result = fit(task, recipe, out=out, quiet=True, tensorboard=False, evaluate_every=recipe.total_epochs, **measured)
-        except Diverged as error:
-            return {"test_score": None, "validation_score": None, "updates": error.update, "train_s": None, "diverged": True}
-        record = read_record(out / "record.jsonl") if out is not None else []
+        runner = TaskRunner(task, tensorboard=False, measure_distance=measure_distance)
+        result = runner.run(recipe, Request(out=out, evaluate_every=recipe.total_epochs, measure_test=measure_test))
+        record = read_record(out / "record.jsonl") if out is not None and not result.diverged else []
+    if result.diverged:
+        return {"test_score": None, "validation_score": None, "updates": result.updates, "train_s": None, "diverged": True}
     walked = [(line["update"], line["distance"]) for line in record if line["kind"] == "weight_distance"]
     return {
         **({"weight_distance": walked} if measure_distance else {}),

@@ -1,20 +1,23 @@
 """Grid search of recipe fields on validation data. The test set plays no part."""
 
+import hashlib
 import itertools
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigbatch.core.checks import Diverged
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
-from bigbatch.core.metric import metric_of
+from bigbatch.core.metric import Metric
 from bigbatch.recipe import Recipe
+from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
+from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.task import runner_of
 from bigbatch.tasks.task import Task
-from bigbatch.train.trainer import fit
+from bigbatch.train.state.result import Result
 
 
 class Trial(NamedTuple):
@@ -45,45 +48,66 @@ def _identity(line: Mapping[str, Any]) -> str:
     return json.dumps([line["settings"], line["seed"]], sort_keys=True)
 
 
-def search(task: Task, recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, seeds: Sequence[int], out: Path) -> list[Trial]:
+def search(
+    task: Task | Runner | Callable[..., Any] | str,
+    recipe: Recipe,
+    choices: Mapping[str, Sequence[Any]],
+    *,
+    seeds: Sequence[int],
+    out: Path,
+    pool: Pool | None = None,
+) -> list[Trial]:
     """Run every combination and seed that `out/trials.jsonl` does not hold yet.
 
     Args:
-        task: What to train.
+        task: What to train: a task, its name, a function or another way to run recipes, as in `scale`.
         recipe: Where the other fields come from.
         choices: Dotted field to the values to try.
         seeds: Each combination is run once per seed.
         out: Folder of the study; one line is appended per finished run, so a search can be stopped and continued.
+        pool: Makes the runs; one after another in this process if left out.
 
     Returns:
         The trials of the grid, the best mean validation score first.
     """
-    metric = metric_of(task.metric)
-    with owned(out) as folder:
+    runner = runner_of(task)
+    metric = runner.metric
+    with owned(out) as folder, pool or OneAfterAnother() as runs_of:
         path = folder / "trials.jsonl"
         done = {_identity(line): line for line in stored_lines(path, _identity)}
+        wanted = [
+            ({"settings": settings, "seed": seed}, json.dumps([settings, seed], sort_keys=True))
+            for settings in grid(choices)
+            for seed in seeds
+        ]
+        missing = [(line, key) for line, key in wanted if key not in done]
+        jobs = [_job(runner, recipe, line, folder) for line, _ in missing]
+
+        def ended(job: Job, result: Result) -> None:
+            line, key = missing[jobs.index(job)]
+            done[key] = {**line, **_measured(result, metric)}
+            append_line(path, done[key])
+
+        run_jobs(runs_of, runner, jobs, done=ended)
         trials = []
         for settings in grid(choices):
-            scores = []
-            for seed in seeds:
-                key = json.dumps([settings, seed], sort_keys=True)
-                if key not in done:
-                    done[key] = _run(task, recipe.replace({**settings, "seed": seed}), settings, seed)
-                    append_line(path, done[key])
-                score = done[key]["validation_score"]
-                scores.append(metric.of_diverged if score is None else float(score))
+            found = [done[json.dumps([settings, seed], sort_keys=True)]["validation_score"] for seed in seeds]
+            scores = [metric.of_diverged if score is None else float(score) for score in found]
             trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
     return sorted(trials, key=lambda trial: metric.rank(trial.mean))
 
 
-def _run(task: Task, recipe: Recipe, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    line: dict[str, Any] = {"settings": settings, "seed": seed}
-    try:
-        result = fit(task, recipe, quiet=True, tensorboard=False, measure_test=False)
-    except Diverged as error:
-        return {**line, "validation_score": _finite(metric_of(task.metric).of_diverged), "diverged": str(error)}
-    score = _finite(result.validation_score)
-    return {**line, "validation_score": score, "updates": result.updates, "train_s": round(result.train_s, 2)}
+def _job(runner: Runner, recipe: Recipe, line: Mapping[str, Any], folder: Path) -> Job:
+    chosen = recipe.replace({**line["settings"], "seed": line["seed"]})
+    title = ", ".join(f"{name} {value}" for name, value in line["settings"].items()) + f", seed {line['seed']}"
+    digest = hashlib.sha256(chosen.to_toml().encode()).hexdigest()[:12]
+    return Job(chosen, Request(out=folder / "runs" / digest if runner.needs_folder else None, title=title, measure_test=False))
+
+
+def _measured(result: Result, metric: Metric) -> dict[str, Any]:
+    if result.diverged:
+        return {"validation_score": _finite(metric.of_diverged), "diverged": f"after update {result.updates:,}"}
+    return {"validation_score": _finite(result.validation_score), "updates": result.updates, "train_s": round(result.train_s, 2)}
 
 
 def _finite(score: float) -> float | None:

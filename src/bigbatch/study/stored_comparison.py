@@ -92,7 +92,7 @@ def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
             arm["name"],
             f"{arm['global_batch']:,}",
             metric.with_unit(f"{metric.number(statistics.fmean(scores))}{spread}") if scores else "-",
-            f"{arm['results'][0]['updates']:,}",
+            f"{(good or arm['results'])[0]['updates']:,}",
             f"{statistics.median(speeds):,.0f}" if (speeds := [s for r in good if (s := r["samples_per_s"]) is not None]) else "-",
             f"{statistics.median(times):.1f}" if (times := [s for r in good if (s := r["train_s"]) is not None]) else "-",
             f"{len(arm['results']) - len(good)} of {len(arm['results'])}",

@@ -66,6 +66,7 @@ class CriticalStudy:
     recipe: Recipe
     points: tuple[Point, ...]
     noise: float | None = None  # a noise scale to compare with, samples
+    notes: tuple[str, ...] = ()  # further doubts
 
     @property
     def runs(self) -> list[Run]:
@@ -96,6 +97,7 @@ class CriticalStudy:
             f"this is for {self.metric} {target} on validation data, a constant rate and {self.recipe.optimizer.name}; "
             "a harder target has a larger critical batch"
         )
+        yield from self.notes
         if len(self.runs) == len(self.points):
             yield "one run a batch: what seeds change and what the formula misses can't be told apart; run more seeds"
         if self.fit is not None and self.fit.by_batch:

@@ -170,6 +170,23 @@ class Record:
             self._events.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
         self.write_out()
 
+    def reported(self, clock: Clock, loss: float | None, facts: Mapping[str, float]) -> None:
+        """What a function or a command tells of its training at `clock`: its loss, and anything else by name."""
+        line = {"kind": "reported", "update": clock.updates, "samples": clock.samples, "loss": loss}
+        self._write({**line, "facts": {name: value if math.isfinite(value) else None for name, value in facts.items()}})
+        if self._events is not None:
+            for name, value in ({**facts, "loss": loss} if loss is not None else facts).items():
+                self._events.add_scalar(f"train/{name}", value, clock.updates)
+        self.write_out()
+
+    def score(self, clock: Clock, split: str, score: float) -> None:
+        """A score that a function or a command tells, without a loss."""
+        line = {"kind": "evaluation", "split": split, "update": clock.updates, "samples": clock.samples}
+        self._write({**line, "loss": None, "score": score})
+        if self._events is not None:
+            self._events.add_scalar(f"{split}/score ({self._metric.label})", self._metric.shown(score), clock.updates)
+        self.write_out()
+
     def noise(self, clock: Clock, parts: Mapping[str, tuple[float, float]]) -> None:
         """Signal and noise of one update, by part of the model; null where it told nothing."""
         told = {name: [v if math.isfinite(v) else None for v in values] for name, values in parts.items()}

@@ -41,6 +41,12 @@ class _Update(_At):
     global_batch: Count
 
 
+class _Reported(_At):
+    kind: Literal["reported"]
+    loss: float | None
+    facts: dict[str, float | None]
+
+
 class _NotFinite(_At):
     kind: Literal["lost", "diverged"]
     loss: str
@@ -88,7 +94,7 @@ class _Staleness(_At):
 class _Evaluation(_At):
     kind: Literal["evaluation"]
     split: str
-    loss: float
+    loss: float | None  # None: a function or a command told a score alone
     score: MaybeNumber
     distance: float = 0.0
     relative_distance: float = 0.0
@@ -111,7 +117,19 @@ class _Repaired(_At):
 
 
 _AnyLine = Annotated[
-    _Start | _Update | _NotFinite | _Noise | _WeightDistance | _Curvature | _Batch | _Switch | _Staleness | _Evaluation | _End | _Repaired,
+    _Start
+    | _Update
+    | _Reported
+    | _NotFinite
+    | _Noise
+    | _WeightDistance
+    | _Curvature
+    | _Batch
+    | _Switch
+    | _Staleness
+    | _Evaluation
+    | _End
+    | _Repaired,
     Field(discriminator="kind"),
 ]
 _LINE: TypeAdapter[Any] = TypeAdapter(_AnyLine)

@@ -1,0 +1,122 @@
+"""Many runs: one after another here, or several at once; a run that fails ends no other."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import NamedTuple, Protocol, Self
+
+from bigbatch.core.checks import RunFailed
+from bigbatch.recipe import Recipe
+from bigbatch.runner.protocol import Request, Runner
+from bigbatch.train.state.result import Result
+
+Say = Callable[[str], None]
+
+
+class Job(NamedTuple):
+    """One run to be made."""
+
+    recipe: Recipe
+    request: Request
+    opening: str = ""  # said before it begins; the request's title if left out
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its folder holds a result."""
+        return self.request.out is not None and (self.request.out / "result.json").exists()
+
+
+class Pool(Protocol):
+    """Makes runs, as a context manager."""
+
+    def __enter__(self) -> Self:
+        """Begin; what a pool needs is made when it is needed."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """End what it holds."""
+        ...
+
+    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Result | RunFailed]]:
+        """The runs' results as they end, each with the number of its job.
+
+        Args:
+            runner: Runs the recipes.
+            jobs: The runs.
+            say: Called with a line of text before each run.
+
+        Raises:
+            Interrupted: When asked to stop; runs that had begun have ended by then.
+        """
+        ...
+
+
+class OneAfterAnother(AbstractContextManager["OneAfterAnother"]):
+    """Makes runs in this process, in order."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Result | RunFailed]]:
+        """As `Pool.results`."""
+        for number, job in enumerate(jobs):
+            say(opening(job))
+            try:
+                yield number, runner.run(job.recipe, job.request)
+            except RunFailed as error:
+                yield number, error
+
+
+def opening(job: Job) -> str:
+    """What is said before a run."""
+    return (job.opening or job.request.title) + (", found finished" if job.is_finished else "")
+
+
+def run_jobs(
+    pool: Pool, runner: Runner, jobs: Sequence[Job], say: Say | None = None, *, done: Callable[[Job, Result], None] | None = None
+) -> list[Result]:
+    """Make all runs.
+
+    Args:
+        pool: Makes them.
+        runner: Runs the recipes.
+        jobs: The runs.
+        say: Called with lines of text: before each run, and, of several, after each that took a while.
+        done: Called with each result as it comes, in whichever order.
+
+    Returns:
+        The results, in the order of the jobs.
+
+    Raises:
+        RunFailed: After the last run, if some failed: with the first one's words, and how many there are.
+        Interrupted: When asked to stop.
+    """
+    results: dict[int, Result] = {}
+    failures: dict[int, RunFailed] = {}
+    fresh, began = sum(not job.is_finished for job in jobs), time.monotonic()
+    for made, (number, outcome) in enumerate(pool.results(runner, jobs, say or (lambda _: None)), 1):
+        if isinstance(outcome, RunFailed):
+            failures[number] = outcome
+        else:
+            results[number] = outcome
+            if done is not None:
+                done(jobs[number], outcome)
+        if say is not None and fresh > 1 and made < len(jobs) and (seconds := time.monotonic() - began) > 5:
+            say(f"{made} of {len(jobs)} runs done, about {_duration(seconds / made * (len(jobs) - made))} left")
+    if failures:
+        first = failures[min(failures)]
+        others = f"; {len(failures) - 1} other runs failed too" if len(failures) > 1 else ""
+        raise RunFailed(f"{first}{others}; the same call makes failed runs again, and takes the {len(results)} finished ones as they are")
+    return [results[number] for number in range(len(jobs))]
+
+
+def with_environment(job: Job, environment: dict[str, str]) -> Job:
+    """The job with variables added to its processes' environment."""
+    return job._replace(request=replace(job.request, environment=(*job.request.environment, *environment.items())))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,194 @@
+"""What a run that is not `fit`'s own tells of itself: its record, its scores, and whether it has reached its target."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from bigbatch.core.checks import CheckpointError, Diverged, RunFailed, UserError
+from bigbatch.core.clock import Clock
+from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
+from bigbatch.core.metric import Metric
+from bigbatch.core.reading import read_json
+from bigbatch.recipe import Recipe
+from bigbatch.runner.protocol import Request
+from bigbatch.train.state.folder import finished_result, write_recipe
+from bigbatch.train.state.record import Record
+from bigbatch.train.state.result import Result
+
+RUNNER = "runner.json"
+
+
+class TargetReached(Exception):
+    """A validation score is as good as the target: the run ends here. Let it through."""
+
+
+class RunLog:
+    """The record of one run of a function or a command.
+
+    Args:
+        name: Of what is trained.
+        recipe: Of the run.
+        request: Of the study.
+        metric: What scores are.
+
+    Attributes:
+        validation: The newest validation score; NaN: none yet.
+        best: The best of them.
+        test: The test score; NaN: none yet.
+        reached: Whether validation has reached the target.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, request: Request, metric: Metric) -> None:
+        self.validation = self.best = self.test = math.nan
+        self.reached = False
+        self._name, self._recipe, self._request, self._metric = name, recipe, request, metric
+        self._clock, self._began = Clock(), time.perf_counter()
+        tensorboard = None if request.out is not None else False
+        self._record = Record(request.out, Clock(), tensorboard=tensorboard, metric=metric).open()
+        if request.out is not None:
+            write_recipe(request.out, recipe)
+            self._record.start(recipe, task=name)
+
+    def log(
+        self,
+        *,
+        updates: float | None = None,
+        samples: float | None = None,
+        epochs: float | None = None,
+        loss: float | None = None,
+        score: float | None = None,
+        **facts: float,
+    ) -> None:
+        """Where the run stands, in one of the three units, with its training loss, its validation score, and anything else.
+
+        Raises:
+            Diverged: If the loss or the score is not finite.
+            TargetReached: If the score is as good as the target.
+            RunFailed: If no position is given and a score needs one.
+        """
+        self._clock = clock = self._clock_at(updates, samples, epochs)
+        for what, value in (("loss", loss), ("validation score", score)):
+            if value is not None and not math.isfinite(value):
+                raise Diverged(f"{what} = {value} after update {clock.updates:,}: must be finite", update=clock.updates)
+        if loss is not None or facts:
+            self._record.reported(clock, loss, facts)
+        if score is None:
+            return
+        self.validation = self.checked(score)
+        self.best = score if self._metric.is_better(score, self.best) else self.best
+        self._record.score(clock, "validation", score)
+        target = self._request.target
+        if target is not None and self._metric.reaches(score, target):
+            self.reached = True
+            raise TargetReached(f"validation {self._metric} {self._metric.exact(score)}: the target is reached")
+
+    def score(self, value: float) -> None:
+        """The test score of the final weights.
+
+        Raises:
+            Diverged: If it is not finite.
+        """
+        if not math.isfinite(value):
+            raise Diverged(f"test score = {value}: must be finite", update=self._clock.updates or None)
+        self.test = self.checked(value)
+
+    def noise(self, parts: dict[str, tuple[float, float]]) -> None:
+        """Signal and noise of the update where the run stands."""
+        self._record.noise(self._clock, parts)
+
+    def checked(self, score: float) -> float:
+        """A score, once it can be one of this metric.
+
+        Raises:
+            RunFailed: If a share of samples is above 1, which is then one in per cent.
+        """
+        if self._metric.is_share and score > 1:
+            raise RunFailed(
+                f"score = {score:g}: is above 1, and {self._metric} is a share of samples; where it is told in per cent, state "
+                f'metric = {{ name = "{self._metric}", unit = "%", better = "{self._metric.better}", margin = {self._metric.margin:g} }}'
+            )
+        return score
+
+    def end(self, *, diverged: Diverged | None = None) -> Result:
+        """The result, written into the folder if there is one."""
+        updates, samples = self._recipe.num_updates, self._recipe.total_samples
+        if diverged is not None or self.reached:
+            ended = (diverged.update if diverged is not None else None) or self._clock.updates or updates
+            updates, samples = ended, min(samples, ended * self._recipe.batch.global_batch)
+        seconds = time.perf_counter() - self._began
+        result = Result(
+            self._name,
+            updates=updates,
+            samples=samples,
+            test_score=self.test if diverged is None else math.nan,
+            validation_score=self.validation,
+            best_validation_score=self.best,
+            train_s=seconds,
+            samples_per_s=samples / seconds,
+            reached=self.reached,
+            diverged=diverged is not None,
+        )
+        if math.isfinite(self.test):
+            self._record.score(Clock(samples, updates), "test", self.test)
+        self._record.close()
+        if self._request.out is not None:
+            write_atomically(self._request.out / "result.json", result.to_json().encode())
+            if diverged is not None:
+                write_atomically(self._request.out / "diverged.txt", f"{diverged}\n".encode())
+        return result
+
+    def close(self) -> None:
+        """Close the files of a run that did not end."""
+        self._record.close()
+
+    def _clock_at(self, updates: float | None, samples: float | None, epochs: float | None) -> Clock:
+        batch = self._recipe.batch.global_batch
+        given = [value for value in (updates, samples, epochs) if value is not None]
+        if len(given) != 1 or not math.isfinite(given[0]) or given[0] < 0:
+            raise RunFailed(
+                f"updates = {updates}, samples = {samples}, epochs = {epochs}: give exactly one, not negative, to say where the run stands"
+            )
+        if updates is not None:
+            return Clock(round(updates * batch), round(updates))
+        total = round(samples if samples is not None else (epochs or 0) * self._recipe.num_train_samples)
+        return Clock(total, -(-total // batch))
+
+
+def open_run(recipe: Recipe, request: Request, identity: dict[str, Any]) -> Result | None:
+    """Open a run's folder for a runner of this identity; the result of a finished run in it, None if there is none.
+
+    Raises:
+        CheckpointError: If the folder holds a run of another recipe, or of another function or command.
+        OutputError: If it can't be written.
+    """
+    if request.out is None:
+        return None
+    folder = make_folder(request.out)
+    remove_leftovers(folder)
+    path = folder / RUNNER
+    if path.exists():
+        known = read_json(path, "choose another --out")
+        differing = [name for name in identity if known.get(name) != identity[name]]
+        if differing and (folder / "result.json").exists():
+            name = differing[0]
+            raise CheckpointError(
+                f"{folder}: holds a run of another {name} ({known.get(name)!r:.120} there, {identity[name]!r:.120} here); choose another "
+                "--out"
+            )
+    finished = finished_result(folder, recipe)
+    if finished is None:
+        write_atomically(path, f"{json.dumps(identity, indent=1)}\n".encode())
+    return finished
+
+
+def keep_folder(request: Request, what: str) -> Path:
+    """The folder of a run that can't do without.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if request.out is None:
+        raise UserError(f"out = None: {what} needs a folder for its files; give one")
+    return request.out

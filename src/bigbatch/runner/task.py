@@ -1,0 +1,99 @@
+"""A task, trained by `bigbatch.fit`."""
+
+from pathlib import Path
+from typing import Any
+
+from bigbatch.comm.ranks import Ranks
+from bigbatch.core.checks import Diverged, Interrupted
+from bigbatch.core.devices import choose_device
+from bigbatch.core.files import write_atomically
+from bigbatch.core.metric import Metric, metric_of
+from bigbatch.recipe import Recipe
+from bigbatch.runner.function import FunctionRunner
+from bigbatch.runner.protocol import Request, Runner
+from bigbatch.tasks.task import Task, load_task
+from bigbatch.train.setup.build import build_model, choose_micro_batch, seed_everything
+from bigbatch.train.state.result import Result
+from bigbatch.train.trainer import fit
+
+
+class TaskRunner:
+    """Runs recipes of a task.
+
+    Args:
+        task: What is trained.
+        options: Further keywords of `fit`.
+    """
+
+    in_process = True
+    needs_folder = False
+
+    def __init__(self, task: Task, **options: Any) -> None:
+        self.task, self.name, self._options = task, task.name, options
+
+    @property
+    def metric(self) -> Metric:
+        """The task's."""
+        return metric_of(self.task.metric)
+
+    @property
+    def num_test_samples(self) -> int:
+        """Of the task's test set."""
+        return len(self.task.splits().test)  # type: ignore[arg-type]
+
+    def can_change(self, field: str) -> bool:  # noqa: ARG002
+        """Every field reaches `fit`."""
+        return True
+
+    def check(self, recipe: Recipe) -> None:
+        """Nothing is known before the run is set up."""
+
+    def prepare(self, recipe: Recipe) -> None:
+        """Time sizes of micro-batches, unless they are remembered."""
+        if recipe.batch.micro_batch != "auto":
+            return
+        train = self.task.splits().train
+        seed_everything(recipe.seed)
+        ranks = Ranks(0, 1, choose_device())
+        choose_micro_batch(self.task, recipe, build_model(self.task, recipe, ranks.device).train(), train, ranks)
+
+    def run(self, recipe: Recipe, request: Request) -> Result:
+        """As `Runner.run`; an unfinished run is continued from its checkpoint."""
+        out = request.out
+        settings: dict[str, Any] = {"out": out, "resume": out is not None and (out / "last.pt").exists()}
+        settings |= {"target": request.target, "evaluate_every": request.evaluate_every, "measure_test": request.measure_test}
+        settings |= {"quiet": request.quiet, "title": request.title or None}
+        if out is None:
+            settings["tensorboard"] = False
+        try:
+            return fit(self.task, recipe, **{**settings, **self._options})
+        except Interrupted:
+            where = request.title or self.name
+            if out is not None:
+                raise Interrupted(f"stopped in {where} and saved; the same command goes on from here") from None
+            raise Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one") from None
+        except Diverged as error:
+            return diverged(self.name, recipe, error.update, out, str(error))
+
+
+def diverged(name: str, recipe: Recipe, update: int | None, out: Path | None, why: str) -> Result:
+    """The result of a run that diverged, left in its folder with the reason in `diverged.txt`."""
+    result = Result(name, updates=update or recipe.num_updates, samples=recipe.total_samples, diverged=True)
+    if out is not None:
+        write_atomically(out / "result.json", result.to_json().encode())
+        write_atomically(out / "diverged.txt", f"{why}\n".encode())
+    return result
+
+
+def runner_of(given: Any) -> Runner:
+    """The way to run that a study was given.
+
+    Args:
+        given: A task, its name, a function `train(recipe, run)` with an attribute `metric`, or a runner, which is returned as it is.
+    """
+    if isinstance(given, str):
+        return TaskRunner(load_task(given))
+    if all(hasattr(given, name) for name in ("run", "can_change", "metric")):
+        runner: Runner = given
+        return runner
+    return FunctionRunner(given) if callable(given) and not hasattr(given, "splits") else TaskRunner(given)
