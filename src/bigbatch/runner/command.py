@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from collections import deque
 from pathlib import Path
@@ -164,11 +163,11 @@ class CommandRunner:
         watch = _Watch(self._source(self._section.score, recipe, own), self._source(self._section.curve, recipe, own), log, self._diverged)
         recipe_file = str((folder / "recipe.toml").absolute())
         arguments = self._template.fill(recipe, out=str(own), recipe_file=recipe_file)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(request.environment), **self._section.environment}
+        environment = _environment(request, self._section.environment)
         try:
             with interruptible(request.out) as signalled:
                 ended = run_process(
-                    arguments if self._section.shell else [_program(arguments[0], environment), *arguments[1:]],
+                    arguments,
                     folder=folder,
                     cwd=self._folder,
                     environment=environment,
@@ -279,9 +278,12 @@ def _check_curve(curve: Score) -> None:
         raise UserError(f'command: curve of {curve.file!r}: says no positions; state the key of one, such as updates = "step"')
 
 
-def _program(name: str, environment: dict[str, str]) -> str:
-    """The program; where there is no `python` on the path, the interpreter that runs bigbatch."""
-    return sys.executable if name == "python" and shutil.which(name, path=environment.get("PATH")) is None else name
+def _environment(request: Request, own: dict[str, str]) -> dict[str, str]:
+    """Variables of a command's processes. Where no environment is active, `python` is the one that runs bigbatch."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(request.environment)}
+    if "VIRTUAL_ENV" not in os.environ and "CONDA_PREFIX" not in os.environ:
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**environment, **own}
 
 
 def _last_line(folder: Path) -> str:

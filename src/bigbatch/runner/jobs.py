@@ -1,7 +1,7 @@
 """Many runs: one after another here, or several at once; a run that fails ends no other."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple, Protocol, Self
@@ -12,6 +12,12 @@ from bigbatch.runner.protocol import Request, Runner
 from bigbatch.train.state.result import Result
 
 Say = Callable[[str], None]
+ALL_FAIL = 3
+"""So many runs that fail, before any succeeds, end a study: the next would fail too."""
+
+
+Outcomes = Generator[tuple[int, Result | RunFailed], None, None]
+"""Results as they come, each with the number of its job."""
 
 
 class Job(NamedTuple):
@@ -38,7 +44,7 @@ class Pool(Protocol):
         """End what it holds."""
         ...
 
-    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Result | RunFailed]]:
+    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Outcomes:
         """The runs' results as they end, each with the number of its job.
 
         Args:
@@ -58,7 +64,7 @@ class OneAfterAnother(AbstractContextManager["OneAfterAnother"]):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Result | RunFailed]]:
+    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Outcomes:
         """As `Pool.results`."""
         for number, job in enumerate(jobs):
             say(opening(job))
@@ -95,18 +101,24 @@ def run_jobs(
     results: dict[int, Result] = {}
     failures: dict[int, RunFailed] = {}
     fresh, began = sum(not job.is_finished for job in jobs), time.monotonic()
-    for made, (number, outcome) in enumerate(pool.results(runner, jobs, say or (lambda _: None)), 1):
+    outcomes = pool.results(runner, jobs, say or (lambda _: None))
+    for made, (number, outcome) in enumerate(outcomes, 1):
         if isinstance(outcome, RunFailed):
             failures[number] = outcome
         else:
             results[number] = outcome
             if done is not None:
                 done(jobs[number], outcome)
+        if len(failures) == ALL_FAIL and not results:
+            outcomes.close()
+            break
         if say is not None and fresh > 1 and made < len(jobs) and (seconds := time.monotonic() - began) > 5:
             say(f"{made} of {len(jobs)} runs done, about {_duration(seconds / made * (len(jobs) - made))} left")
     if failures:
+        left = len(jobs) - len(failures) - len(results)
         first = failures[min(failures)]
         others = f"; {len(failures) - 1} other runs failed too" if len(failures) > 1 else ""
+        others += f", and the {left} left were not begun" if left else ""
         raise RunFailed(f"{first}{others}; the same call makes failed runs again, and takes the {len(results)} finished ones as they are")
     return [results[number] for number in range(len(jobs))]
 

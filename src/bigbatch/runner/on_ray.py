@@ -6,10 +6,11 @@ it writes into a folder of the node's own, which comes back with the result.
 
 import io
 import os
+import socket
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 from bigbatch.core.checks import Interrupted, RunFailed, UserError
 from bigbatch.core.environment import FORCE
 from bigbatch.core.extras import needed
-from bigbatch.runner.jobs import Job, Say, opening
+from bigbatch.runner.jobs import Job, Outcomes, Say, opening
 from bigbatch.runner.protocol import Runner
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
 
 POLL_S = 0.5
+CONNECT_S = 10.0
 TRIES = 4
 """Times that a run is begun where its node or its process is lost."""
 
@@ -47,15 +49,17 @@ class OnRay(AbstractContextManager["OnRay"]):
     ) -> None:
         with needed("runs on a Ray cluster", extra="ray"):
             import ray
-        self._ray, self._at_once = ray, at_once
+        self._ray: Any = ray
+        self._at_once = at_once
         self._began = not ray.is_initialized()
         if self._began:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             self._connect(address)
-        gpus = num_gpus if num_gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+        gpus = num_gpus if num_gpus is not None else float(self._ray.cluster_resources().get("GPU", 0) > 0)
         self._share = {"num_cpus": num_cpus, "num_gpus": gpus}
 
     def _connect(self, address: str | None) -> None:
+        _check_reachable(address)
         settings: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **settings)
@@ -68,7 +72,7 @@ class OnRay(AbstractContextManager["OnRay"]):
             self._ray.shutdown()
             self._began = True
 
-    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Result | RunFailed]]:
+    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Outcomes:
         """As `Pool.results`."""
         settings = {**self._share, "max_retries": TRIES - 1}
         run = self._ray.remote(**settings)(_run_there)
@@ -112,6 +116,21 @@ class OnRay(AbstractContextManager["OnRay"]):
         if files is not None and job.request.out is not None:
             _unpack(files, job.request.out)
         return Result.from_json(result)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes.
+
+    Raises:
+        UserError: If it has a port, to which no connection can be made.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UserError(f"Ray at {address}: can't be reached ({error}); check the address, and that the cluster runs") from None
 
 
 class _Pickled:

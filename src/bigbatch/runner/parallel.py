@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, suppress
@@ -20,7 +20,7 @@ from typing import Any
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, check_positive
 from bigbatch.core.cores import usable_cores
 from bigbatch.core.devices import num_devices
-from bigbatch.runner.jobs import Job, Say, opening, with_environment
+from bigbatch.runner.jobs import Job, Outcomes, Say, opening, with_environment
 from bigbatch.runner.protocol import Runner
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
@@ -50,7 +50,7 @@ class Parallel(AbstractContextManager["Parallel"]):
         for slot in self._slots:
             slot.close()
 
-    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Result | RunFailed]]:
+    def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Outcomes:
         """As `Pool.results`."""
         if runner.in_process:
             _check_pickles(runner)
@@ -90,7 +90,7 @@ class Parallel(AbstractContextManager["Parallel"]):
         working: "list[Future[None]]",
         asked: threading.Event,
         say: Say,
-    ) -> Iterator[tuple[int, Result | RunFailed]]:
+    ) -> Outcomes:
         left = len(jobs)
         while left:
             if asked.is_set():

@@ -124,7 +124,7 @@ class Template:
     def _unknown(self, name: str, values: Mapping[str, Any]) -> str:
         if name in ("device_batch", "accumulation"):
             return f"command: {{{name}}} needs the samples of one forward pass; state device_batch = N"
-        if not name:
+        if not name or name.isdecimal():
             return "command: {} has no name; name a field, such as {optimizer.lr}, or write {{}} for braces"
         return "command: " + unknown("field", name, sorted(values)) + "; a field that the recipe leaves out is not known: set it there"
 

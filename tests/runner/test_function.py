@@ -1,0 +1,146 @@
+import math
+
+import pytest
+import torch
+from tests.runner.scripts import RECIPE
+
+import bigbatch
+from bigbatch import Interrupted, Metric, Recipe, UserError
+from bigbatch.core.checks import RunFailed
+from bigbatch.noise.monitor import NoiseScaleMonitor
+from bigbatch.runner import FunctionRunner, Request, TaskRunner, runner_of
+from bigbatch.train.state.record import read_record
+
+LOSS = Metric("loss", "nats", "lower", margin=0.01)
+
+
+def falling(recipe, run):
+    for update in range(1, recipe.num_updates + 1):
+        run.log(updates=update, loss=1 / update, score=1 / update, lr=recipe.optimizer.lr)
+    run.score(1 / recipe.num_updates)
+
+
+falling.metric = LOSS
+
+
+def test_scores_record_and_result(tmp_path):
+    recipe = RECIPE.replace({"budget.updates": 8, "budget.epochs": None})
+    result = FunctionRunner(falling).run(recipe, Request(out=tmp_path))
+    assert (result.test_score, result.validation_score, result.best_validation_score, result.updates) == (0.125, 0.125, 0.125, 8)
+    record = read_record(tmp_path / "record.jsonl")
+    assert [line["facts"] for line in record if line["kind"] == "reported"][:1] == [{"lr": 0.1}]
+    assert record[0]["metric"]["unit"] == "nats"
+
+
+def test_its_return_value_is_a_score_too():
+    assert FunctionRunner(lambda recipe, run: recipe.seed, metric=LOSS).run(RECIPE.replace({"seed": 3}), Request()).test_score == 3.0
+
+
+def test_it_ends_at_the_target():
+    result = FunctionRunner(falling).run(RECIPE, Request(target=0.3, measure_test=False))
+    assert (result.reached, result.updates, result.best_validation_score) == (True, 4, 0.25)
+
+
+def test_a_loss_that_is_not_finite_is_a_diverged_run(tmp_path):
+    def diverges(recipe, run):
+        run.log(updates=3, loss=math.nan)
+
+    result = FunctionRunner(diverges, metric=LOSS).run(RECIPE, Request(out=tmp_path))
+    assert (result.diverged, result.updates) == (True, 3)
+    assert "loss = nan after update 3" in (tmp_path / "diverged.txt").read_text()
+
+
+def nothing(recipe, run):
+    pass
+
+
+def breaks(recipe, run):
+    raise ZeroDivisionError("by my own hand")
+
+
+def two_positions(recipe, run):
+    run.log(updates=1, samples=32, loss=1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "request_", "why"),
+    [
+        (nothing, Request(), r"function nothing: ended without a score; call run.score\(value\), or return it"),
+        (nothing, Request(target=1.0, measure_test=False), "told no validation score, which a target needs"),
+        (breaks, Request(), r"function breaks: ZeroDivisionError: by my own hand \(test_function.py, line \d+\)"),
+        (two_positions, Request(), "give exactly one"),
+    ],
+)
+def test_runs_that_fail(function, request_, why):
+    with pytest.raises(RunFailed, match=why):
+        FunctionRunner(function, metric=LOSS).run(RECIPE, request_)
+
+
+def test_a_failure_leaves_its_traceback(tmp_path):
+    with pytest.raises(RunFailed, match=r"the traceback is in .*failed.txt"):
+        FunctionRunner(breaks, metric=LOSS).run(RECIPE, Request(out=tmp_path))
+    assert "raise ZeroDivisionError" in (tmp_path / "failed.txt").read_text()
+
+
+def test_a_metric_is_needed():
+    with pytest.raises(UserError, match="function nothing: states no metric; give one"):
+        FunctionRunner(nothing)
+
+
+def test_asked_to_stop_it_does_and_its_checkpoints_are_there_again(tmp_path):
+    import threading
+
+    stop, seen = threading.Event(), []
+
+    def saves(recipe, run):
+        seen.append((run.checkpoint_dir / "state").exists())
+        (run.checkpoint_dir / "state").write_text("x")
+        run.log(updates=1, loss=1.0)
+        return 1.0
+
+    stop.set()
+    runner = FunctionRunner(saves, metric=LOSS)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        runner.run(RECIPE, Request(out=tmp_path, stop=stop))
+    assert runner.run(RECIPE, Request(out=tmp_path)).test_score == 1.0
+    assert seen == [False, True]
+
+
+def test_noise_is_recorded(tmp_path):
+    def measured(recipe, run):
+        torch.manual_seed(recipe.seed)
+        model = torch.nn.Linear(4, 1)
+        monitor = NoiseScaleMonitor(model)
+        run.noise(monitor)
+        for update in range(1, 4):
+            for _ in range(4):
+                (model(torch.randn(8, 4)) ** 2).sum().div(32).backward()
+                monitor.micro_batch(8, divisor=32)
+            monitor.update()
+            run.log(updates=update, loss=1.0)
+            model.zero_grad()
+        return 0.5
+
+    FunctionRunner(measured, metric=LOSS).run(RECIPE, Request(out=tmp_path))
+    lines = [line for line in read_record(tmp_path / "record.jsonl") if line["kind"] == "noise"]
+    assert [line["update"] for line in lines] == [1, 2, 3]
+    assert all(value > 0 for line in lines for value in line["signal_and_noise"]["all"][1:])
+
+
+def test_what_is_given_decides_the_way_to_run():
+    assert isinstance(runner_of("digits/mlp"), TaskRunner)
+    assert isinstance(runner_of(falling), FunctionRunner)
+    runner = FunctionRunner(falling)
+    assert runner_of(runner) is runner
+
+
+def test_fields_that_it_does_not_follow_limit_the_rules():
+    plans = []
+    for can in (None, ["lr", "warmup"], ["lr"], []):
+        runner = FunctionRunner(falling, can=can)
+        recipe = RECIPE.replace({"schedule.warmup": {"kind": "gradual", "epochs": 0.1}, "num_train_samples": 4096})
+        plans.append(bigbatch.plan(recipe, global_batch=256, can_change=runner.can_change))
+    assert [plan.rule for plan in plans] == ["muon", "legw", "sqrt", "none"]
+    assert "which your script has no place for" in plans[1].reason
+    with pytest.raises(UserError, match=r"the plan changes optimizer.adam_lr, .*; your command or function has no place for them"):
+        bigbatch.plan(Recipe.named("digits/mlp"), global_batch=256, rule="muon", can_change=runner.can_change)
