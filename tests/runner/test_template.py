@@ -42,6 +42,8 @@ def test_what_follows_from_the_recipe():
         == wanted
     )
     assert filled("{accumulation} {device_batch}", RECIPE, device_batch=64) == ["1", "32"]
+    assert filled("{accumulation} {device_batch}", RECIPE) == ["1", "32"]
+    assert Template("{device_batch}").has_place_for("batch.global_batch")
 
 
 def test_a_shell_reads_values_as_one_word_each():
@@ -56,7 +58,6 @@ def test_a_shell_reads_values_as_one_word_each():
     [
         ("a {optimizer.rl}", r"unknown field 'optimizer.rl': did you mean 'optimizer.lr'"),
         ("a {optimizer.clip_norm}", r"unknown field 'optimizer.clip_norm'.* a field that the recipe leaves out is not known: set it there"),
-        ("a {accumulation}", r"\{accumulation\} needs the samples of one forward pass; state device_batch = N"),
         ("a {}", r"\{\} has no name"),
         ("a {optimizer.lr:d}", r"can't be filled: .*; correct the format"),
         ("a {optimizer.lr", r"a quote or a brace is left open"),
@@ -76,7 +77,6 @@ def test_refused(text, why):
         ("{optimizer.lr}", "optimizer.momentum", False),
         ("{num_updates}", "budget.epochs", True),
         ("{accumulation}", "batch.global_batch", True),
-        ("{device_batch}", "batch.global_batch", False),
         ("{warmup.updates}", "schedule.warmup.epochs", True),
         ("{beta2}", "optimizer.betas", True),
         ("{recipe}", "schedule.decay.kind", True),

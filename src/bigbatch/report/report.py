@@ -136,20 +136,28 @@ def _runs(folder: Path, arm: dict[str, Any]) -> list[Path]:
 
 
 def _plots(records: Mapping[str, Sequence[Record]], metric: Metric) -> Iterator[str]:
+    """Those that there are values for: a function or a command may tell no losses, or nothing on the way."""
     scores: Callable[[Record, str], Points] = partial(validation_score, metric=metric)
+
+    def told(points: Callable[[Record, str], Points], against: str = "update") -> bool:
+        return any(points(record, against)[0] for runs in records.values() for record in runs)
+
     with matplotlib.rc_context(SVG_STYLE):
         for against in ("samples", "update"):
             by = "samples" if against == "samples" else "updates"
-            yield draw(records, training_loss, against=against, ylabel="training loss", title=f"Training loss by {by}")
+            if told(training_loss):
+                yield draw(records, training_loss, against=against, ylabel="training loss", title=f"Training loss by {by}")
             named = {"ylabel": f"validation {metric.label}", "title": f"Validation {metric} by {by}"}
-            yield draw(records, scores, against=against, **named, dots=True)
-        yield draw(records, learning_rate, against="samples", ylabel="learning rate", title="Learning rate by samples")
+            if told(scores):
+                yield draw(records, scores, against=against, **named, dots=True)
+        if told(learning_rate):
+            yield draw(records, learning_rate, against="samples", ylabel="learning rate", title="Learning rate by samples")
         if any(batch_size_changes(record) for runs in records.values() for record in runs):
             yield draw(records, global_batch, against="samples", ylabel="global batch, samples", title="Global batch by samples")
-        if any(distances(record, "samples")[0] for runs in records.values() for record in runs):
+        if told(distances, "samples"):
             yield draw(records, distances, against="samples", ylabel="% of the mean's length", title="Distance of workers from their mean")
         for points, name in ((top_eigenvalue, "Top eigenvalue"), (trace_of, "Trace")):
-            if any(points(record, "update")[0] for runs in records.values() for record in runs):
+            if told(points):
                 yield draw(records, points, against="update", ylabel="of the Hessian", title=f"{name} by updates")
 
 

@@ -6,7 +6,7 @@ Fields are a recipe's own, by their dotted names, and what follows from them:
     num_updates              optimizer updates of the run
     total_samples, epochs    its length in the other two units
     warmup.updates, warmup.samples
-    device_batch             samples of one forward pass on one device, as the settings state it
+    device_batch             samples of one forward pass on one device, as the settings state it; the global batch if they do not
     accumulation             forward passes of one update: global batch over device batch
     beta1, beta2             of the optimizer
 
@@ -16,7 +16,7 @@ filled then, so that values with spaces or quotes stay one argument; with a shel
 
 import math
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
@@ -34,7 +34,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     "epochs": ("budget.*",),
     "warmup.updates": ("schedule.warmup.*",),
     "warmup.samples": ("schedule.warmup.*",),
-    "device_batch": (),
+    "device_batch": (),  # the global batch too, where it is not stated
     "accumulation": ("batch.global_batch",),
     "beta1": ("optimizer.betas",),
     "beta2": ("optimizer.betas",),
@@ -95,6 +95,8 @@ class Template:
     def has_place_for(self, field: str) -> bool:
         """Whether a dotted field of the recipe reaches the command."""
         patterns = [pattern for name in self.fields for pattern in (name, *DERIVED.get(name, ()))]
+        if "device_batch" in self.fields and self._device_batch is None:
+            patterns.append("batch.global_batch")
         return any(covers(pattern, field) for pattern in patterns)
 
     def fill(self, recipe: Recipe, *, out: str, recipe_file: str) -> list[str]:
@@ -122,8 +124,6 @@ class Template:
         return filled
 
     def _unknown(self, name: str, values: Mapping[str, Any]) -> str:
-        if name in ("device_batch", "accumulation"):
-            return f"command: {{{name}}} needs the samples of one forward pass; state device_batch = N"
         if not name or name.isdecimal():
             return "command: {} has no name; name a field, such as {optimizer.lr}, or write {{}} for braces"
         return "command: " + unknown("field", name, sorted(values)) + "; a field that the recipe leaves out is not known: set it there"
@@ -156,12 +156,6 @@ def values_of(recipe: Recipe, device_batch: int | None) -> dict[str, Any]:
     }
     if (betas := recipe.get("optimizer.betas")) is not None:
         values |= {"beta1": betas[0], "beta2": betas[1]}
-    if device_batch is not None:
-        values |= {"device_batch": min(device_batch, recipe.batch.global_batch)}
-        values |= {"accumulation": math.ceil(recipe.batch.global_batch / device_batch)}
-    return values
-
-
-def missing_places(fields: Collection[str], template: Template) -> list[str]:
-    """Those of the dotted fields that the command has no place for."""
-    return [field for field in fields if not template.has_place_for(field)]
+    batch = recipe.batch.global_batch
+    one_pass = min(device_batch or batch, batch)
+    return {**values, "device_batch": one_pass, "accumulation": math.ceil(batch / one_pass)}
