@@ -1,6 +1,9 @@
 import math
 
-from bigbatch.study.expectation import expectation
+import numpy as np
+import pytest
+
+from bigbatch.study.expectation import expectation, seeds_asked_for
 from bigbatch.study.verdict import Design, power
 
 DESIGN = Design(margin=0.5)
@@ -29,3 +32,24 @@ def test_too_few_seeds_say_so():
     said = expectation(Design(margin=0.5, max_seeds=5), [])
     assert '"held" is said in 0 % of cases' in said
     assert said.endswith("; fewer than 14 seeds can't exclude bad runs (--bad-share)")
+
+
+@pytest.mark.parametrize(
+    ("reference", "wanted"), [([], 7), ([90.0, 90.0, 90.0], 3), ([90.0, 90.3, 89.7], 7), ([90.0, 93.0, 87.0], 14), ([90.0, None, 90.6], 11)]
+)
+def test_first_seeds_by_power_at_the_reference_s_spread(reference, wanted):
+    seeds, why = seeds_asked_for(Design(0.5, 3, 14), reference)
+    assert seeds == wanted
+    assert why.startswith(f"{wanted} seeds first: 80 % power at a spread of ")
+    assert ("assumed" in why) == (len(reference) < 2)
+
+
+def test_so_many_seeds_have_the_power():
+    from bigbatch.study.noninferiority import noninferiority
+
+    chance, (seeds, _) = np.random.default_rng(0), seeds_asked_for(Design(0.5, 3, 40), [90.0, 90.3, 89.7])
+    held = sum(
+        noninferiority(scores[0].tolist(), scores[1].tolist(), margin=0.5).outcome == "held"
+        for scores in chance.normal(90, 0.3, (2000, 2, seeds))
+    )
+    assert 0.75 < held / 2000 < 0.95  # Welch's test has more degrees of freedom than the paired one

@@ -30,7 +30,10 @@ def scale(
     to: Annotated[int, typer.Option("--to", "--global-batch", help="Global batch to scale to.")],
     task: What = None,
     rule: Rule = "auto",
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs an arm before the first verdict.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Runs an arm before the first verdict; what 80 % power asks for, if left out."),
+    ] = None,
     max_seeds: Annotated[
         int | None, typer.Option("--max-seeds", help="Runs an arm at most, until it is decided; 14, or --seeds if that is more.")
     ] = None,

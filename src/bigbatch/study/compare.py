@@ -22,11 +22,14 @@ from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.scaling import Plan, plan
-from bigbatch.study.expectation import expectation
+from bigbatch.study.expectation import FEWEST_SEEDS, expectation, seeds_asked_for
 from bigbatch.study.stored_comparison import SUFFIX
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.result import Result
+
+MOST_SEEDS = 14
+"""Runs an arm at most, unless more are asked for: with fewer, one bad run in five can't be excluded."""
 
 
 class Arm(NamedTuple):
@@ -189,7 +192,7 @@ def scale(
     *,
     to: int,
     rule: str = "auto",
-    seeds: int = 3,
+    seeds: int | None = None,
     max_seeds: int | None = None,
     recipe: Recipe | None = None,
     out: str | Path,
@@ -209,7 +212,8 @@ def scale(
         task: A task, or its name; a function `train(recipe, run)`; or another way to run recipes (`bigbatch.runner`), such as a command.
         to: Global batch to scale to.
         rule: As in `plan`.
-        seeds: Runs an arm before the first verdict; seeds from the recipe's own on.
+        seeds: Runs an arm before the first verdict, from the recipe's own seed on; as many as the power of the test asks for at the spread
+            of the first three runs of the reference, if left out.
         max_seeds: Runs an arm at most; 14, or `seeds` if that is more, if left out. The same as `seeds` for a fixed number.
         recipe: The tuned reference; a shipped task's named recipe if left out.
         out: Folder of every run. Finished runs found there are used as they are, unfinished ones continued; several comparisons of
@@ -233,7 +237,8 @@ def scale(
     """
     runner = runner_of(task)
     metric = runner.metric
-    design = Design(metric.comparable_margin(margin), seeds, max(seeds, 14) if max_seeds is None else max_seeds, bad_share)
+    most = max(seeds or 0, MOST_SEEDS) if max_seeds is None else max_seeds
+    design = Design(metric.comparable_margin(margin), min(FEWEST_SEEDS, most) if seeds is None else seeds, most, bad_share)
     reference = recipe or Recipe.named(runner.name)
     if to == reference.batch.global_batch:
         raise UserError(f"to = {to}: is the reference's own batch; choose another")
@@ -254,14 +259,20 @@ def scale(
         return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design)
 
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
+        if seeds is None:
+            _run_up_to(design.seeds, arms, [0], runner, runs_of, folder, quiet, say)
+            first, why = seeds_asked_for(design, arms[0].by_seed[: design.seeds], metric)
+            design = replace(design, seeds=first)
+            if say is not None:
+                say(why)
         if say is not None:
             say(expectation(design, [_known(folder / "reference", reference, design, metric)], metric))
-        for runs in range(seeds, design.max_seeds + 1):
-            going = arms[1:] if runs == seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
+        for runs in range(design.seeds, design.max_seeds + 1):
+            going = arms[1:] if runs == design.seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
             if not going:
                 break
             _run_up_to(runs, arms, [0, *(n for n in (1, 2) if arms[n] in going)], runner, runs_of, folder, quiet, say)
-            if say is not None and runs == seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
+            if say is not None and runs == design.seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
                 say(compared().expectation())
         comparison = compared()
         content = json.dumps(comparison.to_dict(), indent=2).encode()
