@@ -20,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parents[1] / "examples/scripts"
 DESIGN = ["--seeds", "3", "--max-seeds", "5", "--bad-share", "0.5"]
 CASES = {
-    "resnet": ("resnet_argparse.toml", 256, ["--batches", "32,128,320", "--target", "93"]),
-    "tinygpt": ("tinygpt/tinygpt.toml", 64, ["--batches", "8,32,128", "--target", "2.95"]),
-    "run_glue_like": ("run_glue_like.toml", 64, ["--batches", "16,64,192", "--target", "0.8"]),
+    "resnet": ("resnet_argparse.toml", 256, ["--batches", "16,64,256", "--target", "96", "--max-epochs", "12"]),
+    "tinygpt": ("tinygpt/tinygpt.toml", 64, ["--batches", "8,32,128", "--target", "2.65", "--max-epochs", "1.2"]),
+    "run_glue_like": ("run_glue_like.toml", 64, ["--batches", "16,64,192", "--target", "0.8", "--max-epochs", "5"]),
 }
 """Name to settings, the batch to scale to, and the study of batches."""
 

@@ -104,7 +104,10 @@ MISTAKES = {
     "zero batch": (["plan", "digits/mlp", "--global-batch", "0"], "global_batch = 0: must be a finite number above zero"),
     "negative batch": (["scale", "digits/mlp", "--to", "-5"], "global_batch = -5: must be a finite number above zero"),
     "zero seeds": (["scale", "digits/mlp", "--to", "64", "--seeds", "0"], "seeds = 0: must be a finite number above zero"),
-    "fewer at most than at first": (["scale", "digits/mlp", "--to", "64", "--max-seeds", "2"], "max_seeds = 2: must be seeds = 3 or more"),
+    "fewer at most than at first": (
+        ["scale", "digits/mlp", "--to", "64", "--seeds", "3", "--max-seeds", "2"],
+        "max_seeds = 2: must be seeds = 3 or more",
+    ),
     "a share of bad runs of one": (["scale", "digits/mlp", "--to", "64", "--bad-share", "1"], "bad_share = 1.0: must lie between 0 and 1"),
     "negative rate": (["train", "digits/mlp", "--set", "optimizer.lr=-1"], "optimizer.lr = -1: input should be greater than 0"),
     "negative epochs": (["train", "digits/mlp", "--set", "budget.epochs=-1"], "budget.epochs = -1: input should be greater than 0"),

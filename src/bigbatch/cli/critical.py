@@ -8,7 +8,8 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.runners import Better, Command, Curve, MetricName, On, ParallelRuns, What, find_pool, find_runner, folder_name, label
+from bigbatch.cli.places import On, ParallelRuns, find_pool
+from bigbatch.cli.runners import Better, Command, Curve, MetricName, What, find_runner, folder_name, label
 from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets
 from bigbatch.cli.values import read_noise_scale, whole_numbers
 

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from bigbatch.cli import output
-from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, split_sets
+from bigbatch.cli.sets import split_sets
+from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe
 from bigbatch.cli.values import read_noise_scale
 
 

@@ -8,22 +8,15 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.runners import (
-    Better,
-    Command,
-    Curve,
-    MetricName,
-    On,
-    ParallelRuns,
-    Score,
-    What,
-    find_pool,
-    find_runner,
-    folder_name,
-    label,
-)
-from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule, split_sets
+from bigbatch.cli.places import On, ParallelRuns, find_pool
+from bigbatch.cli.runners import Better, Command, Curve, MetricName, Score, What, find_runner, folder_name, label
+from bigbatch.cli.sets import split_sets
+from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule
 from bigbatch.cli.values import read_noise_scale
+
+MOST = "Runs an arm at most, until it is decided; 14, or --seeds if that is more."
+MARGIN = "What may be lost without calling it a loss, in the metric's unit; the task's own, or 0.5 points."
+BAD = 'Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.'
 
 
 def scale(
@@ -31,23 +24,15 @@ def scale(
     task: What = None,
     rule: Rule = "auto",
     seeds: Annotated[
-        int | None,
-        typer.Option("--seeds", help="Runs an arm before the first verdict; what 80 % power asks for, if left out."),
+        int | None, typer.Option("--seeds", help="Runs an arm before the first verdict; what 80 % power asks for, if left out.")
     ] = None,
-    max_seeds: Annotated[
-        int | None, typer.Option("--max-seeds", help="Runs an arm at most, until it is decided; 14, or --seeds if that is more.")
-    ] = None,
+    max_seeds: Annotated[int | None, typer.Option("--max-seeds", help=MOST)] = None,
     recipe: RecipeFile = None,
     sets: PlanSets = None,
     data: Data = None,
     noise: NoiseFile = None,
-    margin: Annotated[
-        float | None,
-        typer.Option("--margin", help="What may be lost without calling it a loss, in the metric's unit; the task's own, or 0.5 points."),
-    ] = None,
-    bad_share: Annotated[
-        float, typer.Option("--bad-share", help='Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 0.5 takes 5.')
-    ] = 0.2,
+    margin: Annotated[float | None, typer.Option("--margin", help=MARGIN)] = None,
+    bad_share: Annotated[float, typer.Option("--bad-share", help=BAD)] = 0.2,
     command: Command = None,
     score: Score = None,
     curve: Curve = None,
@@ -62,39 +47,28 @@ def scale(
     quiet: Quiet = False,
 ) -> None:
     """Train the tuned reference, the same with only the batch changed, and the plan; compare them and write a report."""
-    from bigbatch.cli.tables import console, show, show_plan
+    from bigbatch.cli.tables import show_comparison, show_plan
     from bigbatch.scaling import plan
 
     output.check(json)
     sets, overrides = split_sets(sets)
     of_command: dict[str, Any] = {"command": command, "score": score, "curve": curve, "metric": metric, "better": better}
     runner, chosen = find_runner(task, recipe, sets, data=data, margin=margin, **of_command)
-    scale, pool = read_noise_scale(noise), find_pool(parallel, on)
-    planned = plan(chosen, global_batch=to, rule=rule, noise_scale=scale, overrides=overrides, can_change=runner.can_change)
+    pool, noise_scale = find_pool(parallel, on), read_noise_scale(noise)
+    arms: dict[str, Any] = {"rule": rule, "noise_scale": noise_scale, "overrides": overrides}
+    planned = plan(chosen, global_batch=to, can_change=runner.can_change, **arms)
     if not quiet and json != output.STANDARD:
         show_plan(planned)
 
     from bigbatch.report import write_report
     from bigbatch.study.compare import scale as compare
-    from bigbatch.study.stored_comparison import rows_of
 
     folder = out or Path("runs/scale") / folder_name(task, runner)
     say = None if quiet else lambda text: typer.echo(text, err=True)
-    arms: dict[str, Any] = {"to": to, "rule": rule, "recipe": chosen, "noise_scale": scale, "overrides": overrides}
     design: dict[str, Any] = {"seeds": seeds, "max_seeds": max_seeds, "margin": margin, "bad_share": bad_share}
-    comparison = compare(runner, **arms, **design, out=folder, quiet=quiet or parallel is not None, say=say, pool=pool)
+    how: dict[str, Any] = {"out": folder, "quiet": quiet or parallel is not None, "say": say, "pool": pool}
+    comparison = compare(runner, to=to, recipe=chosen, **arms, **design, **how)
     report = write_report(folder)
-
-    stored = comparison.to_dict()
     if json != output.STANDARD:
-        columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
-        show(
-            f"{label(task, runner)}, {len(comparison.arms[0].results)} seeds",
-            columns,
-            [list(row) for row in rows_of(stored)],
-            numbers=set(columns[1:]),
-        )
-        for arm in comparison.arms[1:]:
-            console().print(comparison.sentence(arm), highlight=False)
-        console().print(f"report: {report}", highlight=False)
-    output.write_json(json, stored)
+        show_comparison(comparison, label(task, runner), report)
+    output.write_json(json, comparison.to_dict())

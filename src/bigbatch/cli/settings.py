@@ -1,13 +1,13 @@
 """Options that several commands share, and how a recipe is found from them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigbatch.cli.sets import apply_sets
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import COMMS, RULES
-from bigbatch.core.reading import Malformed, parse_toml
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
@@ -49,36 +49,7 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
     return apply_sets(recipe, sets)
 
 
-def apply_sets(recipe: "Recipe", sets: list[str] | None) -> "Recipe":
-    """The recipe with the `--set` options applied.
-
-    Raises:
-        UserError: If a setting is malformed, or does not fit.
-    """
-    return recipe.replace(dict(_parse(text) for text in sets or []))
-
-
-def split_sets(sets: list[str] | None) -> tuple[list[str], dict[str, Any]]:
-    """The `--set` options of the reference, and those of the new recipe (`plan.FIELD=VALUE`) as `overrides` of `plan`.
-
-    >>> split_sets(["optimizer.lr=0.1", "plan.optimizer.lr=0.4"])
-    (['optimizer.lr=0.1'], {'optimizer.lr': 0.4})
-    """
-    of_plan = [text.removeprefix("plan.") for text in sets or [] if text.startswith("plan.")]
-    return [text for text in sets or [] if not text.startswith("plan.")], dict(_parse(text) for text in of_plan)
-
-
 def settings_of(comm: str | None, topology: str | None, sets: list[str] | None) -> list[str]:
     """`--comm` and `--topology` as the `--set` options that they stand for, before those that were given."""
     stands_for = {"comm.kind": comm, "comm.topology": topology}
     return [*(f"{field}={value}" for field, value in stands_for.items() if value is not None), *(sets or [])]
-
-
-def _parse(text: str) -> tuple[str, Any]:
-    field, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: must be FIELD=VALUE, such as optimizer.lr=0.2")
-    try:
-        return field.strip(), parse_toml(f"value = {value}")["value"]
-    except Malformed:
-        return field.strip(), value.strip()  # an unquoted word

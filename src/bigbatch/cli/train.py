@@ -10,6 +10,7 @@ from bigbatch.cli import settings as s
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.requeue import requeued
+from bigbatch.cli.sets import split_sets
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.cli.workers import launch_workers
 from bigbatch.core.checks import UserError
@@ -41,7 +42,7 @@ def train(
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
     os.environ |= {name: value for name, value in (("BIGBATCH_STORE", store), ("BIGBATCH_JOB", job)) if value}
-    sets, overrides = s.split_sets(sets)
+    sets, overrides = split_sets(sets)
     if overrides and global_batch is None:
         raise UserError(f"--set plan.{next(iter(overrides))}: there is no plan without --global-batch; leave out plan.")
     chosen = s.find_recipe(task, recipe, s.settings_of(comm, topology, sets))

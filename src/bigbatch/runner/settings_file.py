@@ -29,7 +29,7 @@ from bigbatch.runner.fields import check_words
 from bigbatch.runner.function import FunctionRunner, load_function
 from bigbatch.runner.protocol import Runner
 from bigbatch.runner.task import TaskRunner
-from bigbatch.tasks.task import load_task
+from bigbatch.tasks.task import SHIPPED, load_task
 
 
 class FunctionSection(BaseModel):
@@ -86,16 +86,57 @@ def _function(section: FunctionSection, name: str, folder: Path) -> FunctionRunn
     return FunctionRunner(function, metric=section.metric, can=section.can, name=name, num_test_samples=section.num_test_samples)
 
 
+def command_of_options(
+    name: str,
+    *,
+    command: str | None,
+    score: str | None,
+    metric: str | None,
+    better: str | None,
+    margin: float | None,
+    curve: str | None = None,
+) -> CommandRunner:
+    """A command that is stated by options.
+
+    Args:
+        name: Of what is trained; the program's if empty.
+        command: As `run` of `[command]`.
+        score: A regular expression, `FILE.json:KEY`, or `tensorboard:FOLDER:TAG`.
+        metric: `NAME`, or `NAME,UNIT`.
+        better: "higher" or "lower".
+        margin: In the metric's unit.
+        curve: As `score`, of validation scores on the way.
+
+    Raises:
+        UserError: If one is missing or malformed.
+    """
+    if command is None or score is None or metric is None or better is None:
+        raise UserError("--command: needs --score, --metric and --better: where the score is, what it is, and which scores are better")
+    if margin is None:
+        raise UserError("--command: needs --margin: how much may be lost without calling it a loss, in the metric's unit")
+    title, _, unit = metric.partition(",")
+    section: dict[str, Any] = {"run": command, "score": _source(score), "curve": _source(curve) if curve is not None else None}
+    section["metric"] = {"name": title.strip(), "unit": unit.strip(), "better": better, "margin": margin}
+    return CommandRunner(section, name=name or Path(command.split()[0]).stem)
+
+
+def _source(text: str) -> Any:
+    """`FILE.json:KEY` and `tensorboard:DIR:TAG`, else a regular expression."""
+    head, _, tail = text.rpartition(":")
+    if text.startswith("tensorboard:"):
+        _, folder, tag = text.split(":", 2) if text.count(":") >= 2 else ("", "", "")
+        if not folder or not tag:
+            raise UserError(f"--score {text}: must be tensorboard:FOLDER:TAG")
+        return {"tensorboard": folder, "tag": tag}
+    if head.endswith((".json", ".jsonl")):
+        return {"file": head, "key": tail}
+    return text
+
+
 def load_runner(given: str, *, data: str | Path | None = None) -> Runner:
     """The way to run that a command line names: a task, or `module:Class` of one, or `module:function`."""
-    if ":" in given and given not in _shipped():
+    if ":" in given and given not in SHIPPED:
         module, _, name = given.partition(":")
         if not name[:1].isupper():
             return FunctionRunner(load_function(f"{module}:{name}"))
     return TaskRunner(load_task(given, data=data))
-
-
-def _shipped() -> Any:
-    from bigbatch.tasks.task import SHIPPED
-
-    return SHIPPED

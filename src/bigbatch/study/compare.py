@@ -147,6 +147,25 @@ class Comparison:
             return f". {runs} seeds did not decide; a new comparison needs more, or a wider margin"
         return f". Up to {design.max_seeds} seeds are tried"
 
+    def advice(self) -> str:
+        """What to do now, in one sentence."""
+        reference, only, planned = self.arms
+        large, small = planned.recipe.batch.global_batch, reference.recipe.batch.global_batch
+        if why := self.cannot_be_judged(planned) or self.cannot_be_judged(only):
+            return f"nothing can be said yet: {why}"
+        outcomes = self.verdict(only).outcome, self.verdict(planned).outcome
+        fewer = f"{reference.recipe.num_updates:,} to {planned.recipe.num_updates:,} updates"
+        if outcomes[1] == "held":
+            also = "; changing the batch alone held too" if outcomes[0] == "held" else ""
+            return f"train at {large:,} with the planned recipe ({planned.name}): {self.metric} held ({fewer}){also}"
+        if outcomes[0] == "held":
+            return f"train at {large:,} with only the batch changed: {self.metric} held there ({fewer}), and not with the plan"
+        between = round(math.sqrt(small * large))
+        if "undecided" in outcomes:
+            seeds = f"a new comparison with more than {len(planned.results)} seeds (--max-seeds)"
+            return f"not decided: {seeds}, or a wider margin (--margin); or a batch between, such as --to {between:,}"
+        return f"stay at {small:,}: neither held at {large:,}; try a batch between, such as --to {between:,}, or another rule (--rule)"
+
     def expectation(self) -> str:
         """What the design can be expected to say, from the runs so far, in words."""
         return expectation(self.design, [arm.by_seed for arm in self.arms], self.metric)
@@ -159,6 +178,7 @@ class Comparison:
             "margin": self.margin,
             "design": asdict(self.design),
             "expectation": self.expectation(),
+            "advice": self.advice(),
             "rule": self.plan.rule,
             "reason": self.plan.reason,
             "warnings": list(self.plan.warnings),

@@ -53,6 +53,7 @@ class _Comparison(_Part):
     changes: list[_Change]
     arms: Annotated[list[_Arm], Field(min_length=3, max_length=3)]
     expectation: str = ""
+    advice: str = ""
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -79,6 +80,8 @@ class Row(NamedTuple):
     samples_per_s: str
     seconds: str
     diverged: str
+    samples: str  # of one run
+    hours: str  # of all runs together
 
 
 def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
@@ -96,4 +99,6 @@ def rows_of(comparison: Mapping[str, Any]) -> Iterator[Row]:
             f"{statistics.median(speeds):,.0f}" if (speeds := [s for r in good if (s := r["samples_per_s"]) is not None]) else "-",
             f"{statistics.median(times):.1f}" if (times := [s for r in good if (s := r["train_s"]) is not None]) else "-",
             f"{len(arm['results']) - len(good)} of {len(arm['results'])}",
+            f"{samples:,}" if (samples := (good or arm["results"])[0].get("samples")) is not None else "-",
+            f"{sum(times) / 3600:.2g}" if times else "-",
         )
