@@ -39,9 +39,7 @@ def find_runner(
 ) -> tuple["Runner", "Recipe"]:
     """The way to run, and the reference recipe, with the `--set` options applied.
 
-    Args:
-        what: As the argument `What`; the others are the options of their names.
-        command: The option `--command` and those that go with it, by their names.
+    `command` holds the option `--command` and those that go with it, by their names.
 
     Raises:
         UserError: If options are missing, or contradict each other.
