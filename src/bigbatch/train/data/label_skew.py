@@ -42,9 +42,12 @@ def classes_of(dataset: Dataset[Any]) -> Tensor:
         RecipeError: If targets are not classes.
     """
     if isinstance(dataset, TensorDataset):
-        targets = dataset.tensors[1]
+        targets = dataset.tensors[-1] if len(dataset.tensors) == 2 else torch.zeros(0, 0)
     else:
-        targets = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
+        try:
+            targets = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
+        except (LookupError, TypeError, ValueError, RuntimeError):  # items that are no pairs, or targets that are no numbers
+            targets = torch.zeros(0, 0)
     if targets.ndim != 1 or targets.is_floating_point():
         raise RecipeError("comm.label_skew: the task's targets are no classes, one whole number a sample; leave label_skew out")
     return targets

@@ -15,6 +15,7 @@ from bigbatch.core.files import keep_damaged, make_folder, remove_leftovers, wri
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.reading import exists, read_text
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Splits, Task
 from bigbatch.train.data.augmentation import Views
 from bigbatch.train.data.shares import check_shares
@@ -147,7 +148,7 @@ def _begun_by_this_job(folder: Path | None) -> bool:
 
 def load_data(task: Task, recipe: Recipe, ranks: Ranks) -> Splits:
     """The data, once it and the workers fit the recipe."""
-    data = task.splits()
+    data = splits_of(task)
     if recipe.num_train_samples != (size := len(data.train)):  # type: ignore[arg-type]
         raise RecipeError(f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {size:,}; correct the recipe")
     for name, split in data._asdict().items():
