@@ -113,8 +113,8 @@ def check_per_sample(values: Tensor, num_samples: int, what: str, task: Task | N
         told = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
         whose = f"task {task.name}: " if task is not None else ""
         raise UserError(
-            f"{whose}{what} have {told}: must be one per sample, ({num_samples},); of one per token, take each sample's mean, or its sum where "
-            "Task.weights gives its number of tokens"
+            f"{whose}{what} have {told}: must be one per sample, ({num_samples},); of one per token, take each sample's mean, or its sum "
+            "where Task.weights gives its number of tokens"
         )
 
 
