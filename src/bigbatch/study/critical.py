@@ -150,6 +150,8 @@ def _at_constant_rate(reference: Recipe, global_batch: int, epochs: float) -> Re
             "schedule.warmup.start_factor": 1 / WARMUP_UPDATES,
             "budget.epochs": None,
             "budget.samples": None,
+            "budget.tokens": None,
+            "budget.tokens_per_sample": None,
             "budget.updates": math.ceil(epochs * recipe.num_train_samples / global_batch),
         }
     )
