@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from bigbatch import Recipe
 from bigbatch.tasks import Metric, Splits
@@ -203,3 +203,36 @@ class OfAnotherKeyword(Dicts):
                 return self.net(a)
 
         return Net()
+
+
+class Stream(IterableDataset):
+    """The same sequences, one after the other."""
+
+    def __init__(self, sequences, said=None):
+        self.sequences, self.said = sequences, said
+
+    def __len__(self):
+        return self.said or len(self.sequences)
+
+    def __iter__(self):
+        return iter(self.sequences.tokens)
+
+
+class WordStream(Words):
+    def splits(self):
+        train, validation, test = super().splits()
+        return Splits(Stream(train), Stream(validation), test)
+
+
+class Endless(Words):
+    class Unknown(IterableDataset):
+        def __iter__(self):
+            return iter(Sequences(48, 0).tokens)
+
+    def splits(self):
+        return super().splits()._replace(train=self.Unknown())
+
+
+class TooShort(Words):
+    def splits(self):
+        return super().splits()._replace(train=Stream(Sequences(40, 0), said=48))

@@ -39,6 +39,7 @@ from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.display.progress import Stages
 from bigbatch.train.measure.task_loss import TaskLoss
 from bigbatch.train.state.record import environment
@@ -213,7 +214,7 @@ def _path(
 
 def _loss_over(task: Task, dataset: Dataset[Any], num_samples: int, seed: int, precision: str, device: torch.device) -> TaskLoss:
     """The loss over a part of a data set that depends on nothing but its size and the seed."""
-    chosen = torch.split(sample_indices(seed, len(dataset), 0, num_samples), PASS)  # type: ignore[arg-type]
+    chosen = torch.split(sample_indices(seed_of_order(dataset, seed), len(dataset), 0, num_samples), PASS)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pairs = load_micro_batches(dataset, chosen, device=device, dtype=DTYPES[precision])

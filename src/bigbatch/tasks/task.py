@@ -24,8 +24,11 @@ class Splits(NamedTuple):
     """The data of a task.
 
     A `TensorDataset` of (inputs, targets) is fed from memory, of the GPU where it fits; any other map-style data set through a DataLoader,
-    for a GPU by processes to which it must pickle. Inputs and targets are tensors, or mappings, tuples and lists of tensors, nested in any
-    way. An item that is no pair, such as one dict that holds its labels too, is both: the inputs and the targets.
+    for a GPU by processes to which it must pickle. A stream, an `IterableDataset` with a `__len__`, is read in its own order, whole, by
+    every worker; it must give the same samples each time, for a resumed run skips to where it stands.
+
+    Inputs and targets are tensors, or mappings, tuples and lists of tensors, nested in any way. An item that is no pair, such as one dict
+    that holds its labels too, is both: the inputs and the targets.
     """
 
     train: Dataset[Any]

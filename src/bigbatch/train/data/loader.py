@@ -22,6 +22,7 @@ from bigbatch.core.devices import free_bytes, num_devices
 from bigbatch.core.environment import read_variable
 from bigbatch.core.structure import describe, map_tensors, tensors_of
 from bigbatch.tasks.optional_parts import Collated
+from bigbatch.train.data.stream_reader import StreamReader, is_stream
 
 MicroBatch = tuple[Any, Any]
 """Inputs and targets of n samples: tensors, or structures of them, see `bigbatch.core.structure`."""
@@ -36,9 +37,9 @@ def load_micro_batches(
 
     Args:
         dataset: A `TensorDataset` is gathered from memory: of the GPU, where it is moved once if it fits into a quarter of what is free
-            there, else of the host. Any other map-style data set, and one with a task's `collate`, goes through a DataLoader with worker
-            processes; for a GPU these are no forks of this process, so the data set must pickle. A pair is inputs and targets; a batch of
-            any other items is both.
+            there, else of the host. A stream is read in order, by this process. Any other map-style data set, and one with a task's
+            `collate`, goes through a DataLoader with worker processes; for a GPU these are no forks of this process, so the data set
+            must pickle. A pair is inputs and targets; a batch of any other items is both.
         batches: Index tensors, one per micro-batch; read ahead of need by a DataLoader, and by one for a GPU.
         device: Where the micro-batches are wanted. Copies to a GPU run beside its work, from pinned memory.
         dtype: Of floating-point inputs; for a GPU they are converted there, unless that would take more of its memory.
@@ -50,7 +51,7 @@ def load_micro_batches(
         UserError: If processes that load data can't be given the data set, or end; or if `collate` gives no pair.
     """
     if not isinstance(dataset, TensorDataset):
-        loaded = _load(dataset, batches, device)
+        loaded = _read_in_order(dataset, batches) if is_stream(dataset) else _load(dataset, batches, device)
         return (_converted_pair(pair, dtype) for pair in (_copied_ahead(loaded, device) if device.type != "cpu" else loaded))
     tensors = dataset.tensors
     if device.type == "cpu":
@@ -250,6 +251,12 @@ def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device
         if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
             raise UserError(f"data set {type(dataset).__name__}: a process that loads it ended; what it printed says why") from error
         raise
+
+
+def _read_in_order(dataset: Dataset[Any], batches: Iterable[Tensor]) -> Iterator[MicroBatch]:
+    reader, collate = StreamReader(dataset), _Collate(dataset)
+    for index in batches:
+        yield _opened(collate(reader.read(index)))
 
 
 class _Lists:

@@ -27,6 +27,7 @@ from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.shares import share_of
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.measure.task_loss import TaskLoss
 from bigbatch.train.update.running_statistics import RunningStatistics
 
@@ -149,7 +150,8 @@ class CurvatureProbe:
         share = share_of(self._samples, ranks.rank, ranks.world_size, None)
         whole, rest = divmod(share.num_samples, self._micro_batch)
         sizes = [self._micro_batch] * whole + [rest] * (rest > 0)
-        indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
+        seed = seed_of_order(self._train, recipe.seed)
+        indices = index_batches(seed, recipe.num_train_samples, share.start, iter(sizes))
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
             torch.manual_seed(recipe.seed)
             pairs = load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])

@@ -14,6 +14,7 @@ from bigbatch.core.sharding import local
 from bigbatch.core.structure import tensors_of
 from bigbatch.recipe import Recipe
 from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.stream_reader import is_stream
 
 
 def check_finite(name: str, dataset: Dataset[Any]) -> None:
@@ -37,7 +38,7 @@ def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], fol
     """The error's message with what is to blame, as far as the data tells, and a remedy."""
     kept = f"; the record and the last good checkpoint are in {folder}" if folder is not None else ""
     update = error.update
-    if update is not None and not isinstance(train, TensorDataset):
+    if update is not None and not isinstance(train, TensorDataset) and not is_stream(train):
         start = (update - 1) * recipe.batch.global_batch
         count = min(recipe.batch.global_batch, recipe.total_samples - start)
         indices = sample_indices(recipe.seed, recipe.num_train_samples, start, count).tolist()

@@ -26,6 +26,7 @@ from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.micro_batch import fastest_micro_batch
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.setup.lstm_precision import cpu_computes_bfloat16, keep_lstms_in_float32
 from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
 
@@ -112,7 +113,7 @@ def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any
         return batch.global_batch
 
     def forward_backward(copied: nn.Module, size: int) -> None:
-        index = sample_indices(recipe.seed, recipe.num_train_samples, 0, size)
+        index = sample_indices(seed_of_order(train, recipe.seed), recipe.num_train_samples, 0, size)
         pieces = load_micro_batches(train, [index], device=ranks.device, dtype=DTYPES[recipe.precision])
         copied.zero_grad()
         passes = (Pass(inputs, targets, num_samples=size) for inputs, targets in pieces)

@@ -23,6 +23,7 @@ from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES, autocast
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.shares import Share, share_of
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 SAMPLES = 2048
@@ -70,7 +71,8 @@ class RecomputedStatistics(RunningStatistics):
         num_samples = min(max(SAMPLES, group * ranks.world_size), recipe.num_train_samples)
         share = share_of(num_samples, ranks.rank, ranks.world_size, group)
         sizes = micro_batches(share.num_samples, self.micro_batch, group) if share.num_samples else []
-        indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
+        seed = seed_of_order(self._train, recipe.seed)
+        indices = index_batches(seed, recipe.num_train_samples, share.start, iter(sizes))
         with autocast(recipe.precision, ranks.device):
             batches = load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
             forward = partial(outputs_of, self._task, self._model)
