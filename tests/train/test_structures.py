@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,9 +84,7 @@ def test_tokens_weigh_alike_however_the_update_is_cut(tmp_path, reference, micro
     assert recorded == pytest.approx(losses, rel=1e-12)
 
 
-def test_two_workers_are_one(tmp_path, reference, monkeypatch):
-    """In processes of their own: those of a DataLoader end five seconds late where they descend from a fork server that knows triton."""
-    monkeypatch.setattr("tests.distributed.ranks.SERVER", SimpleNamespace(suits=lambda environment: False))
+def test_two_workers_are_one(tmp_path, reference):
     jobs = [
         {"task": "tests.structured_tasks:Words", "recipe": RECIPE.replace(changes).to_toml(), "out": str(tmp_path / name)}
         for name, changes in {"all_reduce": {"batch.micro_batch": 3}, "sharded": {"comm.kind": "fully_shard"}}.items()

@@ -3,7 +3,6 @@
 import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,8 +90,7 @@ def test_a_run_is_that_of_plain_pytorch_and_resumes_bit_for_bit(tmp_path):
         assert torch.equal(weights_of(tmp_path / "stopped")[name], value)
 
 
-def test_two_workers_are_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.distributed.ranks.SERVER", SimpleNamespace(suits=lambda environment: False))
+def test_two_workers_are_one(tmp_path):
     job = {"task": "tests.structured_tasks:WordStream", "recipe": SHORT.to_toml(), "out": str(tmp_path / "two")}
     (tmp_path / "jobs.json").write_text(json.dumps([job]))
     run_ranks(RANK, 2, tmp_path, str(tmp_path / "jobs.json"))
