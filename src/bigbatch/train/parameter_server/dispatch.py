@@ -15,7 +15,6 @@ from bigbatch.core.checks import CheckpointError, RecipeError, UserError
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.optional_parts import has_weights
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.stream_reader import is_stream
 from bigbatch.train.run import Options
 from bigbatch.train.state.checkpoint import read_checkpoint
 from bigbatch.train.state.result import Result
@@ -31,11 +30,6 @@ def take_part(task: Task, recipe: Recipe, role: ProcessRole, options: Options) -
         raise UserError(
             f"task {task.name}: its weights with a parameter server: no worker knows the sum of the weights of an update, by which its "
             'losses are divided; set comm.kind = "all_reduce", or leave weights() out and take each sample\'s mean'
-        )
-    if is_stream(task.splits().train):
-        raise UserError(
-            f"task {task.name}: a stream with a parameter server: workers take samples in any order, and a stream has one; set comm.kind = "
-            '"all_reduce", or give a map-style data set'
         )
     check_parameter_server_recipe(recipe, role.num_workers, measure_noise=options.measure_noise, measure_distance=options.measure_distance)
     if not role.is_server:

@@ -15,6 +15,7 @@ from bigbatch.comm.parameter_server.client import ParameterClient
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.work_queue import WorkItem
 from bigbatch.comm.ranks import process_group
+from bigbatch.core.checks import UserError
 from bigbatch.core.environment import LAUNCHER, timeout_s
 from bigbatch.core.signals import STOPS
 from bigbatch.core.version import __version__
@@ -26,6 +27,7 @@ from bigbatch.train.data.loader import collated, load_micro_batches
 from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
+from bigbatch.train.data.stream_reader import is_stream
 from bigbatch.train.setup.build import build_model, seed_everything
 from bigbatch.train.state.result import Result
 from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
@@ -34,6 +36,19 @@ from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradien
 def describe_job(recipe: Recipe) -> str:
     """The description of the job, which must be the same in all processes."""
     return f"{recipe.to_toml()}\n{torch.__version__}\n{__version__}"
+
+
+def refuse_stream(task: Task, train: Any) -> None:
+    """Refuse training data that can only be read in order.
+
+    Raises:
+        UserError: With the remedy.
+    """
+    if is_stream(train):
+        raise UserError(
+            f"task {task.name}: a stream with a parameter server: workers take samples in any order, and a stream has one; set comm.kind = "
+            '"all_reduce", or give a map-style data set'
+        )
 
 
 def ignore_stop_signals() -> None:
@@ -69,6 +84,7 @@ def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | t
         model = build_model(task, recipe, ranks.device).train()
         forward: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
         buffers, train = batch_norm_buffers(model), splits_of(task).train
+        refuse_stream(task, train)
         client = ParameterClient(
             role.server_addresses,
             role.token,
