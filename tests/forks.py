@@ -183,6 +183,7 @@ def _run(arguments, environment, folder, printed, said, action):
     os.environ.update(environment)
     os.chdir(folder)
     forkserver._forkserver.__init__()  # processes of its own would come from this server, with the environment of that
+    multiprocessing.set_start_method(None, force=True)  # the platform's own: a DataLoader's processes would be the fork server's
     if action != "default":
         warnings.simplefilter(action)
     kind = arguments[0]

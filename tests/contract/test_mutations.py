@@ -239,6 +239,7 @@ CASES = [
     ("train.control.rate_source", "ScaledRate.factor", "", "train/control/test_curvature_batch.py"),
     ("train.adversarial.replaced_samples", "ReplacedSamples._with_first", "", "train/control/test_curvature_batch.py"),
     ("train.update.gradient_accumulation", "accumulate_gradients", "", None),
+    ("train.update.weighted_mean", "read_weights", "total", "train/test_structures.py"),
     ("train.measure.evaluate", "evaluate", "score", "train/test_loop.py"),
 ]
 

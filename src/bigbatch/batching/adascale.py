@@ -152,6 +152,11 @@ class AdaScaleSection(BatchRuleSection):
                 f"budget.updates = {recipe.budget.updates}: AdaScale counts updates of its base batch, and takes more or fewer of its own; "
                 "give budget.epochs or budget.samples"
             )
+        if (updates := getattr(recipe.schedule.warmup, "updates", None)) is not None:
+            raise ValueError(
+                f"schedule.warmup.updates = {updates}: AdaScale counts updates of its base batch, and takes more or fewer of its own; give "
+                "schedule.warmup.epochs or schedule.warmup.samples"
+            )
 
 
 @BATCH_RULES.register("adascale", AdaScaleSection)

@@ -73,7 +73,7 @@ class AllReduce(Comm):
             self.forward.register_comm_hook(self, _comm_hook)
         self._observers.append(observer)
 
-    def divisor(self, global_batch: int, local_batch: int) -> float:
+    def divisor(self, global_batch: float, local_batch: float) -> float:
         """The global batch over the world size, by which DistributedDataParallel divides as well."""
         return super().divisor(global_batch, local_batch) / self.ranks.world_size
 

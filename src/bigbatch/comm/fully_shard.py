@@ -62,7 +62,7 @@ class FullyShard(Comm):
                     fully_shard(child, mesh=mesh)
             fully_shard(model, mesh=mesh)
 
-    def divisor(self, global_batch: int, local_batch: int) -> float:
+    def divisor(self, global_batch: float, local_batch: float) -> float:
         """The global batch over the world size, by which torch divides as well."""
         return super().divisor(global_batch, local_batch) / self.ranks.world_size
 

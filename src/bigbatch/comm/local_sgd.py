@@ -92,9 +92,9 @@ class LocalSGD(ModelAveraging, AllReduce):
         """Whether the next step is local."""
         return super().weights_differ and self.updates >= self.start_updates
 
-    def divisor(self, global_batch: int, local_batch: int) -> float:
+    def divisor(self, global_batch: float, local_batch: float) -> float:
         """The local batch, once steps are local."""
-        return max(local_batch, 1) if self.weights_differ else super().divisor(global_batch, local_batch)
+        return local_batch or 1 if self.weights_differ else super().divisor(global_batch, local_batch)
 
     def sync_context(self, last: bool) -> AbstractContextManager[object]:
         """Gradients stay with their worker once steps are local."""

@@ -31,12 +31,12 @@ class Comm:
         self.forward: nn.Module = model
         self.in_warmup_pass = False
 
-    def divisor(self, global_batch: int, local_batch: int) -> float:  # noqa: ARG002
+    def divisor(self, global_batch: float, local_batch: float) -> float:  # noqa: ARG002
         """The number by which a rank divides each of its losses.
 
         Args:
-            global_batch: Samples of this update, over all ranks.
-            local_batch: Samples of this update on this rank.
+            global_batch: Samples of this update, over all ranks; or the sum of their weights.
+            local_batch: Samples of this update on this rank; or the sum of their weights.
         """
         return global_batch
 

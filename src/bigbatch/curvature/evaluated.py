@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bigbatch.core.checks import NotFinite, UserError
+from bigbatch.core.structure import arguments
 from bigbatch.curvature.fixed_batches import Piece
 from bigbatch.curvature.plain_mean import check_plain_mean
 from bigbatch.curvature.preserve_state import drawing_from
@@ -39,7 +40,7 @@ def evaluated(model: nn.Module, loss: Loss, piece: Piece, weights: dict[str, Ten
         UserError: If the loss is neither one a sample nor a scalar, or not finite.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    args, kwargs = _arguments(piece.inputs)
+    args, kwargs = arguments(piece.inputs)
     with drawing_from(piece.number, model), FastSecondDerivatives():
         outputs = functional_call(model, weights | buffers, args, kwargs)
         value = loss(outputs, piece.targets)
@@ -56,12 +57,6 @@ def refuse_sums(loss: Loss) -> None:
     """
     if "sum" in (getattr(loss, "reduction", None), getattr(loss, "keywords", {}).get("reduction")):
         raise UserError('loss: reduction = "sum": a scalar is taken for the mean over samples; use "none" or "mean"')
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def summed(value: Any, piece: Piece, what: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.structure import map_tensors, tensors_of
 from bigbatch.curvature.checksum import checksum
 
 
@@ -28,7 +29,8 @@ class FixedBatches:
     A pass seeds torch's, Python's and NumPy's random states, each pass otherwise: if samples are drawn by them, that shows.
 
     Args:
-        batches: Pairs of inputs and targets: tensors of equally many samples, also in tuples, lists or dicts.
+        batches: Pairs of inputs and targets: tensors of equally many samples, also in tuples, lists or dicts. With the number of samples
+            as a third part, tensors may have other lengths, and the batch is never cut.
         micro_batch: Samples of a piece; whole batches, if None.
         device: Where pieces go.
 
@@ -59,28 +61,32 @@ class FixedBatches:
         seen: list[list[int]] = []
         number = 0
         for i, batch in enumerate(self._batches):
-            tensors, samples = _checked(batch, i)
+            tensors, samples, whole = _checked(batch, i)
+            size = samples if whole else self._micro_batch or samples
             seen.append(torch.stack([checksum(t).cpu() for t in tensors]).tolist())
             if self._checksums is not None and seen[i:] != self._checksums[i : i + 1]:
                 raise _changed(i)
-            for start in range(0, samples, self._micro_batch or samples):
-                cut = slice(start, min(start + (self._micro_batch or samples), samples))
-                yield Piece(cut_samples(batch[0], cut, self._device), cut_samples(batch[1], cut, self._device), cut.stop - start, number, i)
+            for start in range(0, samples, size):
+                cut = slice(start, min(start + size, samples))
+                inputs, targets = (cut_samples(part, slice(None) if whole else cut, self._device) for part in batch[:2])
+                yield Piece(inputs, targets, cut.stop - start, number, i)
                 number += 1
         if self._checksums is not None and len(seen) < len(self._checksums):
             raise _changed(len(seen))
         self._checksums = seen
 
 
-def _checked(batch: Any, i: int) -> tuple[list[Tensor], int]:
-    """All tensors of a batch, and how many samples each has."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+def _checked(batch: Any, i: int) -> tuple[list[Tensor], int, bool]:
+    """All tensors of a batch, how many samples it has, and whether it can't be cut."""
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise UserError(f"batch {i} is a {type(batch).__name__}: must be a pair; give a list of pairs (inputs, targets)")
-    tensors = list(tensors_of(batch))
+    tensors = list(tensors_of(batch[:2]))
     counts = {len(t) if t.dim() else 0 for t in tensors}
+    if len(batch) == 3:
+        return tensors, batch[2], counts != {batch[2]}
     if len(counts) != 1 or 0 in counts:
         raise UserError(f"batch {i}: tensors of {sorted(counts)} samples; inputs and targets must have equally many, one at least")
-    return tensors, counts.pop()
+    return tensors, counts.pop(), False
 
 
 def _changed(i: int) -> UserError:
@@ -89,22 +95,6 @@ def _changed(i: int) -> UserError:
     )
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors in tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors_of(part)
-
-
 def cut_samples(value: Any, cut: slice, device: torch.device | None = None) -> Any:
     """The same value with every tensor in it cut and moved."""
-    if isinstance(value, Tensor):
-        return value[cut].detach().to(device)
-    if isinstance(value, dict):
-        return {key: cut_samples(part, cut, device) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [cut_samples(part, cut, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return map_tensors(lambda t: (t[cut] if t.dim() else t).detach().to(device), value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigbatch.core.checks import UserError
-from bigbatch.curvature.fixed_batches import tensors_of
+from bigbatch.core.structure import tensors_of
 
 TOLERANCE = 1e-4
 """Relative difference that rounding may make in float32."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.structure import arguments, map_tensors, tensors_of
 from bigbatch.curvature.fixed_batches import Piece, cut_samples
 from bigbatch.curvature.preserve_state import drawing_from
 from bigbatch.curvature.second_derivatives import FastSecondDerivatives
@@ -54,11 +55,10 @@ class Evaluator:
         self, model: nn.Module, loss: Callable[[Any, Any], Tensor], piece: Piece, weights: dict[str, Tensor], chosen: Sequence[str]
     ) -> None:
         self._model, self._loss, self.chosen, self._number = model, loss, list(chosen), piece.number
-        few = slice(0, min(SAMPLES, piece.samples))
+        can_be_cut = all(t.dim() and len(t) == piece.samples for t in tensors_of((piece.inputs, piece.targets)))
+        few = slice(0, min(SAMPLES, piece.samples)) if can_be_cut else slice(None)
         inputs, self._targets = _wide(cut_samples(piece.inputs, few)), _wide(cut_samples(piece.targets, few))
-        self._args, self._kwargs = (
-            ((), inputs) if isinstance(inputs, dict) else (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
-        )
+        self._args, self._kwargs = arguments(inputs)
         self._weights = {name: _wide(w.detach()) for name, w in weights.items()}
         self.at = [self._weights[name] for name in self.chosen]
 
@@ -160,14 +160,7 @@ def _wrong(at: Evaluator, how: str, name: str) -> UserError:
 
 
 def _wide(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _wide(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [_wide(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return map_tensors(lambda t: t.double() if t.is_floating_point() else t, value)
 
 
 def _length(parts: Sequence[Tensor | None]) -> float:

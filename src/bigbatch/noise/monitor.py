@@ -127,7 +127,10 @@ class NoiseScaleMonitor:
         Args:
             num_samples: Samples of the pass; 0 for one that weighs nothing.
             divisor: What the *sum* of their losses was divided by. With a loss that is a mean over the pass, and divided by the number
-                of passes, it is their product.
+                of passes, it is their product. Where samples count by weights, such as tokens, and the sum of their losses was divided
+                by the sum W of all weights of the update, it is num_samples W / (weights of the pass): the mean gradient of the pass
+                then weighs its share of the weights, and samples stay the unit. With unequal weights that is approximate: a ratio of
+                sums is unbiased only up to terms of 1/n, and each sample is taken to be as noisy as the mean one.
 
         Raises:
             UserError: If a parameter had more than one gradient since the last call; not noticed with `accumulate`.

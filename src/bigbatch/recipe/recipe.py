@@ -7,7 +7,8 @@
     [curvature]  what is measured on the way; nothing, if left out
     seed, precision
 
-Lengths are in epochs of `num_train_samples`, so they survive a change of batch; rates are peak rates.
+Lengths in epochs of `num_train_samples`, samples or tokens survive a change of batch; those in updates are of the recipe's own batch. Rates
+are peak rates.
 """
 
 import copy
@@ -25,7 +26,20 @@ from bigbatch.core.methods import COMMS
 from bigbatch.core.reading import Malformed, parse_toml, read_text
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import KINDS, TAGS, Adversarial, AnyComm, AnyOptimizer, Augmentation, Batch, Budget, Curvature, Schedule
+from bigbatch.recipe.sections import (
+    KINDS,
+    TAGS,
+    WARMUP_UNITS,
+    Adversarial,
+    AnyComm,
+    AnyOptimizer,
+    Augmentation,
+    Batch,
+    Budget,
+    Curvature,
+    Schedule,
+    TimedWarmup,
+)
 
 
 class Recipe(Section):
@@ -157,7 +171,27 @@ class Recipe(Section):
             return budget.updates * self.batch.global_batch
         if budget.samples is not None:
             return budget.samples
+        if budget.tokens is not None:
+            return max(1, round(budget.tokens / (budget.tokens_per_sample or 1)))
         return max(1, round((budget.epochs or 0) * self.num_train_samples))
+
+    @property
+    def warmup_samples(self) -> float:
+        """Samples of the warm-up, updates counted at the recipe's own batch; 0 without one, and for AutoWU, which finds its length."""
+        warmup = self.schedule.warmup
+        if not isinstance(warmup, TimedWarmup):
+            return 0.0
+        if warmup.updates is not None:
+            return float(warmup.updates * self.batch.global_batch)
+        return float(warmup.samples) if warmup.samples is not None else (warmup.epochs or 0.0) * self.num_train_samples
+
+    @property
+    def warmup_epochs(self) -> float:
+        """The warm-up in epochs, whatever its unit."""
+        warmup = self.schedule.warmup
+        if isinstance(warmup, TimedWarmup) and warmup.epochs is not None:
+            return warmup.epochs
+        return self.warmup_samples / self.num_train_samples
 
     @property
     def num_updates(self) -> int:
@@ -261,8 +295,8 @@ class Recipe(Section):
     def replace(self, changes: Mapping[str, Any]) -> Self:
         """A new recipe with dotted fields replaced; None removes a field.
 
-        Setting a section's tag (`optimizer.name`, `schedule.warmup.kind`, `schedule.decay.kind`) drops the fields that the new kind
-        does not have, and `optimizer.groups` where they are not its own.
+        Setting the warm-up's length in one unit drops it in another. Setting a section's tag (`optimizer.name`, `schedule.warmup.kind`,
+        `schedule.decay.kind`) drops the fields that the new kind does not have, and `optimizer.groups` where they are not its own.
 
         Raises:
             RecipeError: If a field is unknown or the result is impossible.
@@ -279,6 +313,7 @@ class Recipe(Section):
                 target.pop(last, None)
             else:
                 target[last] = copy.deepcopy(value)  # a later change may go into it
+        _drop_other_units_of_warmup(fields, changes)
         for section, tag in TAGS.items():
             kind = changes.get(f"{section}.{tag}")
             if isinstance(kind, str) and kind in KINDS[section]:
@@ -334,6 +369,16 @@ def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str,
         by = "muon" if all(group in ("muon", "adam") for group in groups.values()) else "decay"
         if by != of_kind.groups_by:
             del target["groups"]  # they are another optimizer's
+
+
+def _drop_other_units_of_warmup(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    lengths = {unit: changes.get(f"schedule.warmup.{unit}") for unit in WARMUP_UNITS}
+    schedule = fields.get("schedule")
+    warmup = schedule.get("warmup") if isinstance(schedule, dict) else None
+    if isinstance(warmup, dict) and any(value is not None for value in lengths.values()):
+        for unit, value in lengths.items():
+            if value is None:
+                warmup.pop(unit, None)
 
 
 def _sets_groups(changes: set[str]) -> bool:

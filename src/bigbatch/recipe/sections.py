@@ -64,11 +64,28 @@ class WarmupSection(Section):
         kind: str
 
 
+WARMUP_UNITS = ("epochs", "samples", "updates")
+
+
 class TimedWarmup(WarmupSection):
-    """A warm-up of a known length, the field `epochs`."""
+    """A warm-up of a known length, in exactly one of the fields `epochs`, `samples`, and `updates` of the recipe's batch."""
 
     if TYPE_CHECKING:
-        epochs: float
+        epochs: float | None
+        samples: int | None
+        updates: int | None
+
+    @property
+    def unit(self) -> str:
+        """The field that holds the length."""
+        return next(name for name in WARMUP_UNITS if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [name for name in WARMUP_UNITS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(WARMUP_UNITS)}; got {' and '.join(given) or 'none'}")
+        return self
 
 
 class DecaySection(Section):
@@ -122,12 +139,22 @@ class Budget(Section):
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     samples: Count | None = None
     updates: Count | None = None
+    tokens: Count | None = None
+    tokens_per_sample: Positive | None = None  # on average; with tokens, and only then
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
-        given = [name for name in ("epochs", "samples", "updates") if getattr(self, name) is not None]
+        given = [name for name in ("epochs", "samples", "updates", "tokens") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of epochs, samples, updates; got {' and '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of epochs, samples, updates, tokens; got {' and '.join(given) or 'none'}")
+        if self.tokens is not None and self.tokens_per_sample is None:
+            raise ValueError(
+                f"tokens = {self.tokens:,}: of how many samples, is not known; give tokens_per_sample too, such as the length of a sequence"
+            )
+        if self.tokens is None and self.tokens_per_sample is not None:
+            raise ValueError(
+                f"tokens_per_sample = {self.tokens_per_sample:g} without tokens: says nothing of a budget in {given[0]}; drop it"
+            )
         return self
 
 

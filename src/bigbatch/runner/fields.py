@@ -20,7 +20,7 @@ WORDS = {
     "model": ("model.*",),
 }
 """Word to the dotted fields that it stands for; a dotted field stands for itself, and a section for all below it."""
-ALWAYS = ("seed", "batch.global_batch", "batch.micro_batch", "budget.epochs", "budget.samples", "budget.updates")
+ALWAYS = ("seed", "batch.global_batch", "batch.micro_batch", "budget.epochs", "budget.samples", "budget.updates", "budget.tokens")
 """What every study changes: a template must have a place for them all the same."""
 
 

@@ -11,6 +11,7 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.runner.function import FunctionRunner
 from bigbatch.runner.protocol import Request, Runner
+from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.setup.build import build_model, choose_micro_batch, seed_everything
 from bigbatch.train.state.result import Result
@@ -52,7 +53,7 @@ class TaskRunner:
         """Time sizes of micro-batches, unless they are remembered."""
         if recipe.batch.micro_batch != "auto":
             return
-        train = self.task.splits().train
+        train = splits_of(self.task).train
         seed_everything(recipe.seed)
         ranks = Ranks(0, 1, choose_device())
         choose_micro_batch(self.task, recipe, build_model(self.task, recipe, ranks.device).train(), train, ranks)

@@ -145,8 +145,7 @@ class _Quoted:
 def values_of(recipe: Recipe, device_batch: int | None) -> dict[str, Any]:
     """The fields of a recipe and what follows from them, by name."""
     values = recipe.to_flat_dict()
-    warmup = recipe.schedule.warmup
-    samples = round(warmup.epochs * recipe.num_train_samples) if isinstance(warmup, TimedWarmup) else 0
+    samples = round(recipe.warmup_samples) if isinstance(recipe.schedule.warmup, TimedWarmup) else 0
     values |= {
         "num_updates": recipe.num_updates,
         "total_samples": recipe.total_samples,

@@ -50,7 +50,7 @@ def legw(recipe: Recipe, k: float) -> list[Change]:
     """What LEGW changes besides the batch."""
     warmup, root = recipe.schedule.warmup, math.sqrt(k)
     changes = [*scaled_rates(recipe, legw_lr(1.0, k), f"times sqrt(k) = {root:g}", PAPER)]
-    if isinstance(warmup, TimedWarmup):
+    if isinstance(warmup, TimedWarmup) and warmup.epochs is not None:
         epochs = legw_warmup_epochs(warmup.epochs, k)
         why = f"times k = {k:g}: as many warm-up updates as in the reference"
         changes.append(Change("schedule.warmup.epochs", warmup.epochs, epochs, why, PAPER))

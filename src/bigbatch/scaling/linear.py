@@ -77,15 +77,16 @@ def ramp(k: float, *, epochs: float = 0.0, start_factor: float = 1.0) -> Ramp:
 
 
 def _warmup(recipe: Recipe, k: float) -> Iterator[Change]:
+    epochs = recipe.warmup_epochs
     match recipe.schedule.warmup:
         case WarmupSection(learns=True):
             return  # finds the rate itself, up to the new peak
-        case ConstantWarmupSection(epochs=epochs, factor=factor) if k < GROWN:
+        case ConstantWarmupSection(factor=factor) if k < GROWN:
             yield Change("schedule.warmup.factor", factor, factor / k, "the reference's rate meanwhile", PAPER)
             return
-        case ConstantWarmupSection(epochs=epochs, factor=factor):
+        case ConstantWarmupSection(factor=factor):
             to = Ramp(max(epochs, WARMUP_EPOCHS), factor / k)
-        case GradualWarmupSection(epochs=epochs, start_factor=start_factor):
+        case GradualWarmupSection(start_factor=start_factor):
             to = ramp(k, epochs=epochs, start_factor=start_factor)
         case _:
             to = ramp(k)

@@ -9,6 +9,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.scaling.auto import MILDER, auto
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
+from bigbatch.scaling.warmup_units import in_epochs, in_own_unit
 from bigbatch.scaling.warnings import PlanWarning, warnings_of
 
 
@@ -97,7 +98,11 @@ def plan(
 def _planned(recipe: Recipe, global_batch: int, rule: str, noise_scale: float | None, overrides: Mapping[str, Any]) -> Plan:
     k = global_batch / recipe.batch.global_batch
     rule, reason = auto(recipe, k) if rule == "auto" else (rule, "asked for")
-    ruled = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule].build(recipe, k))} if k != 1 else {}
+    ruled: dict[str, Change] = {}
+    if k != 1:
+        known = in_epochs(recipe)
+        changed = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule].build(known, k))}
+        ruled = in_own_unit(recipe, changed, global_batch)
     planned = recipe.replace({field: change.after for field, change in ruled.items() if change.before != change.after})
     own = {field: Change(field, recipe.get(field), value, "set by you") for field, value in overrides.items()}
     planned = planned.replace({field: change.after for field, change in own.items()})

@@ -69,10 +69,12 @@ def _longer_run(recipe: Recipe, k: float) -> Iterator[Change]:
         yield Change("budget.epochs", budget.epochs, longer(budget.epochs, k), why, PAPER)
     if budget.samples is not None:
         yield Change("budget.samples", budget.samples, round(longer(budget.samples, k)), why, PAPER)
+    if budget.tokens is not None:
+        yield Change("budget.tokens", budget.tokens, round(longer(budget.tokens, k)), why, PAPER)
     if budget.updates is not None:
         yield Change("budget.updates", budget.updates, budget.updates, "kept", PAPER)
         yield Change("budget.samples", None, None, "as many as the updates need", PAPER)
-    if isinstance(warmup, TimedWarmup):
+    if isinstance(warmup, TimedWarmup) and warmup.epochs is not None:
         yield Change("schedule.warmup.epochs", warmup.epochs, longer(warmup.epochs, k), why, PAPER)
     if isinstance(decay, StepDecaySection):
         yield Change("schedule.decay.milestones", decay.milestones, tuple(longer(m, k) for m in decay.milestones), why, PAPER)

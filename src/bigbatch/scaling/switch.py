@@ -64,6 +64,6 @@ def root_of_k(recipe: Recipe, k: float, paper: Paper | None = None) -> list[Chan
 
 def longer_warmup(recipe: Recipe, k: float) -> list[Change]:
     """LEGW's changes but for the rate: a warm-up of as many updates, at most half the run, and the reference's ghost batch."""
-    half = max(recipe.total_epochs / 2, recipe.get("schedule.warmup.epochs") or 0.0)
+    half = max(recipe.total_epochs / 2, recipe.warmup_epochs)
     changes = [change for change in legw(recipe, k) if not change.field.startswith("optimizer.")]
     return [c._replace(after=half, why="half the run") if c.field == "schedule.warmup.epochs" and c.after > half else c for c in changes]

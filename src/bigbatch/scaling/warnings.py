@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Self
 
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import TimedWarmup
 from bigbatch.scaling.auto import LARGEST_WITHOUT_LOSS, doubt
 from bigbatch.scaling.change import readable
 from bigbatch.scaling.weight_decay import MOST_SUMMANDS, converted_decay
@@ -96,7 +95,7 @@ def _schedule(planned: Recipe) -> Iterator[PlanWarning]:
     epochs, warmup, decay = planned.total_epochs, planned.schedule.warmup, planned.schedule.decay
     if warmup.learns:
         return
-    length = warmup.epochs if isinstance(warmup, TimedWarmup) else 0.0
+    length = planned.warmup_epochs
     first_drop = min(decay.milestones) if isinstance(decay, StepDecaySection) else math.inf
     if length >= epochs:
         yield PlanWarning(

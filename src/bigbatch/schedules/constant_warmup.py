@@ -7,7 +7,9 @@ Differs: nowhere. The paper finds the jump harmful at large k (its Table 1: 25.8
 """
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from bigbatch.core.checks import check_fraction
 from bigbatch.core.clock import Clock
@@ -53,11 +55,13 @@ class ConstantWarmupSection(TimedWarmup):
     """`factor` times the peak rate, then a jump to it."""
 
     kind: Literal["constant"] = "constant"
-    epochs: NotNegative
+    epochs: NotNegative | None = None
+    samples: Annotated[int, Field(ge=0)] | None = None
+    updates: Annotated[int, Field(ge=0)] | None = None  # of the recipe's batch
     factor: Fraction
 
 
 @WARMUPS.register("constant", ConstantWarmupSection)
 def build(w: ConstantWarmupSection, recipe: Recipe) -> Schedule:
     """The recipe's warm-up."""
-    return partial(constant_warmup, warmup_samples=w.epochs * recipe.num_train_samples, factor=w.factor)
+    return partial(constant_warmup, warmup_samples=recipe.warmup_samples, factor=w.factor)

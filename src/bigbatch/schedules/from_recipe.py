@@ -4,7 +4,6 @@ import math
 
 from bigbatch.core.methods import DECAYS, WARMUPS
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import TimedWarmup
 from bigbatch.schedules.compose import Schedule, product
 from bigbatch.schedules.span import Span
 
@@ -40,5 +39,4 @@ def decay_of(recipe: Recipe) -> Schedule:
 
 def _warmup_samples(recipe: Recipe) -> int:
     """Samples from the start to the first one at the peak rate; 0 for AutoWU, which brings a decay of its own."""
-    warmup = recipe.schedule.warmup
-    return math.ceil(warmup.epochs * recipe.num_train_samples) if isinstance(warmup, TimedWarmup) else 0
+    return math.ceil(recipe.warmup_samples)

@@ -7,7 +7,9 @@ Differs: nowhere with f0 = 1/k. LEGW (scaling/legw.py) uses the same line from f
 """
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from bigbatch.core.checks import check_fraction
 from bigbatch.core.clock import Clock
@@ -55,11 +57,13 @@ class GradualWarmupSection(TimedWarmup):
     """Straight line from `start_factor` times the peak rate to the peak rate."""
 
     kind: Literal["gradual"] = "gradual"
-    epochs: NotNegative
+    epochs: NotNegative | None = None
+    samples: Annotated[int, Field(ge=0)] | None = None
+    updates: Annotated[int, Field(ge=0)] | None = None  # of the recipe's batch
     start_factor: Fraction = 0.0
 
 
 @WARMUPS.register("gradual", GradualWarmupSection)
 def build(w: GradualWarmupSection, recipe: Recipe) -> Schedule:
     """The recipe's warm-up."""
-    return partial(gradual_warmup, warmup_samples=w.epochs * recipe.num_train_samples, start_factor=w.start_factor)
+    return partial(gradual_warmup, warmup_samples=recipe.warmup_samples, start_factor=w.start_factor)

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from bigbatch.core.checks import CheckpointError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.reading import exists
+from bigbatch.core.structure import call_model
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.measure.evaluate import sum_over_samples
+from bigbatch.train.measure.task_loss import CountedBatch
 from bigbatch.train.setup.build import build_model
 from bigbatch.train.state.checkpoint import checkpoints_of, read_checkpoint
 from bigbatch.train.state.record import read_record
@@ -135,7 +137,7 @@ def ratio(a: float, b: float) -> float:
 
 
 @torch.no_grad()
-def mean_of(measure: Callable[[Tensor, Tensor], Tensor], model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+def mean_of(measure: Callable[[Any, Any], Tensor], model: nn.Module, batches: Sequence[CountedBatch]) -> float:
     """Mean over all samples of a loss or score per sample, in evaluation mode, which is left as found.
 
     Raises:
@@ -143,10 +145,10 @@ def mean_of(measure: Callable[[Tensor, Tensor], Tensor], model: nn.Module, batch
     """
     was_training, total = model.training, 0.0
     model.eval()
-    for inputs, targets in batches:
-        total += float(sum_over_samples(measure(model(inputs), targets), len(targets), "losses or scores"))
+    for inputs, targets, n in batches:
+        total += float(sum_over_samples(measure(call_model(model, inputs), targets), n, "losses or scores"))
     model.train(was_training)
-    return total / sum(len(targets) for _, targets in batches)
+    return total / sum(n for *_, n in batches)
 
 
 def state_of(model: nn.Module) -> Mapping[str, Any]:

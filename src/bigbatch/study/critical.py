@@ -173,7 +173,8 @@ def _at_constant_rate(reference: Recipe, global_batch: int, epochs: float, runne
             "schedule.warmup.start_factor": 1 / WARMUP_UPDATES,
         }
     in_updates = runner.can_change("budget.updates")
-    changes |= {"budget.epochs": None if in_updates else epochs, "budget.samples": None}
+    changes |= {f"budget.{unit}": None for unit in ("samples", "tokens", "tokens_per_sample")}
+    changes["budget.epochs"] = None if in_updates else epochs
     changes["budget.updates"] = math.ceil(epochs * recipe.num_train_samples / global_batch) if in_updates else None
     for field in (*_rates(recipe), "batch.global_batch"):
         if not runner.can_change(field):

@@ -8,6 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bigbatch.core.checks import check_positive
 from bigbatch.core.devices import choose_device
 from bigbatch.core.extras import needed
 from bigbatch.core.files import write_atomically
+from bigbatch.core.structure import call_model
 from bigbatch.core.version import __version__
 from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
 from bigbatch.curvature.evaluated import Loss
@@ -32,11 +34,14 @@ from bigbatch.curvature.trace import trace
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
 from bigbatch.study.curvature_table import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
+from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import MicroBatch, load_micro_batches
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.display.progress import Stages
+from bigbatch.train.measure.task_loss import TaskLoss
 from bigbatch.train.state.record import environment
 
 RESULT = "curvature.json"
@@ -99,20 +104,21 @@ def curvature(
     if against is not None:
         check_comparable(*folders)
     first = folders[0]
-    splits = first.task.splits()
+    splits = splits_of(first.task)
     num_samples = min(samples, first.recipe.num_train_samples)
-    batches = _batches(splits.train, num_samples, seed, first.recipe.precision, place)
-    held_out = _batches(splits.validation, min(num_samples, len(splits.validation)), seed, first.recipe.precision, place)  # type: ignore[arg-type]
+    loss = _loss_over(first.task, splits.train, num_samples, seed, first.recipe.precision, place)
+    size = min(num_samples, len(splits.validation))  # type: ignore[arg-type]
+    held_out = _loss_over(first.task, splits.validation, size, seed, first.recipe.precision, place)
 
-    candidates = [_candidates(folder, batches) for folder in folders]
+    candidates = [_candidates(folder, loss) for folder in folders]
     chosen = list(match(*candidates)) if against is not None and matched else [each[-1] for each in candidates]
     total = len(folders) * len(STAGES) + 2 * (len(folders) == 2)
     with Stages("curvature", total=total, quiet=quiet) as stages:
         measured = tuple(
-            _measure(folder, candidate.path, batches, stages, eigenvalues=eigenvalues, tolerance=tolerance, seed=seed)
+            _measure(folder, candidate.path, loss, stages, eigenvalues=eigenvalues, tolerance=tolerance, seed=seed)
             for folder, candidate in zip(folders, chosen, strict=True)
         )
-        line = _path(folders, chosen, batches, held_out, stages, points) if len(folders) == 2 else ()
+        line = _path(folders, chosen, loss, held_out, stages, points) if len(folders) == 2 else ()
     model, _ = first.load(chosen[0].path)
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     study = CurvatureStudy(first.task.name, first.task.metric, num_samples, size, measured, line)
@@ -125,12 +131,11 @@ def curvature(
     return study
 
 
-def _measure(
-    run: RunFolder, file: Path, batches: Sequence[MicroBatch], stages: Stages, *, eigenvalues: int, tolerance: float, seed: int
-) -> Measured:
+def _measure(run: RunFolder, file: Path, loss: TaskLoss, stages: Stages, *, eigenvalues: int, tolerance: float, seed: int) -> Measured:
     """Everything about one checkpoint."""
-    (model, clock), losses, began = run.load(file), run.task.losses, time.perf_counter()
-    hessian = Hessian(model, losses, batches)
+    (model, clock), began = run.load(file), time.perf_counter()
+    model = loss.module(model)
+    hessian = Hessian(model, loss.losses, loss.batches)
 
     def say(stage: str) -> Progress:
         return stages.stage(f"{stage} of {run.name}")
@@ -139,7 +144,7 @@ def _measure(
     traced = trace(hessian, tolerance=TRACE_TOLERANCE, seed=seed, progress=say(STAGES[1]))
     density = spectral_density(hessian, steps=DENSITY_STEPS, starts=DENSITY_STARTS, seed=seed, progress=say(STAGES[2]))
     curve = density.curve(num_points=CURVE_POINTS)
-    rises = _sharpness(model, losses, batches, say(STAGES[3]), seed)
+    rises = _sharpness(model, loss.losses, loss.batches, say(STAGES[3]), seed)
     return Measured(
         run=str(run.folder),
         name=run.name,
@@ -147,7 +152,7 @@ def _measure(
         clock=clock,
         global_batch=run.recipe.batch.global_batch,
         loss=hessian.loss(),
-        score=mean_of(run.task.scores, model, batches),
+        score=mean_of(loss.scores, model, loss.batches),
         gradient=float(hessian.gradient().norm()),
         eigenvalues=top.values.tolist(),
         residuals=top.residuals.tolist(),
@@ -161,7 +166,7 @@ def _measure(
     )
 
 
-def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], progress: Progress, seed: int) -> list[Measure]:
+def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[Any], progress: Progress, seed: int) -> list[Measure]:
     """Keskar's in both spaces and both sizes, and those of SAM and ASAM."""
     size, passes = sum(p.numel() for p in model.parameters() if p.requires_grad), itertools.count(1)
 
@@ -174,7 +179,7 @@ def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], pr
             box: dict[str, Any] = {"epsilon": epsilon, "subspace": subspace, "seed": seed, "progress": one_more}
             rise = keskar_sharpness(model, losses, batches, **box)
             found.append(Measure(f"Keskar, {where}, epsilon {epsilon:g}", rise.value, "%", min(rise.starts)))
-    m = min(PASS, len(batches[0][1]))
+    m = min(PASS, batches[0].num_samples)
     for name, sharpness, rho in (("SAM", sam_sharpness, RHO), ("ASAM", adaptive_sharpness, ADAPTIVE_RHO)):
         value = sharpness(model, losses, batches, rho=rho, m=m, progress=one_more).value
         found.append(Measure(f"{name}, rho {rho:g}, groups of {m}", value, ""))
@@ -184,35 +189,38 @@ def _sharpness(model: nn.Module, losses: Loss, batches: Sequence[MicroBatch], pr
 def _path(
     folders: Sequence[RunFolder],
     chosen: Sequence[Candidate],
-    batches: Sequence[MicroBatch],
-    held_out: Sequence[MicroBatch],
+    loss: TaskLoss,
+    held_out: TaskLoss,
     stages: Stages,
     points: int,
 ) -> tuple[Point, ...]:
     """Loss on training samples and score on validation samples, along the line through two checkpoints."""
-    model, other = (folder.load(each.path)[0] for folder, each in zip(folders, chosen, strict=True))
-    task, ends = folders[0].task, (state_of(model), state_of(other))
+    model, other = (loss.module(folder.load(each.path)[0]) for folder, each in zip(folders, chosen, strict=True))
+    ends = (state_of(model), state_of(other))
 
     def prepare(between: nn.Module) -> None:
-        recompute_statistics(between, batches)
+        recompute_statistics(between, (batch.inputs for batch in loss.batches), forward=partial(call_model, between))
 
-    settings: dict[str, Any] = {"scores": task.scores, "points": points, "prepare": prepare}
-    training = path(model, *ends, task.losses, batches, progress=stages.stage("loss along the path"), **settings)
-    validation = path(model, *ends, task.losses, held_out, progress=stages.stage("score along the path"), **settings)
+    settings: dict[str, Any] = {"points": points, "prepare": prepare}
+    say = stages.stage
+    training = path(model, *ends, loss.losses, loss.batches, scores=loss.scores, progress=say("loss along the path"), **settings)
+    settings["progress"] = say("score along the path")
+    validation = path(model, *ends, held_out.losses, held_out.batches, scores=held_out.scores, **settings)
     return tuple(
         Point(float(alpha), float(loss), float(score))
         for alpha, loss, score in zip(training.alphas, training.losses, validation.scores or (), strict=True)
     )
 
 
-def _batches(dataset: Dataset[Any], num_samples: int, seed: int, precision: str, device: torch.device) -> list[MicroBatch]:
-    """A part of a data set that depends on nothing but its size and the seed."""
-    chosen = sample_indices(seed, len(dataset), 0, num_samples)  # type: ignore[arg-type]
+def _loss_over(task: Task, dataset: Dataset[Any], num_samples: int, seed: int, precision: str, device: torch.device) -> TaskLoss:
+    """The loss over a part of a data set that depends on nothing but its size and the seed."""
+    chosen = torch.split(sample_indices(seed_of_order(dataset, seed), len(dataset), 0, num_samples), PASS)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return list(load_micro_batches(dataset, torch.split(chosen, PASS), device=device, dtype=DTYPES[precision]))
+        pairs = load_micro_batches(dataset, chosen, device=device, dtype=DTYPES[precision])
+        return TaskLoss(task, pairs, [len(index) for index in chosen])
 
 
-def _candidates(run: RunFolder, batches: Sequence[MicroBatch]) -> list[Candidate]:
+def _candidates(run: RunFolder, loss: TaskLoss) -> list[Candidate]:
     """All checkpoints of a run with their losses, the last at the end."""
-    return [Candidate(file, mean_of(run.task.losses, run.load(file)[0], batches)) for file in run.checkpoints]
+    return [Candidate(file, mean_of(loss.losses, loss.module(run.load(file)[0]), loss.batches)) for file in run.checkpoints]

@@ -24,7 +24,11 @@ class Splits(NamedTuple):
     """The data of a task.
 
     A `TensorDataset` of (inputs, targets) is fed from memory, of the GPU where it fits; any other map-style data set through a DataLoader,
-    for a GPU by processes to which it must pickle.
+    for a GPU by processes to which it must pickle. A stream, an `IterableDataset` with a `__len__`, is read in its own order, whole, by
+    every worker; it must give the same samples each time, for a resumed run skips to where it stands.
+
+    Inputs and targets are tensors, or mappings, tuples and lists of tensors, nested in any way. An item that is no pair, such as one dict
+    that holds its labels too, is both: the inputs and the targets.
     """
 
     train: Dataset[Any]
@@ -34,7 +38,14 @@ class Splits(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """Data, model, loss and metric. See examples/own_task.py."""
+    """Data, model, loss and metric. See examples/own_task.py.
+
+    A model is called by the structure of its inputs: with a tensor as it is, with a mapping as keyword arguments, with a tuple or list as
+    positional ones. A task may define three methods besides, see `bigbatch.tasks.optional_parts` and examples/own_language_model.py:
+    `collate(samples)` makes (inputs, targets) of a list of samples; `outputs(model, inputs)` calls the model; `weights(targets)`, shape
+    (n,), is how much each sample counts, such as its number of tokens. With `weights`, losses and scores are each sample's sum, and every
+    mean is their sum over that of the weights.
+    """
 
     name: str
 
@@ -51,11 +62,11 @@ class Task(Protocol):
         """A freshly initialised model; `options` are the recipe's `[model]` section."""
         ...
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Any, targets: Any) -> Tensor:
         """One loss per sample, shape (n,), from `outputs = model(inputs)`. The trainer owns the mean."""
         ...
 
-    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def scores(self, outputs: Any, targets: Any) -> Tensor:
         """One score per sample, shape (n,); times the metric's scale it is in the metric's unit, so a right answer's is 1, not 100 %."""
         ...
 

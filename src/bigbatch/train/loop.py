@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from bigbatch.core.checks import Diverged, Interrupted
 from bigbatch.noise.weight_distance import is_due
 from bigbatch.schedules.clock_lr import set_lr
+from bigbatch.tasks.optional_parts import has_weights
 from bigbatch.train.control.batch_source import BatchDecision
+from bigbatch.train.data.shares import IDLE_SAMPLES
 from bigbatch.train.data.stream import idle_batch, open_stream
 from bigbatch.train.measure.diagnose import explain_divergence
 from bigbatch.train.measure.evaluate import Evaluation
@@ -23,7 +25,8 @@ from bigbatch.train.state.folder import write_recipe
 from bigbatch.train.state.interrupt import how_to_resume, interruptible
 from bigbatch.train.state.result import Result, write_result
 from bigbatch.train.state.sharded_checkpoint import all_saved
-from bigbatch.train.update.gradient_accumulation import accumulate_gradients
+from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
+from bigbatch.train.update.weighted_mean import read_weights
 
 
 def train(run: Run) -> Result:
@@ -126,7 +129,8 @@ def begin(run: Run) -> None:
     run.stream = open_stream(run.recipe, run.data.train, clock, run.control.upcoming(clock), ranks=run.ranks, work=run.work)
     if run.ranks.world_size > 1:
         with run.comm.warmup_pass():
-            accumulate(run, [idle_batch(run.recipe, run.data.train, run.ranks.device)], divisor=1.0, idle=1)
+            idle = Pass(*idle_batch(run.recipe, run.data.train, run.ranks.device), num_samples=IDLE_SAMPLES)
+            accumulate(run, [idle], divisor=1.0, idle=1)
         run.optimizer.zero_grad()
         run.control.forget_gradients()
 
@@ -142,11 +146,21 @@ def follow(run: Run, decision: BatchDecision) -> None:
 
 
 def gradient(run: Run, num_samples: int) -> Tensor:
-    """Accumulate the mean gradient of an update into `p.grad`; returns this worker's sum of losses, on the device."""
+    """Accumulate the mean gradient of an update into `p.grad`.
+
+    Returns:
+        This worker's sum of losses, on the device; with weights, relative to the mean weight of the update's samples, so that the sum over
+        all workers divided by `num_samples` is the mean loss in both cases.
+    """
     own = run.work(num_samples)
-    batches = run.batches.of_update(run.stream, run.clock, num_samples, own)
+    batches, relative = run.batches.of_update(run.stream, run.clock, num_samples, own), 1.0
+    local, whole = float(own.share.num_samples), float(num_samples)
+    if has_weights(run.task):
+        batches, local, whole = read_weights(run.task, batches, idle=own.idle, ranks=run.ranks)
+        relative = num_samples / whole
     with run.statistics.during_update(own.share, adversarial=run.batches.share(run.clock) > 0):
-        return accumulate(run, batches, divisor=run.comm.divisor(num_samples, own.share.num_samples), idle=own.idle)
+        sum_loss = accumulate(run, batches, divisor=run.comm.divisor(whole, local), idle=own.idle)
+    return sum_loss if relative == 1.0 else sum_loss * relative
 
 
 def accumulate(run: Run, batches: Any, *, divisor: float, idle: int) -> Tensor:

@@ -154,7 +154,7 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
     distance = WeightDistance(model) if options.measure_distance else None  # from the weights before a checkpoint is read
     if not ranks.is_rank_0:
         seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
-    last, statistics = Path(options.out or "") / "last.pt", build_statistics(comm, recipe, data.train)
+    last, statistics = Path(options.out or "") / "last.pt", build_statistics(comm, recipe, data.train, task)
     if resumes:
         per_worker: dict[str, HasState] = {"held": batches, "statistics": statistics}
         progress = load_checkpoint(last, recipe=recipe, comm=comm, optimizer=optimizer, per_worker=per_worker)

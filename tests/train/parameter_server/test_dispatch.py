@@ -8,7 +8,10 @@ from functools import partial
 import pytest
 import torch
 from tests.comm.parameter_server.served import threads
+from tests.structured_tasks import RECIPE as STRUCTURED
+from tests.structured_tasks import Dicts, Words, WordStream
 from torch import nn
+from torch.utils.data import default_collate
 
 import bigbatch
 from bigbatch import Recipe
@@ -16,7 +19,7 @@ from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.supervisor import reserved_ports
 from bigbatch.core.checks import CheckpointError, Interrupted, RecipeError, UserError
 from bigbatch.tasks.digits_mlp import DigitsMLP
-from bigbatch.train.parameter_server.dispatch import check_parameter_server_recipe
+from bigbatch.train.parameter_server.dispatch import check_parameter_server_recipe, take_part
 from bigbatch.train.parameter_server.server import build_work_queue, run_server
 from bigbatch.train.parameter_server.shard_servers import run_shard_server
 from bigbatch.train.parameter_server.worker import run_worker
@@ -81,6 +84,38 @@ def test_synchronous_is_one_worker_alone(tmp_path):
     for mine, theirs in zip(*lines, strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-10)
         assert {**theirs, "loss": 0} == {**mine, "loss": 0}
+
+
+class DictPoints(Dicts):
+    """With a collate of its own, as ragged samples need it."""
+
+    def model(self):
+        return alike(super().model())
+
+    def collate(self, samples):
+        batch = default_collate(samples)
+        return {"a": batch["a"], "b": batch["b"]}, {"labels": batch["labels"]}
+
+
+def test_batches_of_any_structure(tmp_path):
+    served = STRUCTURED.replace({"comm.kind": "parameter_server", "batch.micro_batch": 3})
+    fit(DictPoints(), STRUCTURED, out=tmp_path / "alone", **QUIET)
+    run(DictPoints(), served, tmp_path / "served")
+    for key, value in saved(tmp_path / "alone")["model"].items():
+        torch.testing.assert_close(saved(tmp_path / "served")["model"][key], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Words, "task tests/words: its weights with a parameter server: no worker knows the sum"),
+        (type("Mean", (WordStream,), {"weights": None}), "task tests/words: a stream with a parameter server"),
+    ],
+)
+def test_tasks_that_do_not_go_with_it(task, message):
+    role = ProcessRole(False, 0, ("tcp://127.0.0.1:1",), "token", 2)
+    with pytest.raises(UserError, match=message):
+        take_part(task(), STRUCTURED.replace({"comm.kind": "parameter_server"}), role, Options(**QUIET))
 
 
 @pytest.mark.parametrize(

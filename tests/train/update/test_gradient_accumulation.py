@@ -56,7 +56,7 @@ def test_a_task_that_returns_a_mean_is_refused():
             return outputs.mean()
 
     batch = [(torch.ones(3, 1), torch.zeros(3))]
-    with pytest.raises(ValueError, match=r"task squares: losses have shape \(\), expected \(3,\), one per sample"):
+    with pytest.raises(ValueError, match=r"task squares: losses have shape \(\): must be one per sample, \(3,\)"):
         accumulate_gradients(nn.Linear(1, 1), Mean(), batch, divisor=3, precision="float32", device=torch.device("cpu"))
 
 

@@ -10,6 +10,7 @@ from bigbatch import Recipe
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.layers import convert_batch_norm
 from bigbatch.layers.precise_statistics import population
+from bigbatch.tasks import load_task
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.update.recomputed_statistics import RecomputedStatistics
 
@@ -28,7 +29,7 @@ def data():
 
 
 def recomputed(net, ranks=SINGLE_PROCESS, micro_batch=16):
-    statistics = RecomputedStatistics(net, ranks, recipe=RECIPE, train=data())
+    statistics = RecomputedStatistics(net, ranks, recipe=RECIPE, train=data(), task=load_task("digits/mlp"))
     statistics.micro_batch = micro_batch
     with statistics.combined():
         return copy.deepcopy(net[1].state_dict())

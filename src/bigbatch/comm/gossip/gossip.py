@@ -205,9 +205,9 @@ class Gossip(ModelAveraging):
             dist.broadcast(weights, src=0)
             self._set_weights(weights)
 
-    def divisor(self, global_batch: int, local_batch: int) -> float:  # noqa: ARG002
+    def divisor(self, global_batch: float, local_batch: float) -> float:  # noqa: ARG002
         """The local batch: steps are local."""
-        return max(local_batch, 1)
+        return local_batch or 1
 
     def metrics(self) -> dict[str, float]:
         """The consensus distance at the last average, and the bytes that this worker has sent."""

@@ -24,6 +24,7 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.core.alignment import aligned
 from bigbatch.core.checks import CheckpointError, Elsewhere, RecipeError, UserError
 from bigbatch.core.clock import Clock
+from bigbatch.core.structure import describe
 from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import Adversarial
@@ -212,12 +213,16 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
     """
     section, device = recipe.adversarial, comm.ranks.device
     if isinstance(rule := recipe.batch.rule, ABSASection) and rule.share:
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
+            _check_one_tensor(task, idle_batch(recipe, train, device), 'batch.rule.kind = "absa"')
         try:
             return ReplacedSamples(task, recipe, comm, eps=rule.eps, within=_range(rule, train, "batch.rule"))
         except UserError as error:
             raise RecipeError(f"batch.rule: {error}") from None
     if section is None:
         return UpdateBatches(recipe)
+    idle = idle_batch(recipe, train, device)
+    _check_one_tensor(task, idle, "[adversarial]")
     attack, (low, high) = _attack(task, recipe, comm.ranks, comm.model), _range(section, train, "adversarial")
     alone = False
     try:
@@ -238,7 +243,22 @@ def build_update_batches(task: Task, recipe: Recipe, comm: Comm, train: Any, *, 
             'workers and makers = "ranks" it does',
             file=sys.stderr,
         )
-    return AdversarialPairs(section, recipe, conadv, idle_batch(recipe, train, device))
+    return AdversarialPairs(section, recipe, conadv, idle)
+
+
+def _check_one_tensor(task: Task, batch: MicroBatch, what: str) -> None:
+    """Refuse what an adversarial step can't be taken from."""
+    for name, part in zip(("inputs", "targets"), batch, strict=True):
+        if not isinstance(part, Tensor):
+            raise RecipeError(
+                f"{what} with {name} that are {describe(part)}, of task {task.name}: an adversarial example is a step from one tensor; "
+                f"make {name} one tensor, or leave it out"
+            )
+    if getattr(task, "outputs", None) is not None:
+        raise RecipeError(
+            f"{what} with task {task.name}, which calls its model by outputs(): adversarial examples are made by model(inputs); do in the "
+            "model what outputs() does, or leave one of them out"
+        )
 
 
 def _range(section: Adversarial | ABSASection, train: Any, name: str) -> Range:

@@ -73,7 +73,13 @@ class Views:
     def __init__(self, section: Augmentation, recipe: Recipe, train: Any) -> None:
         if not isinstance(train, TensorDataset):
             raise RecipeError(
-                "[augmentation]: the training set is not in memory; augment in the data set itself, and leave the section out"
+                "[augmentation]: the training set is not in memory, or has a collate(); augment in the data set itself, and leave the "
+                "section out"
+            )
+        if len(train.tensors) != 2:
+            raise RecipeError(
+                f"[augmentation]: samples of {len(train.tensors)} tensors: it is for one tensor of images and its targets; augment in the "
+                "data set itself, and leave the section out"
             )
         if train.tensors[0].ndim != 4:
             shape = tuple(train.tensors[0].shape)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from bigbatch.core.checks import RecipeError
+from bigbatch.train.data.stream_reader import is_stream
 
 
 def label_shard(targets: Tensor, rank: int, world_size: int, *, skew: float, seed: int = 0) -> Tensor:
@@ -42,9 +43,14 @@ def classes_of(dataset: Dataset[Any]) -> Tensor:
         RecipeError: If targets are not classes.
     """
     if isinstance(dataset, TensorDataset):
-        targets = dataset.tensors[1]
+        targets = dataset.tensors[-1] if len(dataset.tensors) == 2 else torch.zeros(0, 0)
+    elif is_stream(dataset):
+        raise RecipeError("comm.label_skew: the training set is a stream, of which no worker can have a part; leave label_skew out")
     else:
-        targets = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
+        try:
+            targets = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
+        except (LookupError, TypeError, ValueError, RuntimeError):  # items that are no pairs, or targets that are no numbers
+            targets = torch.zeros(0, 0)
     if targets.ndim != 1 or targets.is_floating_point():
         raise RecipeError("comm.label_skew: the task's targets are no classes, one whole number a sample; leave label_skew out")
     return targets

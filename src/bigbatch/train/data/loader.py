@@ -4,7 +4,7 @@ import multiprocessing
 import pickle
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from multiprocessing.process import current_process
 from multiprocessing.reduction import ForkingPickler
@@ -13,15 +13,19 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from bigbatch.core.alignment import aligned
 from bigbatch.core.checks import UserError
 from bigbatch.core.cores import usable_cores
 from bigbatch.core.devices import free_bytes, num_devices
 from bigbatch.core.environment import read_variable
+from bigbatch.core.structure import describe, map_tensors, tensors_of
+from bigbatch.tasks.optional_parts import Collated
+from bigbatch.train.data.stream_reader import StreamReader, is_stream
 
-MicroBatch = tuple[Tensor, Tensor]  # inputs (n, ...), targets (n, ...)
+MicroBatch = tuple[Any, Any]
+"""Inputs and targets of n samples: tensors, or structures of them, see `bigbatch.core.structure`."""
 SHARE = 0.25
 """Of a GPU's free memory, that a data set may take; where workers share the GPU, of all of them together."""
 
@@ -32,9 +36,10 @@ def load_micro_batches(
     """Micro-batches of a data set.
 
     Args:
-        dataset: A `TensorDataset` of (inputs, targets) is gathered from memory: of the GPU, where it is moved once if it fits into a
-            quarter of what is free there, else of the host. Any other map-style data set goes through a DataLoader with worker
-            processes; for a GPU these are no forks of this process, so the data set must pickle.
+        dataset: A `TensorDataset` is gathered from memory: of the GPU, where it is moved once if it fits into a quarter of what is free
+            there, else of the host. A stream is read in order, by this process. Any other map-style data set, and one with a task's
+            `collate`, goes through a DataLoader with worker processes; for a GPU these are no forks of this process, so the data set
+            must pickle. A pair is inputs and targets; a batch of any other items is both.
         batches: Index tensors, one per micro-batch; read ahead of need by a DataLoader, and by one for a GPU.
         device: Where the micro-batches are wanted. Copies to a GPU run beside its work, from pinned memory.
         dtype: Of floating-point inputs; for a GPU they are converted there, unless that would take more of its memory.
@@ -43,25 +48,70 @@ def load_micro_batches(
         (inputs, targets) in the order of `batches`; on a CPU inputs begin at 64 bytes, see `bigbatch.core.alignment`.
 
     Raises:
-        UserError: If processes that load data can't be given the data set, or end.
+        UserError: If processes that load data can't be given the data set, or end; or if `collate` gives no pair.
     """
     if not isinstance(dataset, TensorDataset):
-        loaded = _load(dataset, batches, device)
-        return ((_converted(x, dtype), y) for x, y in (_copied_ahead(loaded, device) if device.type != "cpu" else loaded))
-    inputs, targets = dataset.tensors
+        loaded = _read_in_order(dataset, batches) if is_stream(dataset) else _load(dataset, batches, device)
+        return (_converted_pair(pair, dtype) for pair in (_copied_ahead(loaded, device) if device.type != "cpu" else loaded))
+    tensors = dataset.tensors
     if device.type == "cpu":
-        return (move(inputs[index], targets[index], device=device, dtype=dtype) for index in batches)
+        return (_converted_pair(_pair_of([t[index] for t in tensors]), dtype) for index in batches)
     if (held := _on_device(dataset, device, dtype)) is not None:
         there = (_pinned(index).to(device, non_blocking=True) for index in batches)
-        return ((_converted(held.inputs[index], dtype), held.targets[index]) for index in there)
-    gathered = ((_gathered(inputs, index), _gathered(targets, index)) for index in batches)
-    return ((_converted(x, dtype), y) for x, y in _copied_ahead(gathered, device))
+        return (_converted_pair(_pair_of([t[index] for t in held.tensors]), dtype) for index in there)
+    gathered = (_pair_of([_gathered(t, index) for t in tensors]) for index in batches)
+    return (_converted_pair(pair, dtype) for pair in _copied_ahead(gathered, device))
 
 
-def move(inputs: Tensor, targets: Tensor, *, device: torch.device, dtype: torch.dtype) -> MicroBatch:
-    """One micro-batch, put where it is wanted; floating-point inputs as `dtype`."""
+def collated(dataset: Any, index: Tensor, *, device: torch.device, dtype: torch.dtype) -> MicroBatch:
+    """One micro-batch of a data set that is not in memory, made in this process and put where it is wanted."""
     ahead = device.type != "cpu"  # to the CPU, values would be read before they are there
-    return _converted(inputs.to(device, non_blocking=ahead), dtype), targets.to(device, non_blocking=ahead)
+    batch = _Collate(dataset)([dataset[i] for i in index.tolist()])
+    return _converted_pair(_each_once(lambda t: t.to(device, non_blocking=ahead), _opened(batch)), dtype)
+
+
+class _Both(NamedTuple):
+    """A batch that is inputs and targets at once; pinned and sent once."""
+
+    item: Any
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
+
+
+def _opened(batch: Any) -> MicroBatch:
+    if isinstance(batch, _Both):
+        return batch.item, batch.item
+    if not _is_pair(batch):
+        raise UserError(f"the task's collate(samples) returned {describe(batch)}: must be a pair; return (inputs, targets)")
+    return batch[0], batch[1]
+
+
+def _pair_of(parts: list[Tensor]) -> MicroBatch:
+    """Inputs and targets of a data set's two tensors; of another number, all are both."""
+    return (parts[0], parts[1]) if len(parts) == 2 else (both := parts[0] if len(parts) == 1 else tuple(parts), both)
+
+
+def _each_once(function: Callable[[Tensor], Tensor], pair: MicroBatch) -> MicroBatch:
+    """Both parts with `function` applied to their tensors, once where they are the same."""
+    inputs, targets = pair
+    changed = map_tensors(function, inputs)
+    return changed, changed if targets is inputs else map_tensors(function, targets)
+
+
+class _Collate:
+    """Makes a batch of a list of samples, by the task's `collate` or torch's; in the processes that load."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.collate = dataset.collate if isinstance(dataset, Collated) else None
+
+    def __call__(self, samples: list[Any]) -> Any:
+        if self.collate is None:
+            batch = default_collate(samples)
+            return batch if _is_pair(samples[0]) else _Both(batch)
+        batch = self.collate(samples)
+        return _Both(batch[0]) if _is_pair(batch) and batch[0] is batch[1] else batch
 
 
 def refuse_in_a_loader() -> None:
@@ -82,8 +132,7 @@ def num_loaders() -> int:
 class _Held(NamedTuple):
     """A data set on a device."""
 
-    inputs: Tensor
-    targets: Tensor
+    tensors: tuple[Tensor, ...]  # inputs and targets
     versions: list[tuple[int, int]]  # of the tensors that it was copied from
 
 
@@ -100,14 +149,22 @@ def _on_device(dataset: TensorDataset, device: torch.device, dtype: torch.dtype)
     if (device, dtype) in known and known[device, dtype].versions == versions:
         return known[device, dtype]
     known.pop((device, dtype), None)
-    inputs, targets = dataset.tensors
-    narrows = inputs.is_floating_point() and dtype.itemsize < inputs.dtype.itemsize
-    size = sum(t.numel() * t.element_size() for t in (inputs, targets))
+    tensors = dataset.tensors
+    inputs = tensors[:1] if len(tensors) == 2 else tensors
+    size = sum(t.numel() * t.element_size() for t in tensors)
     sharing = -(-int(read_variable("LOCAL_WORLD_SIZE", 1)) // max(num_devices(device.type), 1))
-    if inputs.device != device and size > SHARE * (free_bytes(device) or 0) / sharing:
+    if tensors[0].device != device and size > SHARE * (free_bytes(device) or 0) / sharing:
         return None
-    known[device, dtype] = _Held(inputs.to(device, dtype if narrows else inputs.dtype), targets.to(device), versions)
+    moved = [t.to(device, dtype if t.is_floating_point() and dtype.itemsize < t.dtype.itemsize else t.dtype) for t in inputs]
+    known[device, dtype] = _Held((*moved, *(t.to(device) for t in tensors[len(inputs) :])), versions)
     return known[device, dtype]
+
+
+def _converted_pair(pair: MicroBatch, dtype: torch.dtype) -> MicroBatch:
+    """Floating-point inputs as `dtype`; targets as they are, unless they are the inputs."""
+    inputs, targets = pair
+    converted = map_tensors(lambda t: _converted(t, dtype), inputs)
+    return converted, converted if targets is inputs else targets
 
 
 def _converted(inputs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,13 +199,13 @@ def _copied_ahead(batches: Iterable[MicroBatch], device: torch.device) -> Iterat
         if copied is not None:
             now = torch.accelerator.current_stream(device)
             now.wait_event(copied)
-            for tensor in batch:
+            for tensor in tensors_of(batch):
                 tensor.record_stream(now)  # its memory is not given to a later copy before this stream is done with it
         return batch
 
-    for inputs, targets in batches:
+    for pair in batches:
         with stream if stream is not None else nullcontext():
-            batch = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            batch = _each_once(lambda t: t.to(device, non_blocking=True), pair)
         ahead.append((batch, stream.record_event() if stream is not None else None))
         if len(ahead) > 1:
             yield next_one()
@@ -165,26 +222,41 @@ def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device
     if device.type != "cpu":
         context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
         context.set_forkserver_preload([__name__])
-    settings: dict[str, Any] = {"prefetch_factor": 2, "pin_memory": device.type != "cpu" and _pins(), "multiprocessing_context": context}
+    collate = _Collate(dataset)
+    dataset = dataset.dataset if isinstance(dataset, Collated) else dataset
+    settings: dict[str, Any] = {
+        "collate_fn": collate,
+        "prefetch_factor": 2,
+        "pin_memory": device.type != "cpu" and _pins(),
+        "multiprocessing_context": context,
+    }
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # which is explained below
             loaded = iter(DataLoader(dataset, batch_sampler=_Lists(batches), num_workers=num_loaders(), **settings))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        try:
-            ForkingPickler.dumps(dataset)
-        except Exception as why:  # whatever its parts raise
-            raise UserError(
-                f"data set {type(dataset).__name__}: can't be handed to the processes that load it ({' '.join(str(why).split())[:150]}); "
-                "define its class in a module, keep lambdas and open files out of it, or give a TensorDataset"
-            ) from None
+        for name, part in ((f"data set {type(dataset).__name__}", dataset), ("the task's collate", collate)):
+            try:
+                ForkingPickler.dumps(part)
+            except Exception as why:  # whatever its parts raise
+                raise UserError(
+                    f"{name}: can't be handed to the processes that load it ({' '.join(str(why).split())[:150]}); "
+                    "define its class in a module, keep lambdas and open files out of it, or give a TensorDataset"
+                ) from None
         raise error
     try:
-        yield from loaded
+        for batch in loaded:
+            yield _opened(batch)
     except RuntimeError as error:
         if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
             raise UserError(f"data set {type(dataset).__name__}: a process that loads it ended; what it printed says why") from error
         raise
+
+
+def _read_in_order(dataset: Dataset[Any], batches: Iterable[Tensor]) -> Iterator[MicroBatch]:
+    reader, collate = StreamReader(dataset), _Collate(dataset)
+    for index in batches:
+        yield _opened(collate(reader.read(index)))
 
 
 class _Lists:

@@ -23,8 +23,8 @@ def epoch_permutation(seed: int, epoch: int, num_samples: int) -> Tensor:
     return torch.randperm(num_samples, generator=torch.Generator().manual_seed(int(stream) >> 1))
 
 
-def sample_indices(seed: int, num_train_samples: int, start: int, count: int) -> Tensor:
-    """Training samples number `start` to `start + count` of the run, shape (count,).
+def sample_indices(seed: int | None, num_train_samples: int, start: int, count: int) -> Tensor:
+    """Training samples number `start` to `start + count` of the run, shape (count,); in the data's own order with `seed` None.
 
     >>> together = sample_indices(0, 5, 0, 12)
     >>> bool((together == torch.cat([sample_indices(0, 5, 0, 4), sample_indices(0, 5, 4, 8)])).all())
@@ -33,13 +33,16 @@ def sample_indices(seed: int, num_train_samples: int, start: int, count: int) ->
     parts = []
     while count:
         epoch, offset = divmod(start, num_train_samples)
-        part = epoch_permutation(seed, epoch, num_train_samples)[offset : offset + count]
+        if seed is None:
+            part = torch.arange(offset, min(offset + count, num_train_samples))
+        else:
+            part = epoch_permutation(seed, epoch, num_train_samples)[offset : offset + count]
         parts.append(part)
         start, count = start + len(part), count - len(part)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def index_batches(seed: int, num_train_samples: int, start: int, sizes: Iterator[int]) -> Iterator[Tensor]:
+def index_batches(seed: int | None, num_train_samples: int, start: int, sizes: Iterator[int]) -> Iterator[Tensor]:
     """Consecutive index tensors of the given sizes, from sample number `start` of the run."""
     for size in sizes:
         yield sample_indices(seed, num_train_samples, start, size)

@@ -17,6 +17,7 @@ from bigbatch.train.data.loader import MicroBatch, load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches, sample_indices
 from bigbatch.train.data.shares import IDLE_SAMPLES, Work
+from bigbatch.train.data.stream_reader import seed_of_order
 
 
 def open_stream(
@@ -36,6 +37,7 @@ def open_stream(
     if recipe.comm.label_skew and ranks.world_size > 1:
         own = label_shard(classes_of(train), ranks.rank, ranks.world_size, skew=recipe.comm.label_skew, seed=recipe.seed)
 
+    seed = seed_of_order(train, recipe.seed)
     views = Views(recipe.augmentation, recipe, train) if recipe.augmentation is not None else None
     starts: deque[int] = deque()  # number of the first sample of each micro-batch that was begun
 
@@ -44,9 +46,9 @@ def open_stream(
         for num_samples in updates:
             share, sizes, idle = work(num_samples)
             starts.extend(list(itertools.accumulate([0] * idle + sizes[idle:], initial=start + share.start))[:-1])
-            yield from [sample_indices(recipe.seed, recipe.num_train_samples, start, IDLE_SAMPLES)] * idle
+            yield from [sample_indices(seed, recipe.num_train_samples, start, IDLE_SAMPLES)] * idle
             if own is None:
-                yield from index_batches(recipe.seed, recipe.num_train_samples, start + share.start, iter(sizes[idle:]))
+                yield from index_batches(seed, recipe.num_train_samples, start + share.start, iter(sizes[idle:]))
             else:  # the batch is fixed: so many own samples in each update before
                 seen = start // recipe.batch.global_batch * work(recipe.batch.global_batch).share.num_samples
                 yield from (own[index] for index in index_batches(recipe.seed, len(own), seen, iter(sizes[idle:])))

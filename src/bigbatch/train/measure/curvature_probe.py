@@ -23,10 +23,12 @@ from bigbatch.core.checks import Elsewhere, NotFinite, UserError
 from bigbatch.curvature import Eigenpairs, Hessian, TraceEstimate, top_eigenvalues, trace
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import MicroBatch, load_micro_batches
+from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.shares import share_of
+from bigbatch.train.data.stream_reader import seed_of_order
+from bigbatch.train.measure.task_loss import TaskLoss
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 FRESH = 3.0
@@ -90,7 +92,7 @@ class CurvatureProbe:
         self._train, self._micro_batch = train, micro_batch
         self._samples = min(samples, recipe.num_train_samples)
         self._eigenvalues, self._tolerance, self._trace_tolerance = eigenvalues, tolerance, trace_tolerance
-        self._batches: list[MicroBatch] | None = None
+        self._loss: TaskLoss | None = None
         self._start: Tensor | None = None
         self.seconds = 0.0
 
@@ -101,11 +103,12 @@ class CurvatureProbe:
             UserError: If the loss is not finite, or can't be differentiated twice.
         """
         began, ranks = time.perf_counter(), self._comm.ranks
-        if self._batches is None:
-            self._batches = self._load()
+        if self._loss is None:
+            self._loss = self._load()
+        loss = self._loss
         with self._as_evaluated() as model:
             group = (ranks.group or dist.group.WORLD) if ranks.world_size > 1 else None
-            hessian = Hessian(model, self._task.losses, self._batches, group=group)
+            hessian = Hessian(loss.module(model), loss.losses, loss.batches, group=group)
             top = top_eigenvalues(hessian, self._eigenvalues, tolerance=self._tolerance, seed=self._recipe.seed, start=self._start)
             traced = None
             if self._trace_tolerance is not None:
@@ -141,15 +144,18 @@ class CurvatureProbe:
             raise UserError(f"start = {start!r:.60}: must be vectors, one a row")
         self._start, self.seconds = start, state.get("seconds", 0.0)
 
-    def _load(self) -> list[MicroBatch]:
-        """This worker's share of the samples."""
+    def _load(self) -> TaskLoss:
+        """Of this worker's share of the samples."""
         recipe, ranks = self._recipe, self._comm.ranks
         share = share_of(self._samples, ranks.rank, ranks.world_size, None)
         whole, rest = divmod(share.num_samples, self._micro_batch)
-        indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter([self._micro_batch] * whole + [rest] * (rest > 0)))
+        sizes = [self._micro_batch] * whole + [rest] * (rest > 0)
+        seed = seed_of_order(self._train, recipe.seed)
+        indices = index_batches(seed, recipe.num_train_samples, share.start, iter(sizes))
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
             torch.manual_seed(recipe.seed)
-            return list(load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision]))
+            pairs = load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
+            return TaskLoss(self._task, pairs, sizes, ranks=ranks)
 
     @contextmanager
     def _as_evaluated(self) -> Iterator[nn.Module]:

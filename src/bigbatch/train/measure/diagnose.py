@@ -1,5 +1,6 @@
 """Is it the data? Checked before a run where it is cheap, and after a divergence where it is not."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch.utils.data import Dataset, TensorDataset
 from bigbatch.core.checks import DataError, Diverged
 from bigbatch.core.clock import Clock
 from bigbatch.core.sharding import local
+from bigbatch.core.structure import tensors_of
 from bigbatch.recipe import Recipe
 from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.stream_reader import is_stream
 
 
 def check_finite(name: str, dataset: Dataset[Any]) -> None:
@@ -21,29 +24,39 @@ def check_finite(name: str, dataset: Dataset[Any]) -> None:
         DataError: Saying how many samples are affected and which is the first.
     """
     if isinstance(dataset, TensorDataset):
-        bad = _not_finite(dataset.tensors[0])
-        if len(bad):
-            raise DataError(
-                f"{name} inputs: {len(bad):,} of {len(dataset):,} samples hold NaN or infinity, the first is sample {bad[0]}; "
-                "clean or drop them"
-            )
+        tensors = dataset.tensors
+        for inputs in tensors[:1] if len(tensors) == 2 else tensors:
+            bad = _not_finite(inputs)
+            if len(bad):
+                raise DataError(
+                    f"{name} inputs: {len(bad):,} of {len(dataset):,} samples hold NaN or infinity, the first is sample {bad[0]}; "
+                    "clean or drop them"
+                )
 
 
 def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], folder: Path | None) -> str:
     """The error's message with what is to blame, as far as the data tells, and a remedy."""
     kept = f"; the record and the last good checkpoint are in {folder}" if folder is not None else ""
     update = error.update
-    if update is not None and not isinstance(train, TensorDataset):
+    if update is not None and not isinstance(train, TensorDataset) and not is_stream(train):
         start = (update - 1) * recipe.batch.global_batch
         count = min(recipe.batch.global_batch, recipe.total_samples - start)
         indices = sample_indices(recipe.seed, recipe.num_train_samples, start, count).tolist()
-        bad = [i for i in indices if len(_not_finite(torch.as_tensor(train[i][0])[None]))]
+        bad = [i for i in indices if any(len(_not_finite(t[None])) for t in _inputs_of(train[i]))]
         if bad:
             return f"{error}; the inputs themselves hold NaN or infinity, first in training sample {bad[0]}: clean or drop it{kept}"
     remedy = "lower the rate, lengthen the warm-up, or try another rule"
     if recipe.get("schedule.warmup.return_to_minimum") is False:
         remedy = "lower the peak rate, or set schedule.warmup.return_to_minimum = true to go on from weights of the warm-up"
     return f"{error}; {remedy}{kept}"
+
+
+def _inputs_of(item: Any) -> list[Tensor]:
+    """Tensors that a sample's inputs are made of; of an item that is no pair, all."""
+    inputs = item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
+    with suppress(TypeError, ValueError, RuntimeError):  # plain numbers and arrays; anything else is left to the task
+        return list(tensors_of(inputs)) or [torch.as_tensor(inputs)]
+    return []
 
 
 def _not_finite(inputs: Tensor) -> list[int]:

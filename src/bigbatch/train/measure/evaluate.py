@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
-from bigbatch.core.checks import UserError
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import check_sum_of_weights, has_weights, outputs_of, sum_of_weights
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import autocast
+from bigbatch.train.update.gradient_accumulation import check_per_sample
 
 EVALUATION_BATCH = 500
 
 
 class Evaluation(NamedTuple):
-    """Means over a data set."""
+    """Means over a data set: over its samples, or over what the task's weights count, such as tokens."""
 
     loss: float
     score: float  # mean of the task's scores
@@ -53,28 +54,36 @@ def evaluate(
         name: Of the data set, for the warning where its mean score is not finite.
 
     Returns:
-        Mean loss and score over all samples of `dataset`.
+        Mean loss and score over all samples of `dataset`; with weights, sums over all samples divided by the sum of their weights.
 
     Raises:
-        UserError: If the task does not return one loss and one score per sample.
+        UserError: If the task does not return one loss and one score per sample, or its weights can't be divided by.
     """
     device, dtype = ranks.device, next((p.dtype for p in model.parameters()), torch.float32)
     num_samples = len(dataset)  # type: ignore[arg-type]
     batches = torch.split(torch.arange(num_samples), EVALUATION_BATCH)
     own = list(range(ranks.rank, len(batches), ranks.world_size))
     turns = -(-len(batches) // ranks.world_size) if equal_num_passes else len(own)
-    sums = torch.zeros(2, len(batches), dtype=torch.float64, device=device)
+    weighted = has_weights(task)
+    sums = torch.zeros(2 + weighted, len(batches), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     chosen = [batches[own[turn] if turn < len(own) else 0] for turn in range(turns)]
     for turn, (inputs, targets) in enumerate(load_micro_batches(dataset, chosen, device=device, dtype=dtype)):
         with autocast(recipe.precision, device):
-            outputs = model(inputs)
+            outputs = outputs_of(task, model, inputs)
         if turn < len(own):
-            sums[0, own[turn]] = sum_over_samples(task.losses(outputs, targets), len(chosen[turn]), f"task {task.name}: losses")
-            sums[1, own[turn]] = sum_over_samples(task.scores(outputs, targets), len(chosen[turn]), f"task {task.name}: scores")
+            n = len(chosen[turn])
+            sums[0, own[turn]] = sum_over_samples(task.losses(outputs, targets), n, f"task {task.name}: losses")
+            sums[1, own[turn]] = sum_over_samples(task.scores(outputs, targets), n, f"task {task.name}: scores")
+            if weighted:
+                sums[2, own[turn]] = sum_of_weights(task, targets, n)
     model.train(was_training)
-    loss, score = ranks.sum_(sums).sum(1).tolist()
+    loss, score, *weights = ranks.sum_(sums).sum(1).tolist()
+    divisor = num_samples
+    if weighted:
+        (divisor,) = weights
+        check_sum_of_weights(task, divisor, name)
     if not math.isfinite(score) and ranks.is_rank_0:
         first = EVALUATION_BATCH * int((~sums[1].isfinite()).nonzero()[0])
         warnings.warn(
@@ -82,7 +91,7 @@ def evaluate(
             f"{first:,} to {min(first + EVALUATION_BATCH, num_samples) - 1:,}",
             stacklevel=2,
         )
-    return Evaluation(loss / num_samples, score / num_samples, num_samples)
+    return Evaluation(loss / divisor, score / divisor, num_samples)
 
 
 def sum_over_samples(values: Tensor, num_samples: int, what: str) -> Tensor:
@@ -96,8 +105,5 @@ def sum_over_samples(values: Tensor, num_samples: int, what: str) -> Tensor:
     Raises:
         UserError: If there is not one a sample.
     """
-    if values.shape != (num_samples,):
-        raise UserError(
-            f"{what} have shape {tuple(values.shape)}: must be one per sample, ({num_samples},); of one per token, take each sample's mean"
-        )
+    check_per_sample(values, num_samples, what)
     return values.double().sum()

@@ -13,6 +13,7 @@ from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.core.checks import CheckpointError, RecipeError, UserError
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import has_weights
 from bigbatch.tasks.task import Task
 from bigbatch.train.run import Options
 from bigbatch.train.state.checkpoint import read_checkpoint
@@ -25,6 +26,11 @@ def take_part(task: Task, recipe: Recipe, role: ProcessRole, options: Options) -
     Raises:
         UserError: If the recipe or an option does not go with one, or as `fit`.
     """
+    if has_weights(task):
+        raise UserError(
+            f"task {task.name}: its weights with a parameter server: no worker knows the sum of the weights of an update, by which its "
+            'losses are divided; set comm.kind = "all_reduce", or leave weights() out and take each sample\'s mean'
+        )
     check_parameter_server_recipe(recipe, role.num_workers, measure_noise=options.measure_noise, measure_distance=options.measure_distance)
     if not role.is_server:
         from bigbatch.train.parameter_server.worker import run_worker

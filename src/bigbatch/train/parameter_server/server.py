@@ -34,7 +34,7 @@ from bigbatch.train.data.shares import check_shares, share_of
 from bigbatch.train.loop import train
 from bigbatch.train.parameter_server.shard_servers import ShardedParameters
 from bigbatch.train.parameter_server.step import Apply, add_running_statistics, build_step
-from bigbatch.train.parameter_server.worker import batch_norm_buffers, describe_job
+from bigbatch.train.parameter_server.worker import batch_norm_buffers, describe_job, refuse_stream
 from bigbatch.train.run import POLL_S, Options, Run
 from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
@@ -153,6 +153,7 @@ def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, rank
         UserError: If the task, recipe, data, checkpoint or address can't be used.
     """
     data = load_data(task, recipe, ranks)
+    refuse_stream(task, data.train)
     seed_everything(recipe.seed)
     model = build_model(task, recipe, ranks.device).train()
     optimizer, queue = build_optimizer(model, recipe), build_work_queue(recipe, role.num_workers)

@@ -5,33 +5,50 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import TensorDataset
 
 from bigbatch.comm.parameter_server.client import ParameterClient
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.work_queue import WorkItem
 from bigbatch.comm.ranks import process_group
+from bigbatch.core.checks import UserError
 from bigbatch.core.environment import LAUNCHER, timeout_s
 from bigbatch.core.signals import STOPS
 from bigbatch.core.version import __version__
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task
-from bigbatch.train.data.loader import MicroBatch, load_micro_batches, move
+from bigbatch.train.data.loader import collated, load_micro_batches
 from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
+from bigbatch.train.data.stream_reader import is_stream
 from bigbatch.train.setup.build import build_model, seed_everything
 from bigbatch.train.state.result import Result
-from bigbatch.train.update.gradient_accumulation import accumulate_gradients
+from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
 
 
 def describe_job(recipe: Recipe) -> str:
     """The description of the job, which must be the same in all processes."""
     return f"{recipe.to_toml()}\n{torch.__version__}\n{__version__}"
+
+
+def refuse_stream(task: Task, train: Any) -> None:
+    """Refuse training data that can only be read in order.
+
+    Raises:
+        UserError: With the remedy.
+    """
+    if is_stream(train):
+        raise UserError(
+            f"task {task.name}: a stream with a parameter server: workers take samples in any order, and a stream has one; set comm.kind = "
+            '"all_reduce", or give a map-style data set'
+        )
 
 
 def ignore_stop_signals() -> None:
@@ -66,7 +83,8 @@ def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | t
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device).train()
         forward: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
-        buffers, train = batch_norm_buffers(model), task.splits().train
+        buffers, train = batch_norm_buffers(model), splits_of(task).train
+        refuse_stream(task, train)
         client = ParameterClient(
             role.server_addresses,
             role.token,
@@ -82,7 +100,7 @@ def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | t
                 for buffer in buffers:
                     buffer.zero_()
                 seed_everything(recipe.seed, 1 + work.start)
-                batches = _micro_batches(recipe, train, work, micro_batch, ranks.device)
+                batches = _passes(recipe, train, work, micro_batch, ranks.device)
                 sum_loss = accumulate_gradients(
                     forward, task, batches, divisor=work.num_samples, precision=recipe.precision, device=ranks.device
                 )
@@ -100,13 +118,14 @@ def _leave_on_interrupt(client: ParameterClient) -> Iterator[None]:
         raise
 
 
-def _micro_batches(recipe: Recipe, train: object, work: WorkItem, micro_batch: int, device: torch.device) -> Iterator[MicroBatch]:
-    """The micro-batches of a work item. A data set that is not in memory is not prefetched: the next item is not known."""
+def _passes(recipe: Recipe, train: object, work: WorkItem, micro_batch: int, device: torch.device) -> Iterator[Pass]:
+    """The passes of a work item. A data set that is not in memory is not prefetched: the next item is not known."""
     sizes = micro_batches(work.num_samples, micro_batch, recipe.batch.ghost_batch)
     batches = index_batches(recipe.seed, recipe.num_train_samples, work.start, iter(sizes))
+    where: dict[str, Any] = {"device": device, "dtype": DTYPES[recipe.precision]}
     if isinstance(train, TensorDataset):
-        yield from load_micro_batches(train, batches, device=device, dtype=DTYPES[recipe.precision])
-        return
-    for index in batches:
-        inputs, targets = default_collate([train[i] for i in index.tolist()])  # type: ignore[index]
-        yield move(inputs, targets, device=device, dtype=DTYPES[recipe.precision])
+        pairs = load_micro_batches(train, batches, **where)
+    else:
+        pairs = (collated(train, index, **where) for index in batches)
+    for (inputs, targets), size in zip(pairs, sizes, strict=True):
+        yield Pass(inputs, targets, num_samples=size)

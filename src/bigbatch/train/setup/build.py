@@ -26,8 +26,9 @@ from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.micro_batch import fastest_micro_batch
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import sample_indices
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.setup.lstm_precision import cpu_computes_bfloat16, keep_lstms_in_float32
-from bigbatch.train.update.gradient_accumulation import accumulate_gradients
+from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
@@ -112,10 +113,11 @@ def _choose_micro_batch(task: Task, recipe: Recipe, model: nn.Module, train: Any
         return batch.global_batch
 
     def forward_backward(copied: nn.Module, size: int) -> None:
-        index = sample_indices(recipe.seed, recipe.num_train_samples, 0, size)
+        index = sample_indices(seed_of_order(train, recipe.seed), recipe.num_train_samples, 0, size)
         pieces = load_micro_batches(train, [index], device=ranks.device, dtype=DTYPES[recipe.precision])
         copied.zero_grad()
-        accumulate_gradients(copied, task, pieces, divisor=size, precision=recipe.precision, device=ranks.device)
+        passes = (Pass(inputs, targets, num_samples=size) for inputs, targets in pieces)
+        accumulate_gradients(copied, task, passes, divisor=size, precision=recipe.precision, device=ranks.device)
 
     key = f"{task.name} {sorted(recipe.model.items())} {recipe.precision} ghost {batch.ghost_batch}"
     largest = max(-(-batch.global_batch // ranks.world_size), batch.ghost_batch or 1)

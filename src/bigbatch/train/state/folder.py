@@ -15,9 +15,11 @@ from bigbatch.core.files import keep_damaged, make_folder, remove_leftovers, wri
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.reading import exists, read_text
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Splits, Task
 from bigbatch.train.data.augmentation import Views
 from bigbatch.train.data.shares import check_shares
+from bigbatch.train.data.stream_reader import has_length
 from bigbatch.train.measure.diagnose import check_finite
 from bigbatch.train.state.checkpoint import read_checkpoint, remove_leftover_shards
 from bigbatch.train.state.result import Result
@@ -147,7 +149,13 @@ def _begun_by_this_job(folder: Path | None) -> bool:
 
 def load_data(task: Task, recipe: Recipe, ranks: Ranks) -> Splits:
     """The data, once it and the workers fit the recipe."""
-    data = task.splits()
+    data = splits_of(task)
+    for name, split in data._asdict().items():
+        if not has_length(split):
+            raise RecipeError(
+                f"the {name} data of task {task.name} is a stream without a length: an epoch must be known; define __len__ in its "
+                "IterableDataset"
+            )
     if recipe.num_train_samples != (size := len(data.train)):  # type: ignore[arg-type]
         raise RecipeError(f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {size:,}; correct the recipe")
     for name, split in data._asdict().items():

@@ -58,13 +58,13 @@ class UpdateBatches:
             num_samples: Of the update.
             work: What this worker does in it.
         """
-        pieces, noise_batch = itertools.islice(stream, len(work.sizes)), self._recipe.batch.noise_batch
+        pieces, noise_batch = zip(itertools.islice(stream, len(work.sizes)), work.sizes, strict=False), self._recipe.batch.noise_batch
         if noise_batch is None:
-            return pieces
+            return (Pass(inputs, targets, num_samples=n) for (inputs, targets), n in pieces)
         share = work.share
         weights = noise_factors(num_samples, noise_batch, seed=self._recipe.seed, start=clock.samples)[share.start :][: share.num_samples]
         of_pieces = [1.0] * work.idle + list(torch.split(weights, work.sizes[work.idle :]))
-        return (Pass(*piece, weight) for piece, weight in zip(pieces, of_pieces, strict=True))
+        return (Pass(inputs, targets, w, num_samples=n) for ((inputs, targets), n), w in zip(pieces, of_pieces, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """What this worker holds."""

@@ -5,6 +5,7 @@ Where workers hold weights of their own, the mean of their running statistics be
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import outputs_of
+from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES, autocast
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.shares import Share, share_of
+from bigbatch.train.data.stream_reader import seed_of_order
 from bigbatch.train.update.running_statistics import RunningStatistics
 
 SAMPLES = 2048
@@ -34,11 +38,12 @@ class RecomputedStatistics(RunningStatistics):
         ranks: The workers.
         recipe: For its batch, precision and seed.
         train: The training set.
+        task: Calls the model.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks, *, recipe: Recipe, train: Any) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks, *, recipe: Recipe, train: Any, task: Task) -> None:
         super().__init__(model, ranks)
-        self._model, self._recipe, self._train = model, recipe, train
+        self._model, self._recipe, self._train, self._task = model, recipe, train, task
 
     @contextmanager
     def during_update(self, share: Share, *, adversarial: bool = False) -> Iterator[None]:  # noqa: ARG002
@@ -66,14 +71,16 @@ class RecomputedStatistics(RunningStatistics):
         num_samples = min(max(SAMPLES, group * ranks.world_size), recipe.num_train_samples)
         share = share_of(num_samples, ranks.rank, ranks.world_size, group)
         sizes = micro_batches(share.num_samples, self.micro_batch, group) if share.num_samples else []
-        indices = index_batches(recipe.seed, recipe.num_train_samples, share.start, iter(sizes))
+        seed = seed_of_order(self._train, recipe.seed)
+        indices = index_batches(seed, recipe.num_train_samples, share.start, iter(sizes))
         with autocast(recipe.precision, ranks.device):
             batches = load_micro_batches(self._train, indices, device=ranks.device, dtype=DTYPES[recipe.precision])
-            recompute_statistics(self._model, batches, add_up=ranks.sum_)
+            forward = partial(outputs_of, self._task, self._model)
+            recompute_statistics(self._model, (inputs for inputs, _ in batches), forward=forward, add_up=ranks.sum_)
 
 
-def build_statistics(comm: Comm, recipe: Recipe, train: Any) -> RunningStatistics:
+def build_statistics(comm: Comm, recipe: Recipe, train: Any, task: Task) -> RunningStatistics:
     """Running statistics kept while training; computed anew where workers' weights go apart for the whole run."""
     if isinstance(comm, Gossip) and comm.weights_differ:
-        return RecomputedStatistics(comm.model, comm.ranks, recipe=recipe, train=train)
+        return RecomputedStatistics(comm.model, comm.ranks, recipe=recipe, train=train, task=task)
     return RunningStatistics(comm.model, comm.ranks)
