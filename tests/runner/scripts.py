@@ -128,3 +128,13 @@ def notes_its_node(recipe, run):
 
 
 notes_its_node.metric = METRIC
+
+
+def starts_as(recipe, run):
+    """1 where processes that a run starts are started as the platform does."""
+    import multiprocessing
+
+    return float(multiprocessing.get_start_method() == multiprocessing.get_all_start_methods()[0])
+
+
+starts_as.metric = METRIC

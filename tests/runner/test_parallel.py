@@ -133,3 +133,8 @@ def test_what_can_t_be_handed_over_is_said_before_the_first_run(tmp_path):
         make(FunctionRunner(lambda recipe, run: 1.0, metric="accuracy"), jobs_of(tmp_path, 1))
     with pytest.raises(UserError, match="parallel = 0: must be a finite number above zero"):
         Parallel(0)
+
+
+def test_what_a_run_starts_is_started_as_the_platform_does(tmp_path):
+    (result,) = make(FunctionRunner(scripts.starts_as), jobs_of(tmp_path, 1))  # else each loader of data is a new interpreter
+    assert result.test_score == 1.0

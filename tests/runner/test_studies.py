@@ -1,6 +1,8 @@
 """Studies by a task, by a function and by a command: the same scores, verdicts, fits and reports."""
 
 import json
+import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -148,3 +150,19 @@ def test_a_function_of_a_settings_file(tmp_path):
     rest = ["--to", 128, "--seeds", 1, "--max-seeds", 1, "--quiet"]
     stored = json.loads(bigbatch("scale", "mine.toml", *rest, "--json", "-", cwd=tmp_path).stdout)
     assert [arm["results"][0]["test_score"] for arm in stored["arms"]] == [89.9, 89.9, 89.8]
+
+
+@pytest.mark.slow
+def test_a_language_model_of_one_s_own_with_ragged_weighted_tokens(tmp_path):
+    shutil.copy(ROOT / "examples" / "own_language_model.py", tmp_path)
+    (tmp_path / "lm.toml").write_text(runpy.run_path(str(ROOT / "examples" / "own_language_model.py"))["RECIPE"])
+    lm = ["own_language_model:Documentation", "--recipe", "lm.toml", "--quiet", "--parallel", 2]
+    design = ["--to", 64, "--rule", "sqrt", "--seeds", 2, "--max-seeds", 2, "--set", "budget.tokens=20_000"]
+    said = bigbatch("scale", *lm, *design, cwd=tmp_path).stdout
+    assert "nats per letter of loss" in said
+    assert "margin +0.02 nats per letter at 95 %" in said
+    study = ["--batches", "16,32,64", "--target", 2.3, "--max-epochs", 8, "--json", "critical.json"]
+    assert "to validation loss 2.3 nats per letter" in bigbatch("critical", *lm, *study, cwd=tmp_path).stdout
+    stored = json.loads((tmp_path / "critical.json").read_text())
+    assert all(run["reached"] and run["best_score"] <= 2.3 for point in stored["points"] for run in point["runs"])
+    assert stored["fit"] is not None

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from queue import Empty, Queue
 from typing import Any
 
@@ -217,6 +217,7 @@ def _check_pickles(runner: Runner) -> None:
 def _begin(environment: dict[str, str], parent: int) -> None:
     """In a worker process, before its first run: its share of the machine; and it ends with its parent."""
     os.environ.update(environment)
+    set_start_method(None, force=True)  # the platform's own for what a run starts, such as loaders: else "spawn", as for this process
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
