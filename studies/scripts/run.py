@@ -31,7 +31,11 @@ def bigbatch(*arguments, stored):
     """The end of what a command said, and what it stored."""
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "bigbatch", *map(str, arguments)], capture_output=True, text=True, check=False)
-    told = {"command": " ".join(map(str, arguments)), "exit_code": done.returncode, "seconds": round(time.monotonic() - began)}
+    told = {
+        "command": " ".join(map(str, arguments)),
+        "exit_code": done.returncode,
+        "seconds_of_the_last_call": round(time.monotonic() - began),
+    }
     if done.returncode:
         return told | {"error": done.stderr[-2000:]}
     return told | {"said": done.stdout.splitlines()[-8:], "stored": json.loads(stored().read_text())}

@@ -166,3 +166,21 @@ def test_a_language_model_of_one_s_own_with_ragged_weighted_tokens(tmp_path):
     stored = json.loads((tmp_path / "critical.json").read_text())
     assert all(run["reached"] and run["best_score"] <= 2.3 for point in stored["points"] for run in point["runs"])
     assert stored["fit"] is not None
+
+
+def test_runs_of_commands_are_listed(tmp_path):
+    write_script(tmp_path)
+    (tmp_path / "mine.toml").write_text(SETTINGS)
+    bigbatch("scale", "mine.toml", "--to", 128, "--seeds", 1, "--max-seeds", 1, "--quiet", "--out", "study", cwd=tmp_path)
+    bigbatch("critical", "mine.toml", "--batches", "16,32,64", "--target", 99, "--quiet", "--out", "batches", cwd=tmp_path)
+    (tmp_path / "study/reference/seed-0/result.json").unlink()  # as if it had been stopped
+    failed = tmp_path / "study/batch-128-only/seed-0"
+    (failed / "result.json").unlink()
+    (failed / "failed.txt").write_text("attempt 1: no data\n")
+    rows = json.loads(bigbatch("runs", ".", "--json", "-", cwd=tmp_path).stdout)["runs"]
+    states = {row["run"]: row["state"] for row in rows}
+    assert all(0 < row["score"] < 100 for row in rows if row["score"] is not None)
+    assert states["study/reference/seed-0"] == "stopped"
+    assert states["study/batch-128-only/seed-0"] == "failed"
+    assert states["study/batch-128-legw/seed-0"] == "finished"
+    assert all(path.startswith("batches/runs.jsonl:") for path in states if path.startswith("batches"))  # each run once

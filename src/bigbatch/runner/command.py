@@ -17,7 +17,7 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.reading import first_mistake
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, check_words
-from bigbatch.runner.log import RunLog, TargetReached, keep_folder, open_run
+from bigbatch.runner.log import RunLog, TargetReached, held, keep_folder, open_run
 from bigbatch.runner.process import Ended, run_process
 from bigbatch.runner.protocol import Request
 from bigbatch.runner.score_sources import UNITS, JSONFile, Pattern, ScoreSource, TensorBoard, compiled
@@ -140,7 +140,8 @@ class CommandRunner:
         self._check_target(request)
         for attempt in range(self._section.retries + 1):
             try:
-                return self._run_once(recipe, request, folder)
+                with held(request):
+                    return self._run_once(recipe, request, folder)
             except RunFailed as error:
                 failure = error
                 write_atomically(folder / "failed.txt", f"attempt {attempt + 1}: {error}\n".encode())

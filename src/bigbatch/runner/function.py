@@ -25,7 +25,7 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows
-from bigbatch.runner.log import RunLog, TargetReached, keep_folder, open_run
+from bigbatch.runner.log import RunLog, TargetReached, held, keep_folder, open_run
 from bigbatch.runner.protocol import Request
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
@@ -140,6 +140,10 @@ class FunctionRunner:
         """As `Runner.run`."""
         if (finished := open_run(recipe, request, self.identity)) is not None:
             return finished
+        with held(request):
+            return self._run(recipe, request)
+
+    def _run(self, recipe: Recipe, request: Request) -> Result:
         log = RunLog(self.name, recipe, request, self._metric)
         try:
             with interruptible(request.out) as asked:

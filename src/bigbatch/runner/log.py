@@ -3,12 +3,15 @@
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from bigbatch.core.checks import CheckpointError, Diverged, RunFailed, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
+from bigbatch.core.folder_lock import owned
 from bigbatch.core.metric import Metric
 from bigbatch.core.reading import read_json
 from bigbatch.recipe import Recipe
@@ -181,6 +184,13 @@ def open_run(recipe: Recipe, request: Request, identity: dict[str, Any]) -> Resu
     if finished is None:
         write_atomically(path, f"{json.dumps(identity, indent=1)}\n".encode())
     return finished
+
+
+@contextmanager
+def held(request: Request) -> Iterator[None]:
+    """Hold a run's folder while it runs, so that others see that it does."""
+    with owned(request.out) if request.out is not None else nullcontext():
+        yield
 
 
 def keep_folder(request: Request, what: str) -> Path:

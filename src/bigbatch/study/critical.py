@@ -127,8 +127,8 @@ def critical(
             points.append(_measure(bench, at_batch, seeds, lr_factors))
             if (updates := points[-1].updates) is not None:
                 interval = INTERVAL * updates * points[-1].global_batch / reference.num_train_samples
-        notes = () if constant else (OWN_SCHEDULE.format(epochs=epochs),)
-        study = CriticalStudy(runner.name, runner.metric, target, reference, tuple(points), noise, notes)
+        own: dict[str, Any] = {} if constant else {"notes": (OWN_SCHEDULE.format(epochs=epochs),), "schedule": "the script's own schedule"}
+        study = CriticalStudy(runner.name, runner.metric, target, reference, tuple(points), noise, **own)
         facts = {
             "max_epochs": epochs,
             "lr_factors": list(lr_factors),
@@ -283,7 +283,7 @@ class _Bench:
 
         def done(job: Job, result: Result) -> None:
             line = {**self._trial(job.recipe, result)._asdict(), "target": self._target, "asked_interval": self._asked}
-            line |= {"interval": self.interval, "recipe": job.recipe.to_dict()}
+            line |= {"interval": self.interval, "metric": self.metric.to_plain(), "recipe": job.recipe.to_dict()}
             identity = self._identity(job.recipe, self._target, self._asked)
             self._done[identity] = {"global_batch": job.recipe.batch.global_batch, **line}
             append_line(self._path, self._done[identity])

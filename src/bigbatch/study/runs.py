@@ -22,13 +22,14 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.reading import exists, first_mistake
 from bigbatch.core.saved import SavedProgress, saved_progress
 from bigbatch.recipe import Recipe
+from bigbatch.runner.log import RUNNER
 from bigbatch.study.runs_table import UNKNOWN, RunRow, RunsTable, printable
 from bigbatch.tasks.task import SHIPPED, load_task
 from bigbatch.train.state.record_lines import check_line, read_record_lines
 from bigbatch.train.state.result import Result
 
 TRIALS = "runs.jsonl"
-OURS = ("record.jsonl", "result.json", "last.pt", "recipe.toml")
+OURS = ("record.jsonl", "result.json", "last.pt", "recipe.toml", "failed.txt")
 Read = TypeVar("Read")
 
 
@@ -50,6 +51,7 @@ def runs(folder: str | Path) -> RunsTable:
     if not exists(root) or not root.is_dir():
         raise InputError(f"{root}: is not a folder; give one with runs in it, such as the --out of `bigbatch train` or `scale`")
     rows: list[RunRow] = []
+    studies = set[str]()  # folders of runs that a line of a study's file stands for
     unreadable: list[str] = []
     for place, below, names in os.walk(root, onerror=lambda error: unreadable.append(printable(error.filename))):
         below[:] = [name for name in below if not name.startswith(".")]
@@ -59,6 +61,12 @@ def runs(folder: str | Path) -> RunsTable:
             rows.append(row)
         if TRIALS in files:
             rows += _trials_of(where / TRIALS, TRIALS if path == "." else f"{path}/{TRIALS}")
+        studies.update([f"{path}/runs/"] if TRIALS in files else [])
+    rows = [
+        row
+        for row in rows
+        if row.state not in ("finished", "diverged") or not any(row.path.startswith(s.removeprefix("./")) for s in studies)
+    ]
     return RunsTable(printable(str(root)), tuple(sorted(rows, key=lambda row: natural(row.path))), tuple(sorted(unreadable)))
 
 
@@ -123,7 +131,9 @@ def _run_of(folder: Path, path: str, names: set[str]) -> RunRow | None:
     if recipe is None and "recipe" in recorded.start:
         recipe = files.read("record.jsonl", lambda path: _recipe_in(path, recorded.start))
     state = _state(folder, result, recorded)
-    if state == "stopped" and progress is None and not files.damage:
+    if state == "stopped" and "failed.txt" in names:
+        state = "failed"
+    if state == "stopped" and progress is None and not files.damage and not exists(folder / RUNNER):
         files.damage.append(f"{folder}: holds no checkpoint (last.pt) to resume from; start the run again in another --out")
     if recipe is None and not files.damage:
         files.damage.append(f"{folder}: holds no recipe (recipe.toml, record.jsonl)")
@@ -236,6 +246,7 @@ class _Trial(BaseModel):
     test_score: float | None = None
     validation_score: float | None = None
     best_score: float | None = None  # of validation
+    metric: Any = UNKNOWN
 
 
 def _trials_of(path: Path, shown: str) -> Iterator[RunRow]:
@@ -267,6 +278,6 @@ def _trial(line: int, stored: Mapping[str, Any], path: Path, shown: str) -> RunR
         "diverged" if trial.diverged else "finished",
         task=recipe.task,
         fields=recipe.to_flat_dict(),
-        metric=_metric_of(recipe.task, {}),
+        metric=_metric_of(recipe.task, {"metric": trial.metric}),
         **measured,
     )

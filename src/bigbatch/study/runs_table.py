@@ -17,7 +17,7 @@ from bigbatch.recipe.sections import TAGS
 from bigbatch.scaling import readable
 from bigbatch.study.simulate import Table
 
-STATES = ("finished", "running", "stopped", "diverged", "damaged")
+STATES = ("finished", "running", "stopped", "failed", "diverged", "damaged")
 COLUMNS = ("run", "score", "updates", "seconds", "state")
 FACTS = ("score", "split", "updates", "seconds", "state", "note")
 ABSENT = "-"
@@ -126,6 +126,8 @@ class RunsTable:
             yield "val: of the validation set, where the test set was not used"
         if any(run.state == "stopped" for run in self.runs):
             yield "stopped: can be resumed, by the same command and --resume"
+        if any(run.state == "failed" for run in self.runs):
+            yield "failed: failed.txt and stderr.txt in its folder say why; the same command makes it again"
         for run in self.runs:
             if run.note:
                 yield f"{run.path}: {run.note}"

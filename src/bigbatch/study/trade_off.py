@@ -67,6 +67,7 @@ class CriticalStudy:
     points: tuple[Point, ...]
     noise: float | None = None  # a noise scale to compare with, samples
     notes: tuple[str, ...] = ()  # further doubts
+    schedule: str = "a constant rate"
 
     @property
     def runs(self) -> list[Run]:
@@ -94,7 +95,7 @@ class CriticalStudy:
         """What the study doesn't know, each in one line."""
         target = metric_of(self.metric).exact(self.target)
         yield (
-            f"this is for {self.metric} {target} on validation data, a constant rate and {self.recipe.optimizer.name}; "
+            f"this is for {self.metric} {target} on validation data, {self.schedule} and {self.recipe.optimizer.name}; "
             "a harder target has a larger critical batch"
         )
         yield from self.notes
