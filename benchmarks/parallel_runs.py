@@ -1,6 +1,6 @@
 """How long eight runs of one thread take two at a time, against one after another; the start of worker processes is counted.
 
-    python benchmarks/parallel_runs.py [--rounds 3] [--epochs 40]
+    python benchmarks/parallel_runs.py [--rounds 2] [--epochs 300]
 
 Rounds alternate; medians and their ratio are written to benchmarks/parallel_runs.json. Results must be equal.
 """
@@ -39,8 +39,8 @@ def measure(pool, recipe):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=float, default=300.0)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     recipe = Recipe.named("digits/mlp").replace({"budget.epochs": asked.epochs, "batch.micro_batch": 32})

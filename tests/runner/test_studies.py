@@ -161,7 +161,7 @@ def test_a_language_model_of_one_s_own_with_ragged_weighted_tokens(tmp_path):
     said = bigbatch("scale", *lm, *design, cwd=tmp_path).stdout
     assert "nats per letter of loss" in said
     assert "margin +0.02 nats per letter at 95 %" in said
-    study = ["--batches", "16,32,64", "--target", 2.3, "--max-epochs", 8, "--json", "critical.json"]
+    study = ["--batches", "16,32,64", "--target", 2.3, "--max-epochs", 8, "--set", "optimizer.lr=0.03", "--json", "critical.json"]
     assert "to validation loss 2.3 nats per letter" in bigbatch("critical", *lm, *study, cwd=tmp_path).stdout
     stored = json.loads((tmp_path / "critical.json").read_text())
     assert all(run["reached"] and run["best_score"] <= 2.3 for point in stored["points"] for run in point["runs"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 from bigbatch.core.metric import Metric
 from bigbatch.recipe import Recipe
@@ -86,9 +86,3 @@ class Runner(Protocol):
             Interrupted: If the run was asked to stop.
         """
         ...
-
-
-def describe(runner: Runner) -> dict[str, Any]:
-    """What identifies a way to run, for the folder of a run: runs of another are not taken for its own."""
-    told: dict[str, Any] = getattr(runner, "identity", {})
-    return told
