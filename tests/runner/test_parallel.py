@@ -37,7 +37,7 @@ def no_worker_is_left(before):
 
 
 def children():
-    """Processes that this one has started and not yet buried, but for the tracker of multiprocessing's resources."""
+    """Processes that this one has started and not yet buried, but for multiprocessing's own, which end with it."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -45,7 +45,7 @@ def children():
             command = path.with_name("cmdline").read_text()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and fields[0] != "Z" and "resource_tracker" not in command:
+        if int(fields[1]) == os.getpid() and fields[0] != "Z" and "resource_tracker" not in command and "forkserver" not in command:
             found.add(int(path.parent.name))
     return found
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from multiprocessing import get_context, set_start_method
+from multiprocessing import get_all_start_methods, get_context, set_start_method
 from queue import Empty, Queue
 from typing import Any
 
@@ -160,9 +160,7 @@ class _Slot:
     def _call(self, function: Any, runner: Runner, job: Job) -> Any:
         with self._lock:
             if self._executor is None:
-                self._executor = ProcessPoolExecutor(
-                    1, mp_context=get_context("spawn"), initializer=_begin, initargs=(self._environment, os.getpid())
-                )
+                self._executor = ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(self._environment,))
             future = self._executor.submit(function, runner, replace_stop(job))
         return future.result()
 
@@ -214,9 +212,22 @@ def _check_pickles(runner: Runner) -> None:
         ) from None
 
 
-def _begin(environment: dict[str, str], parent: int) -> None:
+def _context() -> Any:
+    """How worker processes are started: forked from a fresh process that has imported what runs need, once for all of them.
+
+    Forks of this process could hang: it may have threads, or have used a GPU.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["bigbatch.runner.preload"])
+    return context
+
+
+def _begin(environment: dict[str, str]) -> None:
     """In a worker process, before its first run: its share of the machine; and it ends with its parent."""
     os.environ.update(environment)
+    parent = os.getppid()
     set_start_method(None, force=True)  # the platform's own for what a run starts, such as loaders: else "spawn", as for this process
     import torch
 
