@@ -184,3 +184,13 @@ def test_runs_of_commands_are_listed(tmp_path):
     assert states["study/batch-128-only/seed-0"] == "failed"
     assert states["study/batch-128-legw/seed-0"] == "finished"
     assert all(path.startswith("batches/runs.jsonl:") for path in states if path.startswith("batches"))  # each run once
+
+
+def test_a_plan_of_a_settings_file_is_the_one_that_scale_makes(tmp_path):
+    write_script(tmp_path)
+    (tmp_path / "mine.toml").write_text(SETTINGS)
+    said = " ".join(bigbatch("plan", "mine.toml", "--global-batch", 128, cwd=tmp_path).stdout.split())
+    assert "rule legw (muon would change optimizer.adam_lr" in said
+    assert Recipe.load(tmp_path / "mine.toml").batch.global_batch == 32
+    (tmp_path / "broken.toml").write_text("[command\n")
+    assert "broken.toml" in bigbatch("plan", "broken.toml", "--global-batch", 128, cwd=tmp_path, expect=2).stderr

@@ -1,13 +1,13 @@
 """`bigbatch plan`: what changes when the batch does."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bigbatch.cli import output
 from bigbatch.cli.sets import split_sets
-from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe
+from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, limits_of
 from bigbatch.cli.values import read_noise_scale
 
 
@@ -30,7 +30,8 @@ def plan(
     file = Path(task) if task.endswith(".toml") or (exists(Path(task)) and Path(task).is_file()) else None
     sets, overrides = split_sets(sets)
     scale = read_noise_scale(noise)
-    planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)
+    how: dict[str, Any] = {"rule": rule, "noise_scale": scale, "overrides": overrides, "can_change": limits_of(file)}
+    planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, **how)
     output.check(json)
     if json != output.STANDARD:
         show_plan(planned)

@@ -1,5 +1,7 @@
 """Options that several commands share, and how a recipe is found from them."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +10,7 @@ import typer
 from bigbatch.cli.sets import apply_sets
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import COMMS, RULES
+from bigbatch.core.reading import Malformed, parse_toml, read_text
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
@@ -47,6 +50,19 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
 
         raise UserError(unknown("task", task, recipe_names()) + "; your own is given as module:Class")
     return apply_sets(recipe, sets)
+
+
+def limits_of(settings: Path | None) -> "Callable[[str], bool] | None":
+    """Which fields the command or function of a settings file follows; None where all are, or there is neither."""
+    sections = set[str]()
+    if settings is not None:
+        with suppress(UserError, Malformed):  # which whoever reads the recipe will say
+            sections = parse_toml(read_text(settings, "")).keys() & {"command", "function"}
+    if settings is None or not sections:
+        return None
+    from bigbatch.runner.settings_file import load_settings
+
+    return load_settings(settings)[0].can_change
 
 
 def settings_of(comm: str | None, topology: str | None, sets: list[str] | None) -> list[str]:

@@ -41,6 +41,9 @@ from bigbatch.recipe.sections import (
     TimedWarmup,
 )
 
+HOW_IT_IS_RUN = ("command", "function")
+"""Sections of a settings file (bigbatch.runner.settings_file) beside the recipe's own."""
+
 
 class Recipe(Section):
     """A training run, described. See the module's docstring for the sections.
@@ -236,7 +239,7 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: str | Path, *, saved: bool = False) -> Self:
-        """Read a TOML file.
+        """Read a TOML file; what it says of how the recipe is run (`HOW_IT_IS_RUN`) is left out.
 
         Args:
             path: Of the file.
@@ -247,7 +250,8 @@ class Recipe(Section):
         """
         try:
             text = read_text(Path(path), "check the path")
-            return cls.from_saved(text) if saved else cls.from_toml(text)
+            fields = {name: value for name, value in _parse(text).items() if name not in HOW_IT_IS_RUN}
+            return cls.from_saved(fields) if saved else cls.from_dict(fields)
         except InputError as error:
             raise RecipeError(f"recipe {error}") from None
         except RecipeError as error:

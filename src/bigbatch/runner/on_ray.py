@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bigbatch.core.checks import Interrupted, RunFailed, UserError
 from bigbatch.core.environment import FORCE
@@ -50,15 +50,16 @@ class OnRay(AbstractContextManager["OnRay"]):
         with needed("runs on a Ray cluster", extra="ray"):
             import ray
         self._ray: Any = ray
-        self._at_once = at_once
-        self._began = not ray.is_initialized()
-        if self._began:
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            self._connect(address)
+        self._address, self._at_once = address, at_once
+        self._connect()
         gpus = num_gpus if num_gpus is not None else float(self._ray.cluster_resources().get("GPU", 0) > 0)
         self._share = {"num_cpus": num_cpus, "num_gpus": gpus}
 
-    def _connect(self, address: str | None) -> None:
+    def _connect(self) -> None:
+        self._began = not self._ray.is_initialized()
+        if not self._began:
+            return
+        address = self._address
         _check_reachable(address)
         settings: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
         try:
@@ -67,10 +68,14 @@ class OnRay(AbstractContextManager["OnRay"]):
             why = " ".join(str(error).split())[:200]
             raise UserError(f"Ray at {address}: can't be reached ({why}); check the address, and that the cluster runs") from None
 
+    def __enter__(self) -> Self:
+        if not self._ray.is_initialized():  # used before
+            self._connect()
+        return self
+
     def __exit__(self, *_: object) -> None:
         if self._began and self._ray.is_initialized():
             self._ray.shutdown()
-            self._began = True
 
     def results(self, runner: Runner, jobs: Sequence[Job], say: Say) -> Outcomes:
         """As `Pool.results`."""

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bigbatch.core.checks import InputError, RecipeError, UserError
 from bigbatch.core.reading import Malformed, first_mistake, parse_toml, read_text
 from bigbatch.recipe import Recipe
+from bigbatch.recipe.recipe import HOW_IT_IS_RUN
 from bigbatch.runner.command import CommandRunner
 from bigbatch.runner.fields import check_words
 from bigbatch.runner.function import FunctionRunner, load_function
@@ -58,7 +59,7 @@ def load_settings(path: str | Path, *, data: str | Path | None = None) -> tuple[
         fields = parse_toml(read_text(path, "check the path"))
     except (InputError, Malformed) as error:
         raise InputError(f"{path}: {error}" if isinstance(error, Malformed) else str(error)) from None
-    command, function = fields.pop("command", None), fields.pop("function", None)
+    command, function = (fields.pop(name, None) for name in HOW_IT_IS_RUN)
     try:
         recipe = Recipe.from_dict(fields)
     except RecipeError as error:
