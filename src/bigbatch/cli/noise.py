@@ -28,13 +28,13 @@ def noise(
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""
     from bigbatch.cli.tables import console, show
     from bigbatch.report.noise import write_noise_plot
+    from bigbatch.runner.settings_file import load_runner
     from bigbatch.study.noise import measure_noise
-    from bigbatch.tasks import load_task
 
     chosen, updates = find_recipe(task, recipe, sets), whole_numbers("--at", at) if at else []
     output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
-    study = measure_noise(load_task(task, data=data), chosen, out=folder, at=updates, layers=layers, quiet=quiet)
+    study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, quiet=quiet)
     plot = write_noise_plot(study.to_dict(), folder)
 
     if json != output.STANDARD:

@@ -71,15 +71,14 @@ class FunctionRun:
             raise Interrupted(f"stopped in {self._request.title or self._what}; the same command goes on with it")
         self._log.log(updates=updates, samples=samples, loss=loss, score=score, **more)
         if self._monitor is not None:
-            for measured in self._monitor.flush():
-                self._log.noise({part: (scale.signal, scale.noise) for part, scale in measured.parts.items()})
+            self._log.noise([{name: (s.signal, s.noise) for name, s in measured.parts.items()} for measured in self._monitor.flush()])
 
     def score(self, value: float) -> None:
         """Tell the score of the final weights on the test set."""
         self._log.score(value)
 
     def noise(self, monitor: NoiseScaleMonitor) -> None:
-        """Record what a monitor measures; its updates are read at each `log`."""
+        """Record what a monitor measures. It is read at each `log`: the newest of its updates is taken for the one that is logged."""
         self._monitor = monitor  # type: ignore[assignment]
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,11 @@ class RunLog:
             raise Diverged(f"test score = {value}: must be finite", update=self._clock.updates or None)
         self.test = self.checked(value)
 
-    def noise(self, parts: dict[str, tuple[float, float]]) -> None:
-        """Signal and noise of the update where the run stands."""
-        self._record.noise(self._clock, parts)
+    def noise(self, updates: Sequence[dict[str, tuple[float, float]]]) -> None:
+        """Signal and noise, by part of the model, of the last updates up to where the run stands."""
+        for before, parts in zip(range(len(updates) - 1, -1, -1), updates, strict=True):
+            update = self._clock.updates - before
+            self._record.noise(Clock(update * self._recipe.batch.global_batch, update), parts)
 
     def checked(self, score: float) -> float:
         """A score, once it can be one of this metric.

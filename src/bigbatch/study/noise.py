@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,9 @@ from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.reader import ALL
 from bigbatch.recipe import Recipe
-from bigbatch.tasks.task import Task, load_task
+from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.task import TaskRunner, runner_of
+from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import read_record
 from bigbatch.train.trainer import fit
 
@@ -87,7 +89,7 @@ class NoiseStudy:
 
 
 def measure_noise(
-    task: Task | str,
+    task: Task | Runner | Callable[..., Any] | str,
     recipe: Recipe | None = None,
     *,
     out: str | Path,
@@ -98,31 +100,39 @@ def measure_noise(
     """Train by a recipe and measure the noise scale on the way; the test set is not used.
 
     Args:
-        task: A task, or its name.
-        recipe: The task's named one if left out.
+        task: A task, or its name; or a function `train(recipe, run)` that gives its monitor to `run.noise`.
+        recipe: A shipped task's named one if left out.
         out: Folder of the run; a finished one is read, an unfinished one continued. `noise.json` is written there.
         at: Updates around which to look; stretches of the whole run, ever longer, if left out.
         layers: Measure each layer too.
         quiet: Show no progress.
 
     Raises:
-        UserError: If an update is outside the run, or an update of the recipe can't tell signal from noise.
+        UserError: If an update is outside the run, the run measures no noise, or an update of the recipe can't tell signal from noise.
     """
-    task = load_task(task) if isinstance(task, str) else task
-    recipe = recipe or Recipe.named(task.name)
+    runner = runner_of(task)
+    if not runner.in_process:
+        raise UserError(f"{runner.name}: a command can't tell noise scales; measure in a function (docs/own_script.md), or in a task")
+    recipe = recipe or Recipe.named(runner.name)
     if recipe.batch.rule is None:
         _windows(recipe.num_updates, at)
     folder = make_folder(Path(out))
     measured: bool | Literal["layers"] = "layers" if layers else True
-    fit(task, recipe, out=folder, resume=(folder / "last.pt").exists(), quiet=quiet, measure_test=False, measure_noise=measured)
+    if isinstance(runner, TaskRunner):
+        fit(runner.task, recipe, out=folder, resume=(folder / "last.pt").exists(), quiet=quiet, measure_test=False, measure_noise=measured)
+    else:
+        runner.run(recipe, Request(out=folder, measure_test=False, quiet=quiet, title=runner.name))
     told = {line["update"]: line["signal_and_noise"] for line in read_record(folder / "record.jsonl") if line["kind"] == "noise"}
     parts = [name for name in next(iter(told.values()), {}) if all(name in line for line in told.values())]
     if not parts or (layers and len(parts) == 1):
         what = "each layer's noise" if parts else "noise"
-        raise UserError(f"the run in {folder} did not record {what} from its start on: give another --out, or remove it")
+        remedy = (
+            "give another --out, or remove it" if isinstance(runner, TaskRunner) else "give its monitor to run.noise before the first log"
+        )
+        raise UserError(f"the run in {folder} did not record {what} from its start on: {remedy}")
     lines = [told.get(update, {}) for update in range(1, max(told) + 1)]
     stretches = tuple(Stretch(first, last, _estimates(lines[first:last], parts)) for first, last in _windows(len(lines), at))
-    study = NoiseStudy(task.name, recipe, stretches, _average(stretches))
+    study = NoiseStudy(runner.name, recipe, stretches, _average(stretches))
     write_atomically(folder / "noise.json", json.dumps(study.to_dict(), indent=2).encode())
     return study
 
