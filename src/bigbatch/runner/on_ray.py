@@ -61,6 +61,8 @@ class OnRay(AbstractContextManager["OnRay"]):
             return
         address = self._address
         _check_reachable(address)
+        if address is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here tells nobody
         settings: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **settings)
