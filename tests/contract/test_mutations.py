@@ -50,6 +50,7 @@ CASES = [
     ("scaling.regime", "longer", "", None),
     ("scaling.legw", "legw_lr", "", None),
     ("scaling.legw", "legw_warmup_epochs", "", None),
+    ("scaling.adamw", "beta2_at", "", None),
     ("schedules.gradual_warmup", "gradual_warmup", "", None),
     ("schedules.constant_warmup", "constant_warmup", "", None),
     ("schedules.cosine", "cosine", "", None),

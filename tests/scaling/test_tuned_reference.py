@@ -15,7 +15,14 @@ from bigbatch.scaling.weight_decay import total_shrinkage
 from bigbatch.schedules import schedule_of
 
 BATCH = 10_000
-OWN = {"lars": {"lars"}, "lamb": {"lamb"}, "adam": {"adam", "adamw"}, "adamp": {"adamp"}, "muon": {"muon"}}
+OWN = {
+    "lars": {"lars"},
+    "lamb": {"lamb"},
+    "adam": {"adam", "adamw"},
+    "adamw": {"adam", "adamw", "adamp"},
+    "adamp": {"adamp"},
+    "muon": {"muon"},
+}
 """Rules that change the optimizer, unless it is one of these."""
 OPTIMIZERS = {name: {"optimizer.name": name, **({"optimizer.adam_lr": 0.007} if name == "muon" else {})} for name in KINDS["optimizer"]}
 WARMUPS = {
@@ -108,7 +115,7 @@ def test_a_rule_that_changes_the_optimizer_keeps_what_is_not_the_optimizers(rule
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rule=st.sampled_from(["muon", "adam", "adamp"]),
+    rule=st.sampled_from(["muon", "adam", "adamp", "adamw"]),
     optimizer=st.sampled_from(["sgd", "sgdp", "adamw", "adamp", "muon"]),
     warmup=st.sampled_from(["none", "gradual", "constant"]),
     decay=st.sampled_from(list(DECAYS)),
