@@ -191,7 +191,7 @@ def test_an_arm_that_is_lost_stops_and_more_seeds_reuse_what_is_there(tmp_path, 
 
 def test_the_table():
     reference, only, planned = rows_of(comparison_of([[90, 91], [80, 80], [0, 0]]).to_dict())
-    assert reference == ("reference", "32", "90.50 ± 0.71 %", "1", "3", "2.0", "0 of 2")
+    assert reference == ("reference", "32", "90.50 ± 0.71 %", "1", "3", "2.0", "0 of 2", "1", "0.0011")
     assert only.score == "80.00 ± 0.00 %"
     assert (planned.score, planned.diverged) == ("-", "2 of 2")
 
