@@ -148,6 +148,17 @@ def test_a_curve_and_a_score_in_files_of_json_lines(tmp_path):
     assert [line["update"] for line in record if line["kind"] == "evaluation"] == [10, 20, 30, 40, 50, 64]
 
 
+def test_a_score_that_an_attempt_before_has_left_is_not_taken(tmp_path):
+    place = tmp_path / "run" / "output"
+    place.mkdir(parents=True)
+    (place / "result.json").write_text('{"acc": 99.0}')
+    score = {"file": "{out}/result.json", "key": "acc"}
+    with pytest.raises(RunFailed, match="ended well and told no score"):
+        run(tmp_path, script="print()", run="python train.py {out}", score=score, curve=None)
+    script = "import sys\nopen(sys.argv[1] + '/result.json', 'w').write('{\"acc\": 88.0}')"
+    assert run(tmp_path, script=script, run="python train.py {out}", score=score, curve=None).test_score == 88.0
+
+
 def test_scores_in_tensorboard_s_events(tmp_path):
     from bigbatch.train.state.tensorboard import Events
 
@@ -202,6 +213,7 @@ def test_environment_and_working_folder(tmp_path, monkeypatch):
         ({"metric": {"name": "loss", "better": "lower"}}, "metric loss: states no margin"),
         ({"score": "test_acc"}, "has no group; put the number in one"),
         ({"score": "test_acc ("}, "is no regular expression"),
+        ({"diverged": "nan)"}, "diverged 'nan\\)': is no regular expression"),
         ({"curve": "acc ([0-9.]+)"}, "says no positions; name a group updates, samples, epoch"),
         ({"curve": {"file": "x.json", "key": "a"}}, "says no positions; state the key"),
         ({"can": ["lrate"]}, "can: unknown word 'lrate'"),

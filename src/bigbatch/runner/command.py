@@ -103,7 +103,7 @@ class CommandRunner:
             compiled(section.score)
         if section.curve is not None:
             _check_curve(section.curve)
-        self._diverged = re.compile(section.diverged) if section.diverged is not None else None
+        self._diverged = compiled(section.diverged, what="diverged") if section.diverged is not None else None
         self.num_test_samples = section.num_test_samples
         told = {"run": section.run, "score": section.score, "curve": section.curve, "shell": section.shell}
         self.identity = {"command": json.loads(json.dumps(told, default=lambda part: part.model_dump(exclude_none=True)))}

@@ -77,11 +77,14 @@ class Pattern:
 
 
 class JSONFile:
-    """Values under a key, dots going deeper, of a JSON file, or of each line of a file of JSON lines that has it."""
+    """Values under a key, dots going deeper, of a JSON file, or of each line of a file of JSON lines that has it.
+
+    A file that is there already, of an attempt before, says nothing until it is written anew or grows.
+    """
 
     def __init__(self, path: Path, key: str, *, position: dict[str, str]) -> None:
         self._path, self._key, self._position, self._seen = path, key, position, 0
-        self._stamp: tuple[int, int] | None = None
+        self._stamp = self._stamp_now()
 
     @property
     def what(self) -> str:
@@ -94,8 +97,7 @@ class JSONFile:
     def news(self) -> list[Reading]:
         """As `ScoreSource.news`."""
         try:
-            status = self._path.stat()
-            if (stamp := (status.st_mtime_ns, status.st_size)) == self._stamp:
+            if (stamp := self._stamp_now()) == self._stamp:
                 return []
             text = self._path.read_text("utf-8", "replace")
         except OSError:  # not yet
@@ -105,6 +107,13 @@ class JSONFile:
         news = found[self._seen :] if len(found) >= self._seen else found  # it may have been begun anew
         self._seen = len(found)
         return news
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
 
     def _reading(self, value: Any) -> Reading | None:
         number = _at(value, self._key)
@@ -149,8 +158,8 @@ class TensorBoard:
         return news
 
 
-def compiled(pattern: str) -> "re.Pattern[str]":
-    """A regular expression with a group for the value.
+def compiled(pattern: str, *, what: str = "score pattern") -> "re.Pattern[str]":
+    """A regular expression, and of a score with a group for the value.
 
     Raises:
         UserError: If it is none, or has no group.
@@ -158,8 +167,8 @@ def compiled(pattern: str) -> "re.Pattern[str]":
     try:
         found = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"score pattern {pattern!r}: is no regular expression: {error}") from None
-    if not found.groups:
+        raise UserError(f"{what} {pattern!r}: is no regular expression: {error}") from None
+    if what == "score pattern" and not found.groups:
         raise UserError(f"score pattern {pattern!r}: has no group; put the number in one, such as 'test_acc ([0-9.]+)'")
     return found
 
