@@ -138,3 +138,11 @@ def starts_as(recipe, run):
 
 
 starts_as.metric = METRIC
+
+
+def tells_its_process(recipe, run):
+    """The number of its process."""
+    return float(os.getpid())
+
+
+tells_its_process.metric = METRIC

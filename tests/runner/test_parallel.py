@@ -138,3 +138,10 @@ def test_what_can_t_be_handed_over_is_said_before_the_first_run(tmp_path):
 def test_what_a_run_starts_is_started_as_the_platform_does(tmp_path):
     (result,) = make(FunctionRunner(scripts.starts_as), jobs_of(tmp_path, 1))  # else each loader of data is a new interpreter
     assert result.test_score == 1.0
+
+
+def test_worker_processes_are_kept_from_one_call_to_the_next(tmp_path):
+    with Parallel(1) as pool:
+        runner = FunctionRunner(scripts.tells_its_process)
+        calls = [run_jobs(pool, runner, jobs_of(tmp_path / str(number), 2)) for number in range(2)]
+    assert len({result.test_score for results in calls for result in results}) == 1

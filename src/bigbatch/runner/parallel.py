@@ -78,10 +78,11 @@ class Parallel(AbstractContextManager["Parallel"]):
             working = [threads.submit(work, slot) for slot in self._slots]
             try:
                 yield from self._as_they_end(jobs, ended, working, asked, say)
-            finally:
+            except BaseException:  # also where the caller wants no more
                 stop.set()
                 for slot in self._slots:
                     slot.ask_to_stop()
+                raise
 
     def _as_they_end(
         self,
@@ -94,8 +95,6 @@ class Parallel(AbstractContextManager["Parallel"]):
         left = len(jobs)
         while left:
             if asked.is_set():
-                for slot in self._slots:
-                    slot.ask_to_stop()
                 raise Interrupted("stopped; finished runs are kept, begun ones are saved, and the same command goes on")
             try:
                 number, outcome = ended.get(timeout=POLL_S)
