@@ -90,3 +90,18 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_ray)
     with pytest.raises(MissingExtra, match=r"runs on a Ray cluster needs ray, which is not installed: pip install 'bigbatch\[ray\]'"):
         OnRay()
+
+
+def test_a_function_beside_its_settings_file_on_a_cluster_of_this_machine(tmp_path):
+    from bigbatch.runner.settings_file import load_settings
+
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "training_of_mine.py").write_text("def train(recipe, run):\n    return 90.0 + recipe.seed\n")
+    settings = scripts.SETTINGS.partition("[command]")[0] + '[function]\nrun = "training_of_mine:train"\n'
+    (tmp_path / "below" / "mine.toml").write_text(settings + 'metric = { name = "points", better = "higher", margin = 1.0 }\n')
+    runner, _ = load_settings(tmp_path / "below" / "mine.toml")
+    pool = OnRay()
+    for number in range(2):  # it can be used again
+        with pool:
+            results = run_jobs(pool, runner, jobs_of(tmp_path / str(number), 2))
+        assert [result.test_score for result in results] == [90.0, 91.0]

@@ -7,6 +7,7 @@ it writes into a folder of the node's own, which comes back with the result.
 import io
 import os
 import socket
+import sys
 import tarfile
 import tempfile
 import time
@@ -83,7 +84,7 @@ class OnRay(AbstractContextManager["OnRay"]):
         """As `Pool.results`."""
         settings = {**self._share, "max_retries": TRIES - 1}
         run = self._ray.remote(**settings)(_run_there)
-        what = self._ray.put(_Pickled(runner))
+        what = self._ray.put((self._ray.cloudpickle.dumps(runner), sys.path))
         waiting, running = list(range(len(jobs))), dict[Any, int]()
         with interruptible() as asked:
             try:
@@ -140,13 +141,6 @@ def _check_reachable(address: str | None) -> None:
         raise UserError(f"Ray at {address}: can't be reached ({error}); check the address, and that the cluster runs") from None
 
 
-class _Pickled:
-    """A runner on its way: Ray's own serialiser takes functions of a script too."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-
-
 def _there(job: Job) -> Job:
     out = job.request.out.absolute() if job.request.out is not None else None
     return job._replace(request=replace(job.request, out=out, stop=None, quiet=True))
@@ -162,15 +156,23 @@ def _mark(job: Job) -> str:
     return mark
 
 
-def _run_there(pickled: _Pickled, job: Job, mark: str) -> tuple[str, bytes | None]:
-    """On a node: the result, and the folder where the caller does not see it."""
+def _run_there(what: tuple[bytes, list[str]], job: Job, mark: str) -> tuple[str, bytes | None]:
+    """On a node: the result, and the folder where the caller does not see it.
+
+    `what` is the runner, and where the caller finds modules: the user's own may lie beside a settings file.
+    """
+    import ray
+
+    pickled, paths = what
+    sys.path += [path for path in paths if path not in sys.path]
+    runner: Runner = ray.cloudpickle.loads(pickled)
     os.environ[FORCE] = "1"  # an owner of the folder has ended: Ray begins a run anew only then
     out = job.request.out
     if out is None or _sees(out, mark):
-        return pickled.runner.run(job.recipe, job.request).to_json(), None
+        return runner.run(job.recipe, job.request).to_json(), None
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own) / "run"
-        result = pickled.runner.run(job.recipe, replace(job.request, out=folder))
+        result = runner.run(job.recipe, replace(job.request, out=folder))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
             archive.add(folder, arcname=".")
