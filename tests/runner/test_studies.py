@@ -161,11 +161,13 @@ def test_a_language_model_of_one_s_own_with_ragged_weighted_tokens(tmp_path):
     said = bigbatch("scale", *lm, *design, cwd=tmp_path).stdout
     assert "nats per letter of loss" in said
     assert "margin +0.02 nats per letter at 95 %" in said
-    study = ["--batches", "16,32,64", "--target", 2.3, "--max-epochs", 8, "--set", "optimizer.lr=0.03", "--json", "critical.json"]
-    assert "to validation loss 2.3 nats per letter" in bigbatch("critical", *lm, *study, cwd=tmp_path).stdout
-    stored = json.loads((tmp_path / "critical.json").read_text())
-    assert all(run["reached"] and run["best_score"] <= 2.3 for point in stored["points"] for run in point["runs"])
-    assert stored["fit"] is not None
+    example = runpy.run_path(str(ROOT / "examples" / "own_language_model.py"))
+    recipe = Recipe.from_toml(example["RECIPE"]).replace({"optimizer.lr": 0.048})
+    how = {"batches": [16, 32, 64], "target": 2.3, "lr_factors": [1.0], "max_epochs": 6, "evaluate_every": 0.5, "quiet": True}
+    study = critical(example["Documentation"](), recipe, out=tmp_path / "batches", **how)
+    assert all(run.reached and run.best_score <= 2.3 for point in study.points for run in point.runs)
+    assert study.fit is not None
+    assert "this is for loss 2.3 nats per letter on validation data" in next(study.doubts())
 
 
 def test_runs_of_commands_are_listed(tmp_path):
