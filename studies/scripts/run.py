@@ -17,7 +17,8 @@ from bigbatch.runner.settings_file import load_settings
 from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = HERE.parents[1] / "examples/scripts"
+ROOT = HERE.parents[1]
+SCRIPTS = ROOT / "examples/scripts"
 DESIGN = ["--seeds", "3", "--max-seeds", "5", "--bad-share", "0.5"]
 CASES = {
     "resnet": ("resnet_argparse.toml", 256, ["--batches", "16,64,256", "--target", "96", "--max-epochs", "12"]),
@@ -32,13 +33,14 @@ def bigbatch(*arguments, stored):
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "bigbatch", *map(str, arguments)], capture_output=True, text=True, check=False)
     told = {
-        "command": " ".join(map(str, arguments)),
+        "command": " ".join(map(str, arguments)).replace(f"{ROOT}/", "").partition(" --out ")[0],
         "exit_code": done.returncode,
         "seconds_of_the_last_call": round(time.monotonic() - began),
     }
     if done.returncode:
         return told | {"error": done.stderr[-2000:]}
-    return told | {"said": done.stdout.splitlines()[-8:], "stored": json.loads(stored().read_text())}
+    said = [line for line in done.stdout.splitlines()[-8:] if not line.startswith(("report: ", "plot: "))]
+    return told | {"said": said, "stored": json.loads(stored().read_text())}
 
 
 def summary(kind, told):

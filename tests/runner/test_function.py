@@ -6,9 +6,10 @@ from tests.runner.scripts import RECIPE
 
 import bigbatch
 from bigbatch import Interrupted, Metric, Recipe, UserError
-from bigbatch.core.checks import RunFailed
+from bigbatch.core.checks import CheckpointError, RunFailed
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.runner import FunctionRunner, Request, TaskRunner, runner_of
+from bigbatch.study.critical import critical
 from bigbatch.train.state.record import read_record
 
 LOSS = Metric("loss", "nats", "lower", margin=0.01)
@@ -144,3 +145,28 @@ def test_fields_that_it_does_not_follow_limit_the_rules():
     assert "which your script has no place for" in plans[1].reason
     with pytest.raises(UserError, match=r"the plan changes optimizer.adam_lr, .*; your command or function has no place for them"):
         bigbatch.plan(Recipe.named("digits/mlp"), global_batch=256, rule="muon", can_change=runner.can_change)
+
+
+def test_what_an_unfinished_run_of_another_recipe_left_is_not_gone_on_from(tmp_path):
+    def breaks_off(recipe, run):
+        (run.checkpoint_dir / "state").write_text("x")
+        raise ZeroDivisionError
+
+    with pytest.raises(RunFailed):
+        FunctionRunner(breaks_off, metric=LOSS).run(RECIPE, Request(out=tmp_path))
+    with pytest.raises(CheckpointError, match=r"files of an unfinished run of another recipe \(optimizer.lr: 0.2 here, 0.1 there\)"):
+        FunctionRunner(breaks_off, metric=LOSS).run(RECIPE.replace({"optimizer.lr": 0.2}), Request(out=tmp_path))
+    with pytest.raises(CheckpointError, match="files of an unfinished run of another function"):
+        FunctionRunner(falling).run(RECIPE, Request(out=tmp_path))
+
+
+def test_studies_give_each_run_of_a_function_a_folder(tmp_path):
+    def keeps(recipe, run):
+        (run.checkpoint_dir / "state").write_text("x")
+        for update in range(1, recipe.num_updates + 1):
+            run.log(updates=update, score=recipe.batch.global_batch * update / 1e4)
+
+    keeps.metric = Metric("points", margin=1.0)
+    study = critical(keeps, RECIPE, batches=[16, 32, 64], target=0.05, lr_factors=[1.0], out=tmp_path)
+    assert [point.updates for point in study.points] == pytest.approx([32, 16, 8])
+    assert len(list(tmp_path.glob("runs/*/checkpoints/state"))) == 3

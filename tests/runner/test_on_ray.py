@@ -45,15 +45,19 @@ def test_a_node_that_dies_costs_no_run(cluster, tmp_path):
     cluster.wait_for_nodes()
     jobs, done, before = jobs_of(tmp_path), [], []
 
+    def runs_there(seed):
+        marks = tmp_path / f"seed-{seed}" / "checkpoints" / "attempts"
+        return seed not in done and marks.exists() and marks.read_text().split()[-1:] == [nodes[1].node_id]
+
     def kill():
-        while len(done) < 3:
-            time.sleep(0.05)
+        while len(done) < 2 or not any(map(runs_there, range(RUNS))):
+            time.sleep(0.02)
         before.extend(done)
         cluster.remove_node(nodes[1], allow_graceful=False)
 
     threading.Thread(target=kill, daemon=True).start()
     with OnRay(cluster.address) as pool:
-        results = run_jobs(pool, FunctionRunner(scripts.notes_its_node), jobs, done=lambda job, _: done.append(job.recipe.seed))
+        results = run_jobs(pool, FunctionRunner(scripts.notes_its_node), jobs, done=lambda number, _: done.append(number))
     assert [result.test_score for result in results] == [90.0 + seed for seed in range(RUNS)]
     assert sorted(done) == list(range(RUNS))  # each once
     attempts = [(tmp_path / f"seed-{seed}" / "checkpoints" / "attempts").read_text().split() for seed in range(RUNS)]

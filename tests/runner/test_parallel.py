@@ -90,7 +90,7 @@ def test_a_failing_run_ends_no_other(tmp_path, parallel):
     jobs, made = jobs_of(tmp_path, 4), []
     pool = Parallel(2) if parallel else OneAfterAnother()
     with pool, pytest.raises(RunFailed, match="ZeroDivisionError.*makes failed runs again, and takes the 3 finished ones"):
-        run_jobs(pool, FunctionRunner(scripts.fails), jobs, done=lambda job, _: made.append(job.recipe.seed))
+        run_jobs(pool, FunctionRunner(scripts.fails), jobs, done=lambda number, _: made.append(number))
     assert sorted(made) == [0, 2, 3]
 
 
@@ -145,3 +145,15 @@ def test_worker_processes_are_kept_from_one_call_to_the_next(tmp_path):
         runner = FunctionRunner(scripts.tells_its_process)
         calls = [run_jobs(pool, runner, jobs_of(tmp_path / str(number), 2)) for number in range(2)]
     assert len({result.test_score for results in calls for result in results}) == 1
+
+
+def test_a_study_that_breaks_off_leaves_nothing_running(tmp_path):
+    before = children()
+
+    def breaks(number, result):
+        raise ZeroDivisionError
+
+    with Parallel(2) as pool, pytest.raises(ZeroDivisionError):
+        run_jobs(pool, FunctionRunner(scripts.trains), jobs_of(tmp_path, 4), done=breaks)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # no longer the pool's
+    assert no_worker_is_left(before)

@@ -8,7 +8,7 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.places import On, ParallelRuns, find_pool
+from bigbatch.cli.pools import On, ParallelRuns, find_pool
 from bigbatch.cli.runners import Better, Command, Curve, MetricName, What, find_runner, folder_name, label
 from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets
 from bigbatch.cli.values import read_noise_scale, whole_numbers
@@ -40,7 +40,7 @@ def critical(
     output.check(json)
     sizes, scale, pool = whole_numbers("--batches", batches), read_noise_scale(noise), find_pool(parallel, on)
     of_command: dict[str, Any] = {"command": command, "score": curve, "curve": curve, "metric": metric, "better": better}
-    runner, chosen = find_runner(task, recipe, sets, data=data, margin=1.0 if command else None, **of_command)
+    runner, chosen = find_runner(task, recipe, sets, data=data, margin=0.01 if command else None, **of_command)
 
     from bigbatch.cli.tables import console, show
     from bigbatch.report.trade_off import write_trade_off

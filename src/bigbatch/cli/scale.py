@@ -8,7 +8,7 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.places import On, ParallelRuns, find_pool
+from bigbatch.cli.pools import On, ParallelRuns, find_pool
 from bigbatch.cli.runners import Better, Command, Curve, MetricName, Score, What, find_runner, folder_name, label
 from bigbatch.cli.sets import split_sets
 from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule

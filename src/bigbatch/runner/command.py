@@ -17,7 +17,7 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.reading import first_mistake
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, check_words
-from bigbatch.runner.log import RunLog, TargetReached, held, keep_folder, open_run
+from bigbatch.runner.log import OUTPUT, RunLog, TargetReached, held, open_run, required_folder
 from bigbatch.runner.process import Ended, run_process
 from bigbatch.runner.protocol import Request
 from bigbatch.runner.score_sources import UNITS, JSONFile, Pattern, ScoreSource, TensorBoard, compiled
@@ -86,7 +86,7 @@ class CommandRunner:
     """
 
     in_process = False
-    needs_folder = True
+    wants_folder = True
 
     def __init__(self, section: Any, *, name: str = "command", base: Path | None = None) -> None:
         if not isinstance(section, CommandSection):
@@ -113,11 +113,6 @@ class CommandRunner:
         """As it was stated."""
         return self._metric
 
-    @property
-    def has_curve(self) -> bool:
-        """Whether validation scores on the way are read."""
-        return self._section.curve is not None
-
     def can_change(self, field: str) -> bool:
         """Whether the command has a place for a field, and the script follows it."""
         can = self._section.can
@@ -134,7 +129,7 @@ class CommandRunner:
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; a run that fails is made again `retries` times. What it left in its own folder is there again then."""
-        folder = keep_folder(request, "a command")
+        folder = required_folder(request, "a command")
         if (finished := open_run(recipe, request, self.identity)) is not None:
             return finished
         self._check_target(request)
@@ -156,7 +151,7 @@ class CommandRunner:
             )
 
     def _run_once(self, recipe: Recipe, request: Request, folder: Path) -> Result:
-        own = (folder / "output").absolute()
+        own = (folder / OUTPUT).absolute()
         own.mkdir(exist_ok=True)
         for name in ("stdout.txt", "stderr.txt"):
             (folder / name).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows
-from bigbatch.runner.log import RunLog, TargetReached, held, keep_folder, open_run
+from bigbatch.runner.log import CHECKPOINTS, RunLog, TargetReached, held, open_run, required_folder
 from bigbatch.runner.protocol import Request
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
@@ -49,7 +49,7 @@ class FunctionRun:
     @property
     def checkpoint_dir(self) -> Path:
         """A folder of the run's own; what an interrupted run left there is there again when it goes on."""
-        folder = keep_folder(self._request, self._what) / "checkpoints"
+        folder = required_folder(self._request, self._what) / CHECKPOINTS
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -97,7 +97,7 @@ class FunctionRunner:
     """
 
     in_process = True
-    needs_folder = False
+    wants_folder = True
 
     def __init__(
         self,

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from contextlib import AbstractContextManager, closing
 from typing import NamedTuple, Protocol, Self
 
 from bigbatch.core.checks import RunFailed
@@ -80,7 +79,7 @@ def opening(job: Job) -> str:
 
 
 def run_jobs(
-    pool: Pool, runner: Runner, jobs: Sequence[Job], say: Say | None = None, *, done: Callable[[Job, Result], None] | None = None
+    pool: Pool, runner: Runner, jobs: Sequence[Job], say: Say | None = None, *, done: Callable[[int, Result], None] | None = None
 ) -> list[Result]:
     """Make all runs.
 
@@ -89,7 +88,7 @@ def run_jobs(
         runner: Runs the recipes.
         jobs: The runs.
         say: Called with lines of text: before each run, and, of several, after each that took a while.
-        done: Called with each result as it comes, in whichever order.
+        done: Called with the number of a job and its result as it comes, in whichever order.
 
     Returns:
         The results, in the order of the jobs.
@@ -100,20 +99,21 @@ def run_jobs(
     """
     results: dict[int, Result] = {}
     failures: dict[int, RunFailed] = {}
-    fresh, began = sum(not job.is_finished for job in jobs), time.monotonic()
-    outcomes = pool.results(runner, jobs, say or (lambda _: None))
-    for made, (number, outcome) in enumerate(outcomes, 1):
-        if isinstance(outcome, RunFailed):
-            failures[number] = outcome
-        else:
-            results[number] = outcome
-            if done is not None:
-                done(jobs[number], outcome)
-        if len(failures) == ALL_FAIL and not results:
-            outcomes.close()
-            break
-        if say is not None and fresh > 1 and made < len(jobs) and (seconds := time.monotonic() - began) > 5:
-            say(f"{made} of {len(jobs)} runs done, about {_duration(seconds / made * (len(jobs) - made))} left")
+    to_make, began = {number for number, job in enumerate(jobs) if not job.is_finished}, time.monotonic()
+    made = 0
+    with closing(pool.results(runner, jobs, say or (lambda _: None))) as outcomes:
+        for number, outcome in outcomes:
+            if isinstance(outcome, RunFailed):
+                failures[number] = outcome
+            else:
+                results[number] = outcome
+                if done is not None:
+                    done(number, outcome)
+            if len(failures) == ALL_FAIL and not results:
+                break
+            made += number in to_make
+            if say is not None and 0 < made < len(to_make) and (seconds := time.monotonic() - began) > 5:
+                say(f"{made} of {len(to_make)} runs done, about {_duration(seconds / made * (len(to_make) - made))} left")
     if failures:
         left = len(jobs) - len(failures) - len(results)
         first = failures[min(failures)]
@@ -121,11 +121,6 @@ def run_jobs(
         others += f", and the {left} left were not begun" if left else ""
         raise RunFailed(f"{first}{others}; the same call makes failed runs again, and takes the {len(results)} finished ones as they are")
     return [results[number] for number in range(len(jobs))]
-
-
-def with_environment(job: Job, environment: dict[str, str]) -> Job:
-    """The job with variables added to its processes' environment."""
-    return job._replace(request=replace(job.request, environment=(*job.request.environment, *environment.items())))
 
 
 def _duration(seconds: float) -> str:

@@ -4,11 +4,11 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from bigbatch.core.checks import CheckpointError, Diverged, RunFailed, UserError
+from bigbatch.core.checks import CheckpointError, Diverged, RecipeError, RunFailed, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
 from bigbatch.core.folder_lock import owned
@@ -21,6 +21,8 @@ from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result
 
 RUNNER = "runner.json"
+OUTPUT, CHECKPOINTS = OWN_FILES = ("output", "checkpoints")
+"""Folders of a run's own, which are there again when it goes on: of a command and of a function."""
 
 
 class TargetReached(Exception):
@@ -138,10 +140,7 @@ class RunLog:
         if math.isfinite(self.test):
             self._record.score(Clock(samples, updates), "test", self.test)
         self._record.close()
-        if self._request.out is not None:
-            write_atomically(self._request.out / "result.json", result.to_json().encode())
-            if diverged is not None:
-                write_atomically(self._request.out / "diverged.txt", f"{diverged}\n".encode())
+        store_result(result, self._request.out, why=diverged)
         return result
 
     def close(self) -> None:
@@ -161,11 +160,20 @@ class RunLog:
         return Clock(total, -(-total // batch))
 
 
+def store_result(result: Result, out: Path | None, *, why: Diverged | None = None) -> None:
+    """Leave a result in its run's folder, and why it has diverged in `diverged.txt`."""
+    if out is not None:
+        write_atomically(out / "result.json", result.to_json().encode())
+        if why is not None:
+            write_atomically(out / "diverged.txt", f"{why}\n".encode())
+
+
 def open_run(recipe: Recipe, request: Request, identity: dict[str, Any]) -> Result | None:
     """Open a run's folder for a runner of this identity; the result of a finished run in it, None if there is none.
 
     Raises:
-        CheckpointError: If the folder holds a run of another recipe, or of another function or command.
+        CheckpointError: If the folder holds a finished run of another recipe, function or command, or what an unfinished one of another
+            has left to go on from.
         OutputError: If it can't be written.
     """
     if request.out is None:
@@ -173,19 +181,31 @@ def open_run(recipe: Recipe, request: Request, identity: dict[str, Any]) -> Resu
     folder = make_folder(request.out)
     remove_leftovers(folder)
     path = folder / RUNNER
-    if path.exists():
-        known = read_json(path, "choose another --out")
-        differing = [name for name in identity if known.get(name) != identity[name]]
-        if differing and (folder / "result.json").exists():
-            name = differing[0]
+    known = read_json(path, "choose another --out") if path.exists() else identity
+    changed = [name for name in identity if known.get(name) != identity[name]]
+    differing = [f"{name} ({known.get(name)!r:.120} there, {identity[name]!r:.120} here)" for name in changed]
+    is_finished = (folder / "result.json").exists()
+    if differing and is_finished:
+        raise CheckpointError(f"{folder}: holds a run of another {differing[0]}; choose another --out")
+    if not is_finished and any(any((folder / name).glob("*")) for name in OWN_FILES):
+        if fields := _differences(folder, recipe):
+            differing.append(f"recipe ({'; '.join(fields)})")
+        if differing:
             raise CheckpointError(
-                f"{folder}: holds a run of another {name} ({known.get(name)!r:.120} there, {identity[name]!r:.120} here); choose another "
-                "--out"
+                f"{folder}: holds files of an unfinished run of another {differing[0]}, from which this one would go on; remove the "
+                "folder, or choose another --out"
             )
     finished = finished_result(folder, recipe)
     if finished is None:
         write_atomically(path, f"{json.dumps(identity, indent=1)}\n".encode())
     return finished
+
+
+def _differences(folder: Path, recipe: Recipe) -> list[str]:
+    """Fields in which a recipe differs from the one in a folder; none where that can't be read."""
+    with suppress(RecipeError):
+        return recipe.differences(Recipe.load(folder / "recipe.toml", saved=True))
+    return []
 
 
 @contextmanager
@@ -195,7 +215,7 @@ def held(request: Request) -> Iterator[None]:
         yield
 
 
-def keep_folder(request: Request, what: str) -> Path:
+def required_folder(request: Request, what: str) -> Path:
     """The folder of a run that can't do without.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, check_positive
 from bigbatch.core.cores import usable_cores
 from bigbatch.core.devices import num_devices
-from bigbatch.runner.jobs import Job, Outcomes, Say, opening, with_environment
+from bigbatch.runner.jobs import Job, Outcomes, Say, opening
 from bigbatch.runner.protocol import Runner
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
@@ -135,8 +135,8 @@ class _Slot:
     def run(self, runner: Runner, job: Job, stop: threading.Event) -> Result:
         """Run one job to its end."""
         if not runner.in_process:
-            own = with_environment(job, self._environment)
-            return runner.run(own.recipe, replace(own.request, stop=stop))
+            environment = (*job.request.environment, *self._environment.items())
+            return runner.run(job.recipe, replace(job.request, environment=environment, stop=stop))
         for attempt in range(TRIES):
             try:
                 result: Result = self._call(_run, runner, job)
@@ -160,7 +160,7 @@ class _Slot:
         with self._lock:
             if self._executor is None:
                 self._executor = ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(self._environment,))
-            future = self._executor.submit(function, runner, replace_stop(job))
+            future = self._executor.submit(function, runner, job._replace(request=replace(job.request, stop=None)))
         return future.result()
 
     def ask_to_stop(self) -> None:
@@ -186,11 +186,6 @@ class _Slot:
     def _pids(self) -> list[int]:
         executor = self._executor
         return [p.pid for p in (executor._processes or {}).values() if p.pid is not None] if executor is not None else []
-
-
-def replace_stop(job: Job) -> Job:
-    """The job without what can't go to another process."""
-    return job._replace(request=replace(job.request, stop=None))
 
 
 def _is_alive(pid: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from bigbatch.core.checks import RunFailed
+from bigbatch.core.checks import OutputError, RunFailed
 
 MOST_BYTES = 32 * 2**20
 """Of each of the two outputs that are kept, and as many of its end."""
@@ -58,6 +58,7 @@ def run_process(
 
     Raises:
         RunFailed: If the program can't be started.
+        OutputError: If its output can't be kept.
     """
     began = time.monotonic()
     try:
@@ -73,12 +74,11 @@ def run_process(
         )
     except OSError as error:
         raise RunFailed(f"command {arguments[0]!r:.120}: can't be started in {cwd}: {error.strerror}; check its name and path") from None
-    readers = [
-        _Reader(process.stdout, folder / "stdout.txt", on_line),  # type: ignore[arg-type]
-        _Reader(process.stderr, folder / "stderr.txt", None),  # type: ignore[arg-type]
-    ]
+    readers: list[_Reader] = []
     stopped = ""
     try:
+        readers.append(_Reader(process.stdout, folder / "stdout.txt", on_line))  # type: ignore[arg-type]
+        readers.append(_Reader(process.stderr, folder / "stderr.txt", None))  # type: ignore[arg-type]
         while not stopped:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
@@ -113,7 +113,12 @@ class _Reader(threading.Thread):
 
     def __init__(self, stream: IO[bytes], path: Path, on_line: Callable[[str], None] | None) -> None:
         super().__init__(daemon=True)
-        self._stream, self._path, self._on_line = stream, path, on_line
+        self._stream, self._on_line = stream, on_line
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            stream.close()
+            raise OutputError(f"can't write {path}: {error.strerror}; free some space, or choose another --out") from None
         self._written = self._left_out = 0
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
@@ -121,7 +126,7 @@ class _Reader(threading.Thread):
 
     def run(self) -> None:
         """Until the last process that holds the pipe has closed it."""
-        with self._path.open("ab", buffering=0) as file, self._stream as stream:
+        with self._file as file, self._stream as stream:
             begun = b""
             while chunk := os.read(stream.fileno(), LONGEST_LINE):
                 self._keep(chunk, file)
@@ -134,7 +139,8 @@ class _Reader(threading.Thread):
             if begun and self._on_line is not None:
                 self._on_line(begun.decode("utf-8", "replace"))
             if self._left_out:
-                file.write(f"\n[{self._left_out - self._tail_bytes:,} bytes left out]\n".encode() + b"".join(self._tail))
+                with contextlib.suppress(OSError):
+                    file.write(f"\n[{self._left_out - self._tail_bytes:,} bytes left out]\n".encode() + b"".join(self._tail))
 
     def _keep(self, chunk: bytes, file: IO[bytes]) -> None:
         if self._written < MOST_BYTES:

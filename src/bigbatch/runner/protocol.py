@@ -41,12 +41,12 @@ class Runner(Protocol):
     Attributes:
         name: Of what is trained.
         in_process: Whether a run computes in the process that calls it; a command has processes of its own.
-        needs_folder: Whether `Request.out` must be given.
+        wants_folder: Whether studies give each of its runs a folder, `Request.out`.
     """
 
     name: str
     in_process: bool
-    needs_folder: bool
+    wants_folder: bool
 
     @property
     def metric(self) -> Metric:

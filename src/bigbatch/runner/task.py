@@ -1,15 +1,14 @@
 """A task, trained by `bigbatch.fit`."""
 
-from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import Diverged, Interrupted
 from bigbatch.core.devices import choose_device
-from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.runner.function import FunctionRunner
+from bigbatch.runner.log import store_result
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task, load_task
@@ -27,7 +26,7 @@ class TaskRunner:
     """
 
     in_process = True
-    needs_folder = False
+    wants_folder = False
 
     def __init__(self, task: Task, **options: Any) -> None:
         self.task, self.name, self._options = task, task.name, options
@@ -74,16 +73,9 @@ class TaskRunner:
                 raise Interrupted(f"stopped in {where} and saved; the same command goes on from here") from None
             raise Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one") from None
         except Diverged as error:
-            return diverged(self.name, recipe, error.update, out, str(error))
-
-
-def diverged(name: str, recipe: Recipe, update: int | None, out: Path | None, why: str) -> Result:
-    """The result of a run that diverged, left in its folder with the reason in `diverged.txt`."""
-    result = Result(name, updates=update or recipe.num_updates, samples=recipe.total_samples, diverged=True)
-    if out is not None:
-        write_atomically(out / "result.json", result.to_json().encode())
-        write_atomically(out / "diverged.txt", f"{why}\n".encode())
-    return result
+            result = Result(self.name, updates=error.update or recipe.num_updates, samples=recipe.total_samples, diverged=True)
+            store_result(result, out, why=error)
+            return result
 
 
 def runner_of(given: Any) -> Runner:

@@ -22,7 +22,6 @@ from typing import Any
 
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import TimedWarmup
 from bigbatch.runner.fields import covers
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
@@ -145,7 +144,7 @@ class _Quoted:
 def values_of(recipe: Recipe, device_batch: int | None) -> dict[str, Any]:
     """The fields of a recipe and what follows from them, by name."""
     values = recipe.to_flat_dict()
-    samples = round(recipe.warmup_samples) if isinstance(recipe.schedule.warmup, TimedWarmup) else 0
+    samples = round(recipe.warmup_samples)
     values |= {
         "num_updates": recipe.num_updates,
         "total_samples": recipe.total_samples,

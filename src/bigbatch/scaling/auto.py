@@ -13,7 +13,7 @@ LARGEST_WITHOUT_LOSS = 16.0
 """Largest multiple at which no shipped task was shown to lose more than the margin under `muon` (held on four, undecided on the LSTM)."""
 
 STUDY = "studies/optimizers"
-MILDER = {"sgd": ("legw", "linear", "sqrt"), "adam": ("sqrt",)}
+FALLBACKS = {"sgd": ("legw", "linear", "sqrt"), "adam": ("sqrt",)}
 """By the reference's optimizer (others as Adam): what to take where a script can't follow the first choice, the best first by STUDY."""
 REACH = "five small image tasks with SGD as their reference"
 

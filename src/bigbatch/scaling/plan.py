@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.auto import MILDER, auto
+from bigbatch.scaling.auto import FALLBACKS, auto
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
 from bigbatch.scaling.warmup_units import in_epochs, in_own_unit
@@ -82,17 +82,22 @@ def plan(
         raise UserError(unknown("rule", rule, ["auto", *RULES]))
     if recipe.batch.rule is not None and recipe.batch.rule.kind == "adascale" and rule != "none":
         raise UserError(f'rule = {rule!r} and batch.rule.kind = "adascale": both would raise the rate; use rule "none", or drop batch.rule')
-    made = _planned(recipe, global_batch, rule, noise_scale, overrides or {})
-    if can_change is None:
+
+    def by(name: str) -> Plan:
+        return _planned(recipe, global_batch, name, noise_scale, overrides or {})
+
+    made = by(rule)
+    if can_change is None or not (stuck := _stuck(made, can_change)):
         return made
     if rule == "auto":
-        return _best_that_can(made, recipe, global_batch, noise_scale, overrides or {}, can_change)
-    if stuck := _stuck(made, can_change):
-        raise UserError(
-            f"the plan changes {', '.join(stuck)}; your command or function has no place for {'it' if len(stuck) == 1 else 'them'}: add a "
-            "field to the command (and a word to `can`), or choose another rule (--rule)"
-        )
-    return made
+        for fallback in (*FALLBACKS.get(recipe.optimizer.name, FALLBACKS["adam"]), "none"):
+            if not _stuck(other := by(fallback), can_change):
+                fields = ", ".join(stuck[:4]) + ", ..." * (len(stuck) > 4)
+                return other._replace(reason=f"{made.rule} would change {fields}, which your script has no place for")
+    raise UserError(
+        f"the plan changes {', '.join(stuck)}; your command or function has no place for {'it' if len(stuck) == 1 else 'them'}: add a "
+        "field to the command (and a word to `can`), or choose another rule (--rule)"
+    )
 
 
 def _planned(recipe: Recipe, global_batch: int, rule: str, noise_scale: float | None, overrides: Mapping[str, Any]) -> Plan:
@@ -108,25 +113,6 @@ def _planned(recipe: Recipe, global_batch: int, rule: str, noise_scale: float | 
     planned = planned.replace({field: change.after for field, change in own.items()})
     changes = tuple(change for change in {**ruled, **own}.values() if change.before != change.after)
     return Plan(planned, changes, tuple(warnings_of(recipe, planned, rule, own, noise_scale)), rule, reason, recipe)
-
-
-def _best_that_can(
-    best: Plan,
-    recipe: Recipe,
-    global_batch: int,
-    noise_scale: float | None,
-    overrides: Mapping[str, Any],
-    can_change: Callable[[str], bool],
-) -> Plan:
-    """The plan that `auto` would make; where it changes what can't be changed, that of the next rule which does not."""
-    if not (stuck := _stuck(best, can_change)):
-        return best
-    for rule in (*MILDER.get(recipe.optimizer.name, MILDER["adam"]), "none"):
-        made = _planned(recipe, global_batch, rule, noise_scale, overrides)
-        if not (left := _stuck(made, can_change)):
-            reason = f"{best.rule} would change {', '.join(stuck[:4])}{', ...' * (len(stuck) > 4)}, which your script has no place for"
-            return made._replace(reason=reason)
-    raise UserError(f"the plan changes {', '.join(left)}; your command or function has no place for it: add a field to the command")
 
 
 def _stuck(made: Plan, can_change: Callable[[str], bool]) -> list[str]:

@@ -337,9 +337,10 @@ def _run_up_to(
             jobs.append(Job(arm.recipe.replace({"seed": seed}), request, opening))
     finished = [job.is_finished for job in jobs]
 
-    def tell(job: Job, result: Result) -> None:
-        if say is not None and result.diverged and not finished[jobs.index(job)] and job.request.out is not None:
-            say(read_text(job.request.out / "diverged.txt", "restore a copy").strip())
+    def tell(number: int, result: Result) -> None:
+        out = jobs[number].request.out
+        if say is not None and result.diverged and not finished[number] and out is not None:
+            say(read_text(out / "diverged.txt", "restore a copy").strip())
 
     results = run_jobs(pool, runner, jobs, say, done=tell)
     for number in going:

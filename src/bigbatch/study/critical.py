@@ -281,11 +281,12 @@ class _Bench:
             elif self._say is not None:
                 self._say(f"{title}: found finished")
 
-        def done(job: Job, result: Result) -> None:
-            line = {**self._trial(job.recipe, result)._asdict(), "target": self._target, "asked_interval": self._asked}
-            line |= {"interval": self.interval, "metric": self.metric.to_plain(), "recipe": job.recipe.to_dict()}
-            identity = self._identity(job.recipe, self._target, self._asked)
-            self._done[identity] = {"global_batch": job.recipe.batch.global_batch, **line}
+        def done(number: int, result: Result) -> None:
+            recipe = jobs[number].recipe
+            line = {**self._trial(recipe, result)._asdict(), "target": self._target, "asked_interval": self._asked}
+            line |= {"interval": self.interval, "metric": self.metric.to_plain(), "recipe": recipe.to_dict()}
+            identity = self._identity(recipe, self._target, self._asked)
+            self._done[identity] = {"global_batch": recipe.batch.global_batch, **line}
             append_line(self._path, self._done[identity])
 
         run_jobs(self._pool, self._runner, jobs, self._say, done=done)
@@ -293,7 +294,7 @@ class _Bench:
 
     def _job(self, recipe: Recipe, identity: str, title: str) -> Job:
         name = f"{title.replace(', ', '-').replace(' ', '-').replace(',', '')}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-        out = self._folder / "runs" / name if self._runner.needs_folder else None
+        out = self._folder / "runs" / name if self._runner.wants_folder else None
         asked: dict[str, Any] = {"target": self._target, "evaluate_every": self.interval, "measure_test": False}
         request = Request(out=out, title=title, quiet=self._quiet, **asked)
         return Job(recipe, request, f"{title}: at most {recipe.num_updates:,} updates")

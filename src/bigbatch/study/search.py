@@ -83,8 +83,8 @@ def search(
         missing = [(line, key) for line, key in wanted if key not in done]
         jobs = [_job(runner, recipe, line, folder) for line, _ in missing]
 
-        def ended(job: Job, result: Result) -> None:
-            line, key = missing[jobs.index(job)]
+        def ended(number: int, result: Result) -> None:
+            line, key = missing[number]
             done[key] = {**line, **_measured(result, metric)}
             append_line(path, done[key])
 
@@ -101,7 +101,7 @@ def _job(runner: Runner, recipe: Recipe, line: Mapping[str, Any], folder: Path) 
     chosen = recipe.replace({**line["settings"], "seed": line["seed"]})
     title = ", ".join(f"{name} {value}" for name, value in line["settings"].items()) + f", seed {line['seed']}"
     digest = hashlib.sha256(chosen.to_toml().encode()).hexdigest()[:12]
-    return Job(chosen, Request(out=folder / "runs" / digest if runner.needs_folder else None, title=title, measure_test=False))
+    return Job(chosen, Request(out=folder / "runs" / digest if runner.wants_folder else None, title=title, measure_test=False))
 
 
 def _measured(result: Result, metric: Metric) -> dict[str, Any]:
