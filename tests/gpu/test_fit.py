@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import structured_tasks
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -129,6 +130,16 @@ def test_feeds_what_is_not_in_memory(device):
     fed = [(x.clone(), y.clone()) for x, y in load_micro_batches(Squares(), batches, device=device, dtype=torch.float32)]
     assert [y.tolist() for _, y in fed] == [[5, 3], [1, 2]]
     assert all(x.device.type == device.type and x[:, 0].tolist() == y.tolist() for x, y in fed)
+
+
+def test_feeds_dicts_of_ragged_sequences(device, tmp_path):
+    """Weighted by their tokens, in micro-batches, in float64: the weights are the CPU's."""
+    recipe = structured_tasks.RECIPE.replace({"batch.micro_batch": 5})
+    for place, on in {"there": device, "here": "cpu"}.items():
+        fit(structured_tasks.Words(), recipe, out=tmp_path / place, device=on, **QUIET)
+    there, here = weights(tmp_path / "there"), weights(tmp_path / "here")
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=1e-9, atol=1e-11)
 
 
 def test_takes_no_more_memory_than_a_bare_loop(cuda):
