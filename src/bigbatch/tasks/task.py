@@ -17,6 +17,9 @@ SHIPPED = {
     "fashion_mnist/lstm": "bigbatch.tasks.fashion_mnist_lstm:FashionMNISTLSTM",
     "fashion_mnist/mlp": "bigbatch.tasks.fashion_mnist_mlp:FashionMNISTMLP",
     "fashion_mnist/resnet8": "bigbatch.tasks.fashion_mnist_resnet8:FashionMNISTResNet8",
+    "fashion_mnist/vit": "bigbatch.tasks.fashion_mnist_vit:FashionMNISTViT",
+    "text/gpt": "bigbatch.tasks.text_gpt:TextGPT",
+    "text/lstm": "bigbatch.tasks.text_lstm:TextLSTM",
 }
 
 
