@@ -31,7 +31,7 @@ REFINED = {"fashion_mnist/cnn": {"optimizer.lr": [0.05, 0.1], "optimizer.weight_
 ADAMW = {"optimizer.lr": [0.001, 0.002, 0.004, 0.008], "optimizer.betas": [[0.9, 0.95], [0.9, 0.99], [0.9, 0.999]]}
 MUON = {"optimizer.lr": [0.005, 0.01, 0.02, 0.04], "optimizer.adam_lr": [0.002, 0.004, 0.008]}
 START = {"adamw": {"optimizer.lr": 0.002, "optimizer.betas": [0.9, 0.99]}, "muon": {"optimizer.lr": 0.01, "optimizer.adam_lr": 0.004}}
-STAGES = {name: ADAMW for name in ("text/gpt", "text/lstm", "fashion_mnist/vit")}
+STAGES = dict.fromkeys(("text/gpt", "text/lstm", "fashion_mnist/vit"), ADAMW)
 STAGES |= {f"{name}-muon": MUON for name in STAGES}
 
 

@@ -29,7 +29,7 @@ class Text:
 
     def __init__(self, data: str | Path | None = None) -> None:
         self._data = Path(data) if data else None
-        self._splits: Splits | None = None
+        self._bytes: Tensor | None = None
 
     def splits(self) -> Splits:
         """The first 90 % of the text, the next 5 % and the last 5 %, as windows of bytes.
@@ -37,8 +37,12 @@ class Text:
         Raises:
             DataError: If there is no text, or too little.
         """
-        self._splits = self._splits or split_text(text_of(self._data), context=CONTEXT)
-        return self._splits
+        return split_text(self._text(), context=CONTEXT)
+
+    def _text(self) -> Tensor:
+        if self._bytes is None:
+            self._bytes = text_of(self._data)
+        return self._bytes
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of each sample's positions, nats, shape (n,), in at least float32."""
@@ -55,6 +59,6 @@ class Text:
         Raises:
             DataError: If the text has a byte that is none of them.
         """
-        if size < VOCAB_SIZE and (largest := max(int(part.max()) for split in self.splits() for part in split.tensors)) >= size:
+        if size < VOCAB_SIZE and (largest := int(self._text().max())) >= size:
             raise DataError(f"model.vocab_size = {size}: the text holds bytes up to {largest}; raise it, or leave it at {VOCAB_SIZE}")
         return size

@@ -17,6 +17,9 @@ class GPT(nn.Module):
         tied: Whether the head shares the embedding's weight.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, *, context: int, width: int, num_blocks: int, num_heads: int, vocab_size: int, tied: bool) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocab_size, width)
