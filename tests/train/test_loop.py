@@ -190,7 +190,7 @@ def test_an_unknown_model_option():
 
 
 def test_a_recipe_for_another_size():
-    with pytest.raises(RecipeError, match="num_train_samples = 999: the task's training set has 1,297; correct the recipe"):
+    with pytest.raises(RecipeError, match="num_train_samples = 999: the task's training set has 1,297; set num_train_samples=1297"):
         run(recipe=RECIPE.replace({"num_train_samples": 999}))
 
 

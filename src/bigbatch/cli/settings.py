@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of `bigbatch tasks`, or your own as module:Class.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe (TOML); the task's own if left out.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe (TOML), or a shipped one by name; the task's own if left out.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2.")]
 PlanSets = Annotated[
     list[str] | None,
@@ -32,7 +32,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe":
-    """The recipe in `file`, else the task's named one, with the `--set` options applied.
+    """The recipe in `file`, or of that name; else the task's named one; with the `--set` options applied.
 
     Raises:
         UserError: If there is no such recipe, or a setting is malformed.
@@ -40,7 +40,7 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
     from bigbatch.recipe import Recipe, recipe_names
 
     if file is not None:
-        recipe = Recipe.load(file)
+        recipe = Recipe.named(str(file)) if str(file) in recipe_names() and not file.exists() else Recipe.load(file)
     elif task in recipe_names():
         recipe = Recipe.named(task)
     elif ":" in task:

@@ -258,15 +258,17 @@ class Recipe(Section):
             raise RecipeError(f"recipe {path}: {error}") from None
 
     @classmethod
-    def named(cls, task: str) -> Self:
-        """The recipe that was tuned for a shipped task; studies/reference_recipes holds how, and what it reaches.
+    def named(cls, name: str) -> Self:
+        """The recipe that was tuned for a shipped task, by its name, or one of its others, such as "text/gpt-muon".
+
+        studies/reference_recipes holds how it was tuned, and what it reaches.
 
         Raises:
             RecipeError: If no recipe of that name is shipped.
         """
-        file = files("bigbatch.recipe") / "named" / f"{task}.toml"
-        if task not in recipe_names():
-            raise RecipeError(unknown("recipe", task, recipe_names()))
+        file = files("bigbatch.recipe") / "named" / f"{name}.toml"
+        if name not in recipe_names():
+            raise RecipeError(unknown("recipe", name, recipe_names()))
         return cls.from_toml(file.read_text())
 
     def to_dict(self) -> dict[str, Any]:
@@ -335,7 +337,7 @@ class Recipe(Section):
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, one for every shipped task."""
+    """Names of the shipped recipes: every shipped task's own, and those tuned with another optimizer, such as "text/gpt-muon"."""
     folder = files("bigbatch.recipe") / "named"
     return sorted(
         f"{family.name}/{file.name.removesuffix('.toml')}"

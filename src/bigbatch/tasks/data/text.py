@@ -5,7 +5,9 @@ line, "Ge1:1 In the beginning ...", 4,404,412 bytes. Where neither that nor a co
 cut to as many bytes, take its place, and this is said: they differ from version to version.
 """
 
+import codecs
 import hashlib
+import itertools
 import subprocess
 import sysconfig
 import warnings
@@ -31,6 +33,8 @@ HOW_TO_GET = "on Debian or Ubuntu `apt-get install bible-kjv`; elsewhere give a 
 SHARES = (0.9, 0.05)
 """Of the bytes, from the start, that are trained on, and that settings are chosen on; the test set is the rest."""
 TIMEOUT_S = 60
+LOOKED_AT = 2**20
+"""Bytes at the start of a file by which it is told whether it is text."""
 
 
 def text_of(data: Path | None) -> Tensor:
@@ -78,7 +82,7 @@ def split_text(tokens: Tensor, *, context: int) -> Splits:
     """
     n = len(tokens)
     cuts = [0, int(n * SHARES[0]), int(n * sum(SHARES)), n]
-    parts = [tokens[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [tokens[start:end] for start, end in itertools.pairwise(cuts)]
     if min(len(part) for part in parts) <= context:
         least = int(-(-(context + 1) // min(SHARES)))
         raise DataError(
@@ -104,10 +108,11 @@ def _mapped(path: Path) -> Tensor:
 
 
 def _check_text(path: Path, tokens: Tensor) -> None:
-    if (tokens == 0).any():
+    head = tokens[:LOOKED_AT].numpy().tobytes()
+    if b"\0" in head:
         raise DataError(f"{path}: holds bytes of zero, so it is no text; give text files alone")
     try:
-        tokens.numpy().tobytes().decode()
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(tokens) <= LOOKED_AT)
     except UnicodeDecodeError as error:
         warnings.warn(f"{path}: byte {error.start:,} is not UTF-8: the model reads bytes, so any encoding will do", stacklevel=4)
 
@@ -124,8 +129,7 @@ def _joined(folder: Path) -> Tensor:
         raise DataError(f"{folder}: {reason(error)}; check --data") from None
     if not paths:
         raise DataError(f"{folder}: holds no file; give a text file, or a folder of them, with --data")
-    parts = [_mapped(path) for path in paths]
-    return parts[0] if len(parts) == 1 else _stored(b"".join(part.numpy().tobytes() for part in parts))
+    return _stored(b"".join(_mapped(path).numpy().tobytes() for path in paths))
 
 
 def _stored(text: bytes, name: str | None = None) -> Tensor:

@@ -157,7 +157,9 @@ def load_data(task: Task, recipe: Recipe, ranks: Ranks) -> Splits:
                 "IterableDataset"
             )
     if recipe.num_train_samples != (size := len(data.train)):  # type: ignore[arg-type]
-        raise RecipeError(f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {size:,}; correct the recipe")
+        raise RecipeError(
+            f"num_train_samples = {recipe.num_train_samples:,}: the task's training set has {size:,}; set num_train_samples={size}"
+        )
     for name, split in data._asdict().items():
         check_finite(name, split)
     if recipe.augmentation is not None:
