@@ -1,45 +1,59 @@
-"""The cells of studies/optimizers at 64 times the tuned batch, five seeds each, several runs side by side on one GPU.
+"""Cells of studies/optimizers, several runs side by side on one GPU: AdamW and Muon references first, then x64 of the others.
 
-Runs that the study's own files have are not made again; each that ends is appended there, as studies/optimizers/run.py would.
+Runs that the study's own files have are not made again; each that ends is appended there, as studies/optimizers/run.py would. Workers are
+processes that make one run after the other: on a GPU machine a new one takes as long to start as a run.
 """
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import queue
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
 from benchmarks.gpu.part import Part
 from studies.optimizers import run as study
 
-from bigbatch.core.checks import DataError
+from bigbatch import Recipe
 from bigbatch.core.json_lines import readable_lines
 from bigbatch.study.grid import _identity, _stored_identity, run_grid
-from bigbatch.tasks.task import load_task
+from bigbatch.tasks import load_task, metric_of
 from bigbatch.train.state.record import environment
 
-TASKS = ("fashion_mnist/cnn", "fashion_mnist/resnet8", "fashion_mnist/lstm", "fashion_mnist/mlp")
+ADAPTIVE = ("text/gpt", "text/lstm", "fashion_mnist/vit", "text/gpt-muon", "text/lstm-muon", "fashion_mnist/vit-muon")
+OTHERS = ("fashion_mnist/cnn", "fashion_mnist/resnet8", "fashion_mnist/lstm", "fashion_mnist/mlp")
 METHODS = ("muon", "lamb", "lars", "adam", "adamp", "legw", "linear", "sqrt", "none")
-MULTIPLE, SEEDS, SIDE_BY_SIDE = "64", range(5), 8
+SIDE_BY_SIDE = 14
 
 
 def wanted(part):
-    """Task, method and seed of the runs to make, the most telling methods first; and the cell of each."""
+    """Reference, method, multiple and seed of the runs to make, the most telling first."""
     if part.quick:
-        return [("digits/mlp", method, seed, "8") for method in ("muon", "lamb") for seed in range(1)]
-    return [(task, method, seed, MULTIPLE) for method in METHODS for task in TASKS for seed in SEEDS]
+        return [("digits/mlp", method, "8", 0) for method in ("muon", "lamb")]
+    references = [(name, "none", "1", seed) for seed in range(3) for name in ADAPTIVE]
+    cells = [
+        (name, method, multiple, seed)
+        for multiple, seed, name in product(("16", "4", "64"), range(3), ADAPTIVE)
+        for method in study.methods_of(name)
+    ]
+    return [*references, *cells, *((name, method, "64", seed) for method in METHODS for name in OTHERS for seed in range(5))]
 
 
-def cell_of(task, method, multiple, *, quick):
-    (cell,) = study.cells(task, [method], [multiple], [1.0], None)
+def cell_of(name, method, multiple, *, quick):
+    (cell,) = study.cells(name, [method], [multiple], [1.0], None)
     return cell._replace(recipe=cell.recipe.replace({"budget.epochs": 1.0})) if quick else cell
 
 
-def file_of(task, folder):
-    return folder / f"{task.replace('/', '-')}.jsonl"
+def file_of(name, folder):
+    return folder / f"{name.replace('/', '-')}.jsonl"
+
+
+def identity_of(job, *, quick):
+    cell = cell_of(*job[:3], quick=quick)
+    return _identity(cell.key, cell.recipe.replace({"seed": job[3]}).to_dict())
 
 
 def done_in(path):
@@ -47,95 +61,81 @@ def done_in(path):
     return {_stored_identity(line) for line in readable_lines(path)} if path.exists() else set()
 
 
-def one(task, method, seed, multiple, path, commit, quick):
-    """In a process of its own."""
+def work(jobs, ended, facts, *, quick):
+    """A worker: its jobs until there are none; tells of each what came of it, a line of the study or an error."""
     torch.set_num_threads(1)
-    facts = {"commit": commit, "environment": environment()}
-    run_grid(load_task(task), [cell_of(task, method, multiple, quick=quick)], seeds=[seed], path=path, facts=facts)
-
-
-def has_data(data):
-    try:
-        load_task("fashion_mnist/mlp", data=data).splits()
-    except DataError as error:
-        return str(error)
-    return None
+    tasks = {}
+    while (job := jobs.get()) is not None:
+        name, method, multiple, seed = job
+        try:
+            task = tasks.setdefault(name, load_task(Recipe.named(name).task))
+            with tempfile.TemporaryDirectory() as own:
+                cell = cell_of(name, method, multiple, quick=quick)
+                (line,) = run_grid(task, [cell], seeds=[seed], path=Path(own) / "run.jsonl", facts=facts)
+            ended.put((job, line, None))
+        except Exception as error:
+            ended.put((job, None, f"{type(error).__name__}: {error}"[:200]))
 
 
 def main():
     part = Part("study")
-    if not part.quick and (why := has_data(part.data)) is not None:
-        part.row("data", None, error=f"{why[:250]}; carry the four files, and give --data FOLDER")
-        return
+    if part.data:
+        os.environ["BIGBATCH_DATA"] = str(part.data)
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if part.quick else study.HERE
-        jobs, done = [], {task: done_in(file_of(task, folder)) for task in {job[0] for job in wanted(part)}}
-        for task, method, seed, multiple in wanted(part):
-            cell = cell_of(task, method, multiple, quick=part.quick)
-            if _identity(cell.key, cell.recipe.replace({"seed": seed}).to_dict()) not in done[task]:
-                jobs.append((task, method, seed, multiple))
-        run_all(part, jobs, folder)
+        done = {job[0]: done_in(file_of(job[0], folder)) for job in wanted(part)}
+        jobs = [job for job in wanted(part) if identity_of(job, quick=part.quick) not in done[job[0]]]
+        if run_all(part, jobs, folder) == len(jobs):
+            part.finish()
 
 
 def run_all(part, jobs, folder):
-    """Side by side; each writes a file of its own, whose line is appended to the study's when it is whole."""
-    limit = 2 if part.quick else min(SIDE_BY_SIDE, max(1, (os.cpu_count() or 1) // 2))
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"BIGBATCH_DATA": str(part.data)} if part.data else {})
-    waiting, running, ended, failed, total = list(jobs), {}, 0, 0, len(jobs)
-    with tempfile.TemporaryDirectory() as own:
-        while waiting or running:
-            while waiting and len(running) < limit and part.left() > 20:
-                job = waiting.pop(0)
-                path = Path(own) / f"{len(waiting)}.jsonl"
-                command = [
-                    sys.executable,
-                    "-m",
-                    "benchmarks.gpu.study",
-                    "--one",
-                    json.dumps([*job, str(path), part.facts.get("commit"), part.quick]),
-                ]
-                running[subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=path.with_suffix(".err").open("w"))] = (
-                    job,
-                    path,
-                )
-            for process, (job, path) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[process]
-                if process.returncode:
-                    failed += 1
-                    lines = [line for line in path.with_suffix(".err").read_text().splitlines() if line.strip()]
-                    part.row(" ".join(map(str, job)), None, error=(lines or ["ended without a word"])[-1][:200])
-                    continue
-                ended += 1
-                keep(part, job, path, folder)
-                part.row("runs made", ended, f"of {total} that the study lacked")
-            if part.left() < 3 or (waiting and not running):
-                break
-            time.sleep(0.1)
-        for process in running:
-            process.kill()
-            process.wait()
-    if ended == total:
-        part.row("runs made", ended, f"of {total} that the study lacked")
-        part.finish()
+    """Side by side, until all are made or the time is over; returns how many ended."""
+    context = multiprocessing.get_context("spawn")
+    waiting, results = context.Queue(), context.Queue()
+    facts = {"commit": part.facts.get("commit"), "environment": environment()}
+    limit = 2 if part.quick else min(SIDE_BY_SIDE, os.cpu_count() or 1)
+    for job in [*jobs, *[None] * limit]:
+        waiting.put(job)
+    workers = [
+        context.Process(target=work, args=(waiting, results, facts), kwargs={"quick": part.quick}, daemon=True) for _ in range(limit)
+    ]
+    for worker in workers:
+        worker.start()
+    ended, told, broken = 0, time.monotonic(), 0
+    while ended + broken < len(jobs) and part.left() > 5 and any(worker.is_alive() for worker in workers):
+        try:
+            job, line, error = results.get(timeout=1)
+        except queue.Empty:
+            continue
+        if error is not None:
+            broken += 1
+            part.row(" ".join(map(str, job)), None, error=error)
+            continue
+        ended += 1
+        with file_of(job[0], folder).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        tell(part, job, line)
+        if time.monotonic() - told > 5 or ended == len(jobs):
+            told = time.monotonic()
+            part.row("runs made", ended, f"of {len(jobs)} that the study lacked")
+    part.row("runs made", ended, f"of {len(jobs)} that the study lacked")
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    return ended
 
 
-def keep(part, job, path, folder):
-    """Append a run's line to the study's file."""
-    text = path.read_text()
-    with file_of(job[0], folder).open("a") as file:
-        file.write(text)
-    score = json.loads(text)["test_score"]
-    told = "diverged" if score is None else round(100 * score, 2)
-    name = f"{job[0]}, {job[1]}, x{job[3]}: accuracy of seeds"
-    seeds = next((dict(row["seeds"]) for row in part.rows if row["what"] == name), {}) | {str(job[2]): told}
-    part.row(name, " ".join(str(seeds[seed]) for seed in sorted(seeds)), "%", seeds=seeds)
+def tell(part, job, line):
+    """A row of the part's file for each cell, with the scores of its seeds."""
+    name, method, multiple, seed = job
+    metric = metric_of(load_task(Recipe.named(name).task).metric)
+    told = "diverged" if line["test_score"] is None else metric.number(metric.shown(line["test_score"]))
+    what = f"{name}, {method}, x{multiple}: {metric} of seeds"
+    seeds = next((dict(row["seeds"]) for row in part.rows if row["what"] == what), {}) | {str(seed): told}
+    part.row(what, " ".join(seeds[number] for number in sorted(seeds)), metric.unit, seeds=seeds)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--one":
-        task, method, seed, multiple, path, commit, quick = json.loads(sys.argv[2])
-        one(task, method, seed, multiple, Path(path), commit, quick)
-    else:
-        main()
+    main()
