@@ -17,6 +17,7 @@ Appends a line a finished run to <task>.jsonl (a search's: <task>-search.jsonl) 
 import argparse
 import statistics
 import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from bigbatch.tasks import load_task, metric_of
 from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+from studies.optimizers.variants import changed_by  # noqa: E402 this script may be run from anywhere
+
 FACTORS = [2.0**i for i in range(-3, 4)]
 SEARCH_SEEDS = (100, 101)
 METHODS = ("none", "linear", "sqrt", "legw", "lars", "lamb", "adam", "adamp", "muon")
@@ -42,8 +46,8 @@ def batch_of(recipe, multiple):
     return recipe.num_train_samples if multiple == "full" else recipe.batch.global_batch * int(multiple)
 
 
-def cells(task, methods, multiples, epochs, precision):
-    named = Recipe.named(task)
+def cells(task, methods, multiples, epochs, precision, reference=None):
+    named = reference or Recipe.named(task)
     own = {} if precision in (None, named.precision) else {"precision": precision}
     named = named.replace(own)
     for multiple, times, method in product(multiples, epochs, methods):
@@ -51,7 +55,8 @@ def cells(task, methods, multiples, epochs, precision):
         batch = batch_of(reference, multiple)
         if batch <= reference.num_train_samples:
             key = {"task": task, "method": method, "multiple": multiple} | ({} if times == 1 else {"epochs": times}) | own
-            yield Cell(key, plan(reference, global_batch=batch, rule=method).recipe)
+            planned = plan(reference, global_batch=batch, rule=method.partition(",")[0]).recipe
+            yield Cell(key, planned.replace(changed_by(method, reference, planned)))
 
 
 def methods_of(task):

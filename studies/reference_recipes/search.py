@@ -4,13 +4,14 @@
 
 Appends one line per run to `<task>/trials.jsonl` beside this script and prints the five best means over the seeds. Length of the
 run, batch, warm-up of 0.1 epochs (LEGW multiplies it), momentum 0.9 and kind of decay were fixed beforehand; the rate and the weight
-decay are searched. References with AdamW and Muon were tuned a field after the other, one seed, from START, in the order of STAGES;
-fixed beforehand were their warm-up of 5 % of the run, a cosine to zero, weight decay 0.1 and gradients clipped at norm 1.
+decay are searched. References with AdamW and Muon were tuned by stages.py; fixed beforehand were their warm-up of 5 % of the run, a
+cosine to zero, weight decay 0.1 and gradients clipped at norm 1.
 """
 
 import sys
 from pathlib import Path
 
+import stages  # beside this script
 import torch
 
 from bigbatch.recipe import Recipe
@@ -28,28 +29,21 @@ GRIDS = {
 }
 # A second stage where one seed in five went astray at the rate that the first stage chose: the best of it again, over five seeds.
 REFINED = {"fashion_mnist/cnn": {"optimizer.lr": [0.05, 0.1], "optimizer.weight_decay": [5e-4, 1e-3, 2e-3]}}
-ADAMW = {"optimizer.lr": [0.001, 0.002, 0.004, 0.008], "optimizer.betas": [[0.9, 0.95], [0.9, 0.99], [0.9, 0.999]]}
-MUON = {"optimizer.lr": [0.005, 0.01, 0.02, 0.04], "optimizer.adam_lr": [0.002, 0.004, 0.008]}
-START = {"adamw": {"optimizer.lr": 0.002, "optimizer.betas": [0.9, 0.99]}, "muon": {"optimizer.lr": 0.01, "optimizer.adam_lr": 0.004}}
-STAGES = dict.fromkeys(("text/gpt", "text/lstm", "fashion_mnist/vit"), ADAMW)
-STAGES |= {f"{name}-muon": MUON for name in STAGES}
 
 
 def staged(name):
-    """The best of each field, then the next with it; returns the settings."""
-    recipe = Recipe.named(name)
-    best = dict(START[recipe.optimizer.name])
-    for field, values in STAGES[name].items():
-        choices = {other: [value] for other, value in best.items()} | {field: values}
-        trials = search(load_task(recipe.task), recipe, choices, seeds=[0], out=HERE / name)
-        print(name, *trials, sep="\n  ", flush=True)
-        best = trials[0].settings
-    return best
+    """Stage after stage; returns the settings that were best."""
+    recipe, path = Recipe.named(name), HERE / name / "trials.jsonl"
+    while (left := stages.missing(name, stages.scores_in(path)))[0]:
+        for settings in left[0]:
+            choices = {field: [value] for field, value in settings.items()}
+            print(name, *search(load_task(recipe.task), recipe, choices, seeds=[stages.SEED], out=HERE / name), flush=True)
+    return left[1]
 
 
 torch.set_num_threads(1)  # two searches side by side on two cores
-for name in sys.argv[1:] or (*GRIDS, *STAGES):
-    if name in STAGES:
+for name in sys.argv[1:] or (*GRIDS, *stages.STAGES):
+    if name in stages.STAGES:
         print(name, staged(name), flush=True)
         continue
     trials = search(load_task(name), Recipe.named(name), GRIDS[name], seeds=SEEDS.get(name, [0, 1]), out=HERE / name)

@@ -1,0 +1,33 @@
+"""What the rules for references with AdamW were chosen among, on text/gpt alone: a rule, then what is different."""
+
+VARIANTS = (
+    "adamw, warm-up in samples",
+    "adamw, beta2^k",
+    "adamw, betas kept",
+    "muon, momentum 0.85",
+    "muon, twice the rates",
+    "muon, rates by updates",
+)
+
+
+def changed_by(method, reference, planned):
+    """Fields that a variant sets in what its rule has planned; none, if it is a rule's name."""
+    o, k, n = reference.optimizer, planned.batch.global_batch / reference.batch.global_batch, planned.num_updates
+    match method.partition(", ")[2]:
+        case "":
+            return {}
+        case "warm-up in samples":
+            return {"schedule.warmup.epochs": reference.schedule.warmup.epochs}
+        case "beta2^k":
+            return {"optimizer.betas": (o.betas[0], o.betas[1] ** k)}
+        case "betas kept":
+            return {"optimizer.betas": o.betas}
+        case "momentum 0.85":
+            return {"optimizer.momentum": 0.85}
+        case "twice the rates":
+            return {"optimizer.lr": 2 * planned.optimizer.lr, "optimizer.adam_lr": 2 * planned.optimizer.adam_lr}
+        case "rates by updates":  # as from an SGD reference
+            rates = {"optimizer.lr": 0.4 / n**0.5, "optimizer.adam_lr": 0.15 / n**0.5, "optimizer.momentum": 0.85}
+            two_updates = 2 * planned.batch.global_batch / planned.num_train_samples
+            return rates | {"schedule.warmup.epochs": two_updates, "schedule.decay": {"kind": "linear"}}
+    raise ValueError(method)
