@@ -100,6 +100,8 @@ CASES = [
     ("core.matrices", "as_matrices", "", None),
     ("core.matrices", "from_matrices", "", None),
     ("scaling.muon", "muon_rates", "lr", "scaling/test_switch.py"),
+    ("scaling.muon", "matched_rates", "lr", "scaling/test_switch.py"),
+    ("scaling.muon", "matched_rates", "adam_lr", "scaling/test_switch.py"),
     ("scaling.weight_decay", "sum_of_factors", "", "scaling/test_weight_decay.py"),
     ("scaling.weight_decay", "total_shrinkage", "", None),
     ("scaling.weight_decay", "decay_for_shrinkage", "", None),

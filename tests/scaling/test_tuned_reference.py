@@ -117,6 +117,21 @@ def test_every_rule_tends_to_every_named_recipe(rule, name):
             check_near(reference.replace({change.field: change.after for change in changes}), reference, rel=1e-4)
 
 
+@pytest.mark.parametrize("warmup", [name for name in WARMUPS if name != "autowu"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adamp"])
+def test_muon_tends_to_the_rates_and_schedule_of_adam(optimizer, warmup):
+    """The optimizer is another, but a step is as large, and all else is the reference's."""
+    for decay in DECAYS:
+        reference = tuned(optimizer, warmup, decay).replace({"optimizer.betas": (0.8, 0.97), "optimizer.eps": 1e-7})
+        planned = plan(reference, global_batch=BATCH + 1, rule="muon").recipe
+        o = planned.optimizer
+        assert (o.name, o.betas, o.eps, o.momentum) == ("muon", (0.8, 0.97), 1e-7, 0.95)
+        assert (o.lr, o.adam_lr) == pytest.approx((0.03, 0.03), rel=1e-3)
+        assert o.weight_decay == (0.1 if optimizer == "adam" else pytest.approx(0.02, rel=1e-3))  # published: Adam's has no equivalent
+        old, new = ({n: v for n, v in numbers(r).items() if not n.startswith("optimizer.")} for r in (reference, planned))
+        assert new == {n: pytest.approx(v, rel=1e-3) if isinstance(v, float | tuple) else v for n, v in old.items()}
+
+
 @pytest.mark.parametrize("warmup", ["none", "gradual", "constant"])
 @pytest.mark.parametrize("combine", ["sequential", "product"])
 @pytest.mark.parametrize("rule", ["linear", "sqrt", "legw", "muon", "adam"])
