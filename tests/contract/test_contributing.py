@@ -19,7 +19,7 @@ from bigbatch import Recipe
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (src/bigbatch/[\w/]+\.py)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL))
-NAMES = {"optim": "sign_sgd", "schedules": "inverse_sqrt", "scaling": "sde", "batching": "geometric", "comm": "one_shot"}
+NAMES = {"optim": "sign_sgd", "schedules": "inverse_sqrt", "scaling": "random_matrix", "batching": "geometric", "comm": "one_shot"}
 
 USES = """
 import sys
@@ -28,10 +28,10 @@ from bigbatch.core.checks import RecipeError
 from bigbatch.recipe import recipe_names
 
 adam = Recipe.named("digits/mlp").replace({"optimizer.name": "adam", "optimizer.lr": 0.001})
-planned = plan(adam, global_batch=64, rule="sde")
-assert planned.recipe.optimizer.betas == (1 - 2 * (1 - 0.9), 1 - 2 * (1 - 0.999)), planned.recipe.optimizer
-assert planned.recipe.optimizer.eps == 1e-8 / 2**0.5
-assert {change.paper.method for change in planned.changes if change.paper} == {"Adam's square root rule"}
+planned = plan(adam, global_batch=64, rule="random_matrix")
+assert planned.recipe.optimizer.lr == 0.001 * 2**0.5, planned.recipe.optimizer
+assert plan(Recipe.named("digits/mlp"), global_batch=64, rule="random_matrix").recipe.optimizer.lr == 0.2
+assert {change.paper.method for change in planned.changes if change.paper} == {"Rates by random matrices"}
 assert "torch" not in sys.modules
 try:
     adam.replace({"optimizer.name": "sign_sdg"})
@@ -88,7 +88,14 @@ def test_recipes_plans_and_commands_know_them(copy):
     program = [sys.executable, "-W", "error", "-c", USES]
     done = subprocess.run(program, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("optim.sign_sgd", "schedules.inverse_sqrt", "scaling.sde", "batching.geometric", "comm.one_shot", "regime, sde"):
+    for word in (
+        "optim.sign_sgd",
+        "schedules.inverse_sqrt",
+        "scaling.random_matrix",
+        "batching.geometric",
+        "comm.one_shot",
+        "regime, random_matrix",
+    ):
         assert word in done.stdout, word
 
 

@@ -1,26 +1,8 @@
 import pytest
+from tests.scaling.published import PUBLISHED, shrinkage
 
-from bigbatch import Recipe, plan
-from bigbatch.core.clock import Clock
+from bigbatch import plan
 from bigbatch.scaling.adamw import beta2_at
-from bigbatch.schedules.from_recipe import schedule_of
-
-PUBLISHED = Recipe.from_toml(
-    """
-    num_train_samples = 10_000_000
-    budget = { samples = 5_120_000 }
-    batch = { global_batch = 512 }
-    optimizer = { name = "adamw", lr = 3e-4, betas = [0.9, 0.95], weight_decay = 0.1 }
-    schedule = { warmup = { kind = "gradual", updates = 200 }, decay = { kind = "cosine", final_factor = 0.1 } }
-    """
-)
-
-
-def shrinkage(recipe):
-    """sum of lr wd over the updates, written out."""
-    schedule, batch = schedule_of(recipe), recipe.batch.global_batch
-    rates = [recipe.optimizer.lr * schedule(Clock(update * batch, update)) for update in range(recipe.num_updates)]
-    return recipe.optimizer.weight_decay * sum(rates)
 
 
 def test_hand_worked_for_a_published_recipe():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.scaling.published import PUBLISHED, shrinkage
 
 from bigbatch import Recipe, fit, plan
 from bigbatch.scaling.muon import muon_rates
@@ -18,6 +19,27 @@ def test_muon_by_hand():  # 55,000 x 8 / 8,192 = 53.7: 54 updates
     assert (o.lr, o.adam_lr) == pytest.approx((0.4 / math.sqrt(54), 0.15 / math.sqrt(54)))
     assert planned.schedule.warmup.epochs * 55000 == pytest.approx(2 * 8192)
     assert planned.schedule.warmup.start_factor == pytest.approx(1 / 3)
+
+
+def test_muon_by_hand_from_adamw():
+    """512 to 4,096 of AdamW at 3e-4 and decay 0.1: k = 8, whose root is 2.828427."""
+    planned = plan(PUBLISHED, global_batch=4096, rule="muon").recipe
+    o = planned.optimizer
+    assert (o.name, o.momentum, o.betas, o.eps) == ("muon", 0.95, (0.9, 0.95), 1e-8)
+    assert (o.lr, o.adam_lr) == pytest.approx((8.485281e-4, 8.485281e-4), rel=1e-6)
+    assert planned.schedule.warmup.updates == 200  # as many updates, of 1,250
+    assert planned.schedule.decay == PUBLISHED.schedule.decay
+    assert shrinkage(planned) == pytest.approx(shrinkage(PUBLISHED), rel=1e-4)
+    assert 0.28 < o.weight_decay < 0.32  # 0.1 sqrt(8) = 0.283, and more for the longer warm-up
+
+
+def test_muon_from_adamw_warms_up_for_half_the_run_at_most_and_gives_its_reasons():
+    planned = plan(PUBLISHED, global_batch=512 * 64, rule="muon")
+    assert planned.recipe.warmup_epochs == pytest.approx(PUBLISHED.total_epochs / 2)
+    reasons = {change.field: change.why for change in planned.changes}
+    assert reasons["optimizer.lr"].startswith("of adamw, times sqrt(k) = 8: a step of the orthogonalised matrices")
+    assert reasons["optimizer.adam_lr"] == "of adamw, times sqrt(k) = 8: of all else, by AdamW"
+    assert "over the run the weights shrink by as much" in reasons["optimizer.weight_decay"]
 
 
 def test_muon_rates_halve_with_four_times_the_updates():

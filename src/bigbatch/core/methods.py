@@ -127,4 +127,4 @@ BATCH_RULES = Registry(
 )
 COMMS = Registry("COMMS", "comm", first="all_reduce local_sgd gossip fully_shard parameter_server")
 COMPRESSIONS = Registry("COMPRESSIONS", "comm", first="fp16 bf16 powersgd top_k")
-RULES = Registry("RULES", "scaling", first="none linear sqrt legw adamw lars lamb adam adamp muon regime")
+RULES = Registry("RULES", "scaling", first="none linear sqrt legw adamw sde timescale lars lamb adam adamp muon regime")

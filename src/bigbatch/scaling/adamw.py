@@ -36,13 +36,17 @@ def beta2_at(beta2: float, k: float) -> float:
     return float(max(beta2**k, min(FLOOR, beta2)))
 
 
+def to_adamw(recipe: Recipe, k: float) -> list[Change]:
+    """AdamW at its usual rate, for a reference that is tuned with none of its kind."""
+    why = "AdamW: 0.001 at the reference's batch, times sqrt(k)"
+    return switch(recipe, k, "adamw", {"lr": adam_lr(k)}, why, longer_warmup(recipe, k))
+
+
 @RULES.register("adamw")
 def adamw(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
-    own = recipe.optimizer.name
-    if own not in ADAMS:
-        why = "AdamW: 0.001 at the reference's batch, times sqrt(k)"
-        return switch(recipe, k, "adamw", {"lr": adam_lr(k)}, why, longer_warmup(recipe, k))
+    if recipe.optimizer.name not in ADAMS:
+        return to_adamw(recipe, k)
     before = recipe.get("optimizer.betas")
     after = (before[0], beta2_at(before[1], k))
     halves = f"beta2^k = {before[1] ** k:.4g}: as many samples to the half of a squared gradient's weight"

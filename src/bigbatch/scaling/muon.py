@@ -1,4 +1,4 @@
-"""Muon in place of the reference's optimizer, at rates that follow from the number of updates alone. This project's own rule.
+"""Muon in place of the reference's optimizer, at rates that follow from the number of updates, or from Adam's. This project's own rule.
 
     T updates:   rate of the matrices 0.4 / sqrt(T),   rate of the rest (AdamW) 0.15 / sqrt(T),   momentum 0.85
                  warm-up over two updates, then straight down to zero
@@ -6,6 +6,10 @@
 Why:             an orthogonalised step has a fixed length whatever the gradient, so the reference's rate and batch do not matter;
                  T steps of random sign travel eta sqrt(T), and that length is kept. studies/optimizers shows how far it holds, and
                  what was tried beside it.
+A reference that is tuned with Adam, AdamW or AdamP is information: a step of Muon's matrices has a root mean square of 0.2 eta, as AdamW's
+has, so rate and decay carry over (Liu et al. 2025, arXiv:2502.16982, Section 2.2). Both of Muon's rates are Adam's times sqrt(k); betas,
+eps, the updates of the warm-up (up to half the run), the schedule's decay, the model and the total shrinkage of the matrices are kept; the
+momentum is 0.95, with which that was published. Weights that are no matrices have no decay, as always under Muon. Not measured here yet.
 A reference that is tuned with Muon keeps its settings: both its rates times sqrt(k), which is the same law, its warm-up, schedule and
 momentum, and its total shrinkage.
 """
@@ -18,10 +22,12 @@ from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change, kept_group, scaled_rates
 from bigbatch.scaling.keep_samples import with_batch
-from bigbatch.scaling.switch import kept_shrinkage, switch
+from bigbatch.scaling.switch import ADAMS, kept_shrinkage, longer_warmup, switch
 
 WARMUP_UPDATES = 2
 MOMENTUM = 0.85
+MOMENTUM_FROM_ADAM = 0.95
+WHY = "every direction of a matrix moves alike, whatever its gradient's size (`bigbatch papers muon`)"
 
 
 class MuonRates(NamedTuple):
@@ -40,23 +46,46 @@ def muon_rates(num_updates: int) -> MuonRates:
     return MuonRates(0.4 / math.sqrt(num_updates), 0.15 / math.sqrt(num_updates))
 
 
+def matched_rates(lr: float, k: float) -> MuonRates:
+    """The rates for k times the batch from Adam's: steps of the same root mean square, times sqrt(k).
+
+    >>> matched_rates(0.001, 4)
+    MuonRates(lr=0.002, adam_lr=0.002)
+    """
+    return MuonRates(math.sqrt(k) * lr, math.sqrt(k) * lr)
+
+
 @RULES.register("muon")
 def muon(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
     if recipe.optimizer.name == "muon":
         why = f"the reference's, times sqrt(k) = {k**0.5:g}: 1/k of the updates, each as much longer"
         return [*kept_shrinkage(recipe, k, [*scaled_rates(recipe, k**0.5, why)]), *kept_group(recipe, k)]
+    if recipe.optimizer.name in ADAMS:
+        return _from_adam(recipe, k)
     batch = round(recipe.batch.global_batch * k)
     updates = with_batch(recipe, batch).num_updates
     lr, adam_lr = muon_rates(updates)
-    why = "every direction of a matrix moves alike, whatever its gradient's size (`bigbatch papers muon`)"
     settings = {"lr": lr, "adam_lr": adam_lr, "momentum": MOMENTUM}
     reasons = {
         "optimizer.lr": f"0.4 / sqrt({updates}): of the orthogonalised matrices",
         "optimizer.adam_lr": f"0.15 / sqrt({updates}): of all else, by AdamW",
         "optimizer.momentum": "shorter, for few updates",
     }
-    changes = switch(recipe, k, "muon", settings, why, _others(recipe, k, batch))
+    changes = switch(recipe, k, "muon", settings, WHY, _others(recipe, k, batch))
+    return [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
+
+
+def _from_adam(recipe: Recipe, k: float) -> list[Change]:
+    old, same = recipe.optimizer.name, {name: recipe.get(f"optimizer.{name}") for name in ("betas", "eps")}
+    settings = {**matched_rates(recipe.optimizer.lr, k)._asdict(), "momentum": MOMENTUM_FROM_ADAM, **same}
+    reasons = {
+        "optimizer.lr": f"of {old}, times sqrt(k) = {k**0.5:g}: a step of the orthogonalised matrices has as large a root mean square",
+        "optimizer.adam_lr": f"of {old}, times sqrt(k) = {k**0.5:g}: of all else, by AdamW",
+        "optimizer.momentum": "with which rates were shown to carry over (Liu et al. 2025)",
+        **{f"optimizer.{name}": "kept, of all else" for name in same},
+    }
+    changes = switch(recipe, k, "muon", settings, WHY, longer_warmup(recipe, k))
     return [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
 
 

@@ -56,9 +56,10 @@ def plan(
     Args:
         recipe: Tuned at its own `batch.global_batch`.
         global_batch: The batch to plan for, in samples per update over all workers.
-        rule: "none" (only the batch changes), "linear", "sqrt", "legw"; "lars", "lamb", "adam", "adamp", "muon" (which change the
-            optimizer, unless the recipe has it already); "regime" (which keeps the updates, and trains longer); or "auto" (what held
-            furthest in our studies).
+        rule: "none" (only the batch changes), "linear", "sqrt", "legw"; "adamw", "sde", "timescale" (for recipes tuned with AdamW);
+            "lars", "lamb", "adam", "adamp", "muon" (which change the optimizer, unless the recipe has it already, as "adamw" and "sde"
+            do where it is none of Adam's kind); "regime" (which keeps the updates, and trains longer); or "auto" (what held furthest
+            in our studies).
         noise_scale: Of the recipe, in samples, if it was measured (`bigbatch noise`): a batch above it is warned of, with what it costs.
         overrides: Dotted fields of the new recipe to set after the rule, such as {"schedule.warmup.epochs": 0.5}.
         can_change: Whether a dotted field of the recipe reaches what is trained; all do if left out. "auto" takes a rule that changes no

@@ -5,9 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.auto import LARGEST_WITHOUT_LOSS, doubt
 from bigbatch.scaling.change import readable
+from bigbatch.scaling.sde import largest_inside, outside
+from bigbatch.scaling.switch import ADAMS
+from bigbatch.scaling.timescale import without_timescale
 from bigbatch.scaling.weight_decay import MOST_SUMMANDS, converted_decay
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.schedules.step_decay import StepDecaySection
@@ -71,8 +75,12 @@ def warnings_of(
     yield from _schedule(planned)
     if "optimizer.weight_decay" not in overrides:
         yield from _decay(reference, planned)
+        if rule == "timescale" and k != 1:
+            yield from _timescale(reference)
     if k > 1:
         yield from _growth(reference, planned, rule, k)
+        if rule == "sde" and reference.optimizer.name in ADAMS and "optimizer.betas" not in overrides:
+            yield from _sde(reference, planned, k)
     yield from _groups(reference, planned, k)
     if k < 1:
         yield PlanWarning("smaller", "the batch shrinks: the rules were made, and tested, for growing it; compare by measurement")
@@ -191,6 +199,28 @@ def _growth(reference: Recipe, planned: Recipe, rule: str, k: float) -> Iterator
                 }
             ),
         )
+
+
+def _sde(reference: Recipe, planned: Recipe, k: float) -> Iterator[PlanWarning]:
+    before, after = reference.get("optimizer.betas"), planned.get("optimizer.betas")
+    if numbers := outside(before, k):
+        said = [
+            f"beta{n} goes from {before[n - 1]:g} to {after[n - 1]:.3g} (k (1 - beta{n}) = {k * (1 - before[n - 1]):.3g})" for n in numbers
+        ]
+        smaller = largest_inside(before)
+        yield PlanWarning(
+            "sde",
+            f"{' and '.join(said)}: the rule is the limit of small steps in continuous time, which no longer describes this run",
+            *([Remedy(global_batch=smaller * reference.batch.global_batch)] if smaller > 1 else []),
+            Remedy(rule="adamw"),
+        )
+
+
+def _timescale(reference: Recipe) -> Iterator[PlanWarning]:
+    if (why := without_timescale(reference)) is not None:
+        own = reference.optimizer.name
+        text = f"{why}: the rule scales that alone, so only the batch changes"
+        yield PlanWarning("timescale", text, Remedy(rule=own if own in RULES else "sqrt"))
 
 
 def _longer(reference: Recipe, planned: Recipe) -> Remedy:
