@@ -1,21 +1,18 @@
-"""Auto: what the studies in this repository show to hold accuracy furthest, untuned.
+"""Auto: what the studies in this repository show to hold furthest, untuned, for references with the recipe's optimizer (evidence.py).
 
-k >= 2      muon    studies/optimizers: of nine methods, untuned, the only one shown to hold beyond 4 times the batch
-1 < k < 2   linear for SGD, sqrt for all others: nothing was measured so near, and the tuned optimizer is kept
-k < 1       sqrt    nothing was measured for smaller batches; the mildest rule
-A recipe that is tuned with Muon, LARS, LAMB or AdamP and hardly grows keeps its optimizer too.
+k >= 2      the rule that held furthest; where it changes the optimizer, the plan says so first, and names the rule that keeps it
+1 < k < 2   linear for SGD, and the rule that keeps the optimizer for all others: nothing was measured so near
+k < 1       sqrt, or the rule of the optimizer's own: nothing was measured for smaller batches
+Where no study stands behind an optimizer, a rule that keeps it, and words that say so.
 """
 
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import GROWN
+from bigbatch.scaling.evidence import EVIDENCE, STUDY
 
-LARGEST_WITHOUT_LOSS = 16.0
-"""Largest multiple at which no shipped task was shown to lose more than the margin under `muon` (held on four, undecided on the LSTM)."""
-
-STUDY = "studies/optimizers"
-FALLBACKS = {"sgd": ("legw", "linear", "sqrt"), "adam": ("sqrt",)}
-"""By the reference's optimizer (others as Adam): what to take where a script can't follow the first choice, the best first by STUDY."""
-REACH = "five small image tasks with SGD as their reference"
+OWN_RULES = {"adamw": "adamw", "adamp": "adamw", "adam": "adamw", "muon": "muon"}
+"""Rules made for references with an optimizer, and which keep it."""
 
 
 def auto(recipe: Recipe, k: float) -> tuple[str, str]:
@@ -23,22 +20,31 @@ def auto(recipe: Recipe, k: float) -> tuple[str, str]:
 
     >>> [auto(Recipe.named("digits/mlp"), k)[0] for k in (0.5, 1.5, 4.0)]
     ['sqrt', 'linear', 'muon']
+    >>> auto(Recipe.named("digits/mlp").replace({"optimizer.name": "lamb"}), 4.0)
+    ('sqrt', 'no study stands behind a reference with lamb; sqrt keeps it')
     """
     name = recipe.optimizer.name
+    own, evidence = OWN_RULES.get(name, "sqrt"), EVIDENCE.get(name)
     if k < 1:
-        return "sqrt", f"k = {k:g}: the batch does not grow, and nothing was measured there"
-    if name == "muon":
-        return "muon", "the recipe is Muon's already: its own rates, for the new number of updates"
+        return own, f"k = {k:g}: the batch does not grow, and nothing was measured there"
     if k < GROWN:
-        return ("linear" if name == "sgd" else "sqrt"), f"k = {k:g}: so near to the reference its optimizer is kept"
-    return "muon", f"of nine methods it held accuracy furthest without tuning, on {REACH} ({STUDY}); --rule sqrt keeps {name}"
+        return ("linear" if name == "sgd" else own), f"k = {k:g}: so near to the reference its optimizer is kept"
+    if evidence is None:
+        return own, f"no study stands behind a reference with {name}; {own} keeps it"
+    reach = f"shown not to lose up to {evidence.reach:g} times" if evidence.reach > 1 else "though it lost at every multiple measured"
+    kept = "" if evidence.rule == evidence.keeps else f"; {evidence.keeps} keeps {name}"
+    return evidence.rule, f"held furthest, untuned, on {evidence.models} with {name} ({STUDY}), {reach}{kept}"
 
 
-def doubt(k: float) -> str | None:
-    """What the studies say against k times the batch; None where they say nothing against it."""
-    if k <= LARGEST_WITHOUT_LOSS:
-        return None
-    return (
-        f"{k:g} times the batch: on short runs no method held that on every task ({STUDY}); {LARGEST_WITHOUT_LOSS:g} times is the "
-        "largest at which none of them was shown to lose"
-    )
+def keeper(name: str) -> str:
+    """The rule to take for a reference with this optimizer if it is to stay.
+
+    >>> keeper("sgd"), keeper("lamb")
+    ('legw', 'sqrt')
+    """
+    return EVIDENCE[name].keeps if name in EVIDENCE else OWN_RULES.get(name, "sqrt")
+
+
+def fallbacks(name: str) -> tuple[str, ...]:
+    """By the reference's optimizer: what to take where a script can't follow the first choice, the best first."""
+    return tuple(rule for rule in dict.fromkeys((keeper(name), *(("linear",) if name == "sgd" else ()), "sqrt", "none")) if rule in RULES)

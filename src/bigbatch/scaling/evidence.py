@@ -1,7 +1,7 @@
 """What the studies in this repository show, by the optimizer of the reference, and how far that reaches.
 
-studies/optimizers runs every rule as `plan` writes it, nothing tuned, and judges by the test of `bigbatch scale`;
-tests/scaling/test_auto.py reads these claims off its records. "Held" means that no task was shown to lose more than the margin, 0.5 points of accuracy or 0.02 nats.
+studies/optimizers runs every rule as `plan` writes it, nothing tuned, and judges by the test of `bigbatch scale`. These claims are read off
+its records by tests/scaling/test_auto.py. "Held": no task was shown to lose more than the margin, 0.5 points of accuracy or 0.02 nats.
 """
 
 from typing import NamedTuple

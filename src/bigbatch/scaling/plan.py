@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.auto import FALLBACKS, auto
+from bigbatch.scaling.auto import auto, fallbacks
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
 from bigbatch.scaling.warmup_units import in_epochs, in_own_unit
@@ -91,7 +91,7 @@ def plan(
     if can_change is None or not (stuck := _stuck(made, can_change)):
         return made
     if rule == "auto":
-        for fallback in (*FALLBACKS.get(recipe.optimizer.name, FALLBACKS["adam"]), "none"):
+        for fallback in fallbacks(recipe.optimizer.name):
             if not _stuck(other := by(fallback), can_change):
                 fields = ", ".join(stuck[:4]) + ", ..." * (len(stuck) > 4)
                 return other._replace(reason=f"{made.rule} would change {fields}, which your script has no place for")

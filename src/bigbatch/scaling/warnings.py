@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Self
 from bigbatch.core.clock import Clock
 from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
-from bigbatch.scaling.auto import LARGEST_WITHOUT_LOSS, doubt
+from bigbatch.scaling.auto import keeper
 from bigbatch.scaling.change import readable
+from bigbatch.scaling.evidence import BEYOND, EVIDENCE, STUDY
 from bigbatch.scaling.sde import largest_inside, outside
 from bigbatch.scaling.switch import ADAMS
 from bigbatch.scaling.timescale import without_timescale
@@ -18,6 +19,7 @@ from bigbatch.schedules.step_decay import StepDecaySection
 
 FEW_UPDATES = 100
 """Below this many updates every method has trouble."""
+MEASURE = "measure whether it holds (`bigbatch scale`), at a part of the budget if need be"
 LOW_PEAK = 0.9
 """Largest part of the peak rate that a run may stay below without a warning."""
 
@@ -71,6 +73,8 @@ def warnings_of(
         noise_scale: Of the reference, samples, if it was measured.
     """
     k = planned.batch.global_batch / reference.batch.global_batch
+    if "optimizer.name" not in overrides:
+        yield from _optimizer(reference, planned, rule)
     yield from _beyond_noise_scale(reference.batch.global_batch, planned.batch.global_batch, noise_scale)
     yield from _schedule(planned)
     if "optimizer.weight_decay" not in overrides:
@@ -78,6 +82,7 @@ def warnings_of(
         if rule == "timescale" and k != 1:
             yield from _timescale(reference)
     if k > 1:
+        yield from _evidence(reference, rule, k)
         yield from _growth(reference, planned, rule, k)
         if rule == "sde" and reference.optimizer.name in ADAMS and "optimizer.betas" not in overrides:
             yield from _sde(reference, planned, k)
@@ -160,6 +165,40 @@ def _decay(reference: Recipe, planned: Recipe) -> Iterator[PlanWarning]:
     )
 
 
+def _optimizer(reference: Recipe, planned: Recipe, rule: str) -> Iterator[PlanWarning]:
+    old, new = reference.optimizer.name, planned.optimizer.name
+    if old != new:
+        yield PlanWarning(
+            "optimizer",
+            f"the optimizer changes from {old} to {new}: what was tuned for {old} is converted, not tuned anew; compare both",
+            *([Remedy(rule=keeper(old))] if keeper(old) != rule else []),
+        )
+
+
+def _evidence(reference: Recipe, rule: str, k: float) -> Iterator[PlanWarning]:
+    """Where the studies that `auto` chooses by say nothing, or nothing good."""
+    name, updates = reference.optimizer.name, reference.num_updates
+    if (evidence := EVIDENCE.get(name)) is None:
+        yield PlanWarning("evidence", f"no study of this project has a reference with {name}: {MEASURE}")
+        return
+    if updates > BEYOND * evidence.most_updates:
+        yield PlanWarning(
+            "evidence",
+            f"the reference has {updates:,} updates, and the longest with {name} that was studied {evidence.most_updates:,}, of "
+            f"{evidence.models}: {MEASURE}",
+        )
+    if rule == evidence.rule and k > evidence.reach:
+        smaller = math.floor(evidence.reach * reference.batch.global_batch)
+        most = (
+            f"{evidence.reach:g} times is the largest at which none of them was shown to lose" if evidence.reach > 1 else "none was found"
+        )
+        yield PlanWarning(
+            "reach",
+            f"{k:g} times the batch: on short runs no method held that on every task ({STUDY}); {most}",
+            *([Remedy(global_batch=smaller)] if evidence.reach > 1 else []),
+        )
+
+
 def _growth(reference: Recipe, planned: Recipe, rule: str, k: float) -> Iterator[PlanWarning]:
     epochs, updates = planned.total_epochs, planned.num_updates
     if rule == "regime":
@@ -169,8 +208,6 @@ def _growth(reference: Recipe, planned: Recipe, rule: str, k: float) -> Iterator
             "as many updates; it pays only where that much more hardware makes an update as fast",
             Remedy(rule="sqrt"),
         )
-    if rule == "muon" and (why := doubt(k)) is not None:
-        yield PlanWarning("reach", why, Remedy(global_batch=math.floor(LARGEST_WITHOUT_LOSS * reference.batch.global_batch)))
     if updates < FEW_UPDATES:
         remedies = [_longer(reference, planned)]
         if (smaller := planned.total_samples // FEW_UPDATES) >= reference.batch.global_batch and rule != "regime":
