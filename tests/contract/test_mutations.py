@@ -230,6 +230,7 @@ CASES = [
     ("noise.reader", "Reader._rows", "", "noise/test_monitor.py"),
     ("noise.preconditioned", "adam_preconditioned", "", None),
     ("noise.preconditioned", "muon_preconditioned", "", None),
+    ("noise.norm_layers", "slope", "", None),
     ("noise.multiplicative_noise", "noise_variance", "", None),
     ("noise.multiplicative_noise", "noise_factors", "", None),
     ("noise.weight_distance", "distance", "", None),

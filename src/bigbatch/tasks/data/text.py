@@ -6,6 +6,7 @@ cut to as many bytes, take its place, and this is said: they differ from version
 """
 
 import hashlib
+import itertools
 import subprocess
 import sysconfig
 import warnings
@@ -78,7 +79,7 @@ def split_text(tokens: Tensor, *, context: int) -> Splits:
     """
     n = len(tokens)
     cuts = [0, int(n * SHARES[0]), int(n * sum(SHARES)), n]
-    parts = [tokens[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [tokens[start:end] for start, end in itertools.pairwise(cuts)]
     if min(len(part) for part in parts) <= context:
         least = int(-(-(context + 1) // min(SHARES)))
         raise DataError(
