@@ -227,6 +227,8 @@ CASES = [
     ("noise.interval", "ratio_of_means", "lower", None),
     ("noise.interval", "ratio_of_means", "upper", None),
     ("noise.estimate", "estimate", "noise_scale", None),
+    ("noise.estimate", "NoiseEstimate.in_tokens", "noise_scale", None),
+    ("study.tokens", "mean_weight", "", None),
     ("noise.reader", "Reader._rows", "", "noise/test_monitor.py"),
     ("noise.preconditioned", "adam_preconditioned", "", None),
     ("noise.preconditioned", "muon_preconditioned", "", None),

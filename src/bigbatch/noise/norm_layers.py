@@ -11,6 +11,7 @@ Limits:  an observation on transformers, no theorem: it says which way the noise
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -26,6 +27,9 @@ PAPER = Paper(
     arxiv="2411.00999",
     where="Section 4",
 )
+
+NORMS: Literal["norms"] = "norms"
+"""What records call the part of a model that norm layers are."""
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
