@@ -7,8 +7,9 @@ and the device is not waited for, until the values are read, for many updates at
 
 Cost: each gradient is read once more a pass, and each whole one once more an update, with a call into torch for each parameter: half a
 millisecond to one an update of the shipped models on a CPU, 1.6 to 1.7 % on one process and 2 to 4 % on two, whose updates are shorter
-(benchmarks/noise_overhead.py); less of larger ones. On a GPU calls cost more than reading: with `accumulate=True` the monitor takes the
-gradients of a pass from the parameters, all at once, and adds the passes up, as autograd would have: to the same bits.
+(benchmarks/noise_overhead.py), 1.6 % of a small GPT (benchmarks/noise_of_language_models.py); less of larger ones, and with `only` of norm
+layers less too. On a GPU calls cost more than reading: with `accumulate=True` the monitor takes the gradients of a pass from the
+parameters, all at once, and adds the passes up, as autograd would have: to the same bits.
 
     monitor = NoiseScaleMonitor(model)
     for inputs, targets in loader:

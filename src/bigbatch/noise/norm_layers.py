@@ -6,7 +6,8 @@ Formula: B_norms = sum_l tr(S_l) / sum_l |G_l|^2 over the norm layers l,   B_sim
          with a slope that is fitted once for an architecture, where both were measured.
 Units:   samples, in both.
 Differs: the paper takes the norm of each sample's gradient, in a kernel of its own; here groups are micro-batches (`NoiseScaleMonitor`),
-         which is unbiased too and has more scatter. No slope is built in: benchmarks/noise_of_language_models.json has that of text/gpt.
+         which is unbiased too and has more scatter. No slope is built in: text/gpt had 3.2 in its warm-up and 1.1 to 1.5 after it
+         (benchmarks/noise_of_language_models.json).
 Limits:  an observation on transformers, no theorem: it says which way the noise scale goes, and its level only with the slope.
 """
 
