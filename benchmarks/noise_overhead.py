@@ -2,10 +2,11 @@
 
     python benchmarks/noise_overhead.py [--updates 200]
 
-The same updates of one model (two would differ by where they lie in memory), by turns without a NoiseScaleMonitor, again without, and with
-one: accumulation of four micro-batches of 128 on one process, and of two of 128 on each of two processes under DistributedDataParallel
-(gloo). Values are read four times a second, as the trainer does: a reading is timed by itself and its share is added. The second arm
-without a monitor shows the noise of the machine. Writes noise_overhead.json beside this script.
+The same updates of one model (two would differ by where they lie in memory), by turns without a NoiseScaleMonitor, again without, with
+one, and with one of norm layers alone where the model has them: accumulation of four micro-batches of 128 on one process, and of two of
+128 on each of two processes under DistributedDataParallel (gloo). Values are read four times a second, as the trainer does: a reading is
+timed by itself and its share is added. The second arm without a monitor shows the noise of the machine. Writes noise_overhead.json beside
+this script; noise_of_language_models.py measures a GPT so.
 """
 
 import argparse
@@ -24,44 +25,51 @@ import torch.distributed as dist
 from bigbatch import Recipe
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.ranks import Ranks
+from bigbatch.core.checks import UserError
 from bigbatch.layers import convert_batch_norm
 from bigbatch.noise.monitor import NoiseScaleMonitor
+from bigbatch.noise.norm_layers import norm_parameters
 from bigbatch.tasks import load_task
 from bigbatch.train.state.record import environment
 from bigbatch.train.update.gradient_accumulation import accumulate_gradients
 
 TASKS, PIECE = ("fashion_mnist/cnn", "fashion_mnist/resnet8"), 128
 READ_EVERY_S = 0.25
-ARMS = ("without", "without, again", "with")
+ARMS = ("without", "without, again", "with", "norms alone")
 
 
 class Loop:
     """A model, its optimizer, and a monitor that comes and goes."""
 
-    def __init__(self, name, ranks):
+    def __init__(self, name, ranks, piece):
         self.task, recipe, self.ranks = load_task(name), Recipe.named(name), ranks
         torch.manual_seed(0)
         self.model = self.task.model(**recipe.model).train()
-        convert_batch_norm(self.model, PIECE)
+        convert_batch_norm(self.model, piece)
+        try:
+            self.arms, self.norms = ARMS, norm_parameters(self.model)
+        except UserError:
+            self.arms, self.norms = ARMS[:3], []
         self.comm = AllReduce(self.model, ranks)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.monitor = None
         inputs, targets = self.task.splits().train.tensors
         passes = 4 // ranks.world_size
-        self.pieces = [(inputs[i * PIECE : (i + 1) * PIECE], targets[i * PIECE : (i + 1) * PIECE]) for i in range(passes)]
+        self.pieces = [(inputs[i * piece : (i + 1) * piece], targets[i * piece : (i + 1) * piece]) for i in range(passes)]
         self.settings = {"precision": recipe.precision, "device": torch.device("cpu"), "sync_context": self.comm.sync_context}
-        self.divisor = self.comm.divisor(4 * PIECE, passes * PIECE)
+        self.divisor = self.comm.divisor(4 * piece, passes * piece)
 
     def after_backward(self, num_samples, divisor):
         """After a backward pass."""
         self.monitor.micro_batch(num_samples, divisor=divisor)
 
-    def seconds(self, *, measured):
+    def seconds(self, arm, clock):
         """Seconds of an update, and of a reading."""
-        monitor = self.monitor = NoiseScaleMonitor(self.model, population=55_000) if measured else None
+        measured, only = not arm.startswith("without"), self.norms if arm == "norms alone" else None
+        monitor = self.monitor = NoiseScaleMonitor(self.model, only=only, population=55_000) if measured else None
         if self.ranks.world_size > 1:
             dist.barrier()
-        began = time.perf_counter()
+        began = clock()
         after_backward = self.after_backward if measured else None
         accumulate_gradients(
             self.comm.forward, self.task, self.pieces, divisor=self.divisor, after_backward=after_backward, **self.settings
@@ -70,23 +78,26 @@ class Loop:
             monitor.update()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        ended = time.perf_counter()
+        ended = clock()
         if monitor:
             monitor.flush()
             monitor.close()
-        return ended - began, time.perf_counter() - ended
+        return ended - began, clock() - ended
 
 
-def measure(name, ranks, updates):
-    loop, times = Loop(name, ranks), {arm: [] for arm in ARMS}
+def measure(name, ranks, updates, piece=PIECE, clock=time.perf_counter):
+    loop = Loop(name, ranks, piece)
+    arms, times = loop.arms, {arm: [] for arm in loop.arms}
     for number in range(-10, updates):
-        for arm in ARMS[number % 3 :] + ARMS[: number % 3]:
-            seconds = loop.seconds(measured=arm == "with")
+        turn = number % len(arms)
+        for arm in arms[turn:] + arms[:turn]:
+            seconds = loop.seconds(arm, clock)
             if number >= 0:
                 times[arm].append(seconds)
     medians = {arm: statistics.median(update for update, _ in values) for arm, values in times.items()}
-    medians["with"] += statistics.median(reading for _, reading in times["with"]) * medians["with"] / READ_EVERY_S
-    ratio = {arm: round(medians[arm] / medians["without"], 4) for arm in ARMS[1:]}
+    for arm in arms[2:]:
+        medians[arm] += statistics.median(reading for _, reading in times[arm]) * min(medians[arm] / READ_EVERY_S, 1)
+    ratio = {arm: round(medians[arm] / medians["without"], 4) for arm in arms[1:]}
     return {"median_s": {arm: round(value, 6) for arm, value in medians.items()}, "ratio": ratio, "updates": updates}
 
 

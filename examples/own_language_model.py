@@ -32,6 +32,7 @@ class Letters(nn.Module):
 
 class Documentation:
     name, metric = "documentation", Metric("loss", "nats per letter", "lower", margin=0.02)
+    tokens_per_sample = "weights"  # are numbers of letters: noise scales are reported in letters too
 
     def splits(self):
         lines = [line.strip() for text in topics.values() for line in text.splitlines() if len(line.strip()) > 1 and line.isascii()]

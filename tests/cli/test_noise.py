@@ -34,3 +34,13 @@ def test_bad_input(tmp_path):
         done = bigbatch(*arguments, cwd=tmp_path, expect=2)
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_tokens_and_norm_layers_of_a_language_model(tmp_path):
+    small = [f"--set={field}" for field in ("model={width=16,num_blocks=1,num_heads=2}", "budget={updates=20}", "batch.global_batch=8")]
+    done = bigbatch("noise", "text/gpt", *small, "--norms", "--json", "n.json", "--quiet", cwd=tmp_path)
+    for part in ("in tokens", "norms", "by the norm layers alone, batches", " tokens", "not known: It is of the norm layers alone"):
+        assert part in " ".join(done.stdout.split())
+    planned = bigbatch("plan", "text/gpt", "--global-batch", "512", "--rule", "adamw", "--noise", "n.json", cwd=tmp_path)
+    assert "n.json: is of the norm layers alone" in planned.stderr
+    assert "noise scale of" not in planned.stdout

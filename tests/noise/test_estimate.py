@@ -37,3 +37,9 @@ def test_words(value, words):
 def test_nothing_usable():
     with pytest.raises(UserError, match="2 updates, none of which tells signal from noise"):
         estimate([math.nan, 1.0], [1.0, math.inf])
+
+
+def test_in_tokens_by_hand():  # 10 samples of 4 tokens
+    tokens = NoiseEstimate(10.0, 8.0, 12.5, 2.0, 20.0, 7).in_tokens(4)
+    assert tokens == NoiseEstimate(40.0, 32.0, 50.0, 2.0, 80.0, 7)
+    assert tokens.noise / tokens.signal == tokens.noise_scale

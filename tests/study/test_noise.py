@@ -69,3 +69,52 @@ def test_updates_outside_the_run(tmp_path):
 def test_a_recipe_whose_update_is_one_normalisation_group(tmp_path):
     with pytest.raises(UserError, match="one normalisation group"):
         measure_noise("fashion_mnist/resnet8", out=tmp_path, quiet=True)
+
+
+GPT = Recipe.named("text/gpt").replace(
+    {"model": {"width": 16, "num_blocks": 1, "num_heads": 2}, "budget": {"updates": 30}, "batch.global_batch": 8}
+)
+
+
+def test_a_language_model_in_tokens(tmp_path):
+    """Samples are sequences of 128: every noise scale is told in both units."""
+    study = measure_noise("text/gpt", GPT, out=tmp_path, quiet=True, layers=True)
+    assert study.tokens_per_sample == 128
+    assert {"blocks.0.norm1", "blocks.0.attention.qkv", "norm", "head", "embed"} < set(study.stretches[0].estimates)
+    stored = json.loads((tmp_path / "noise.json").read_text())
+    whole = stored["stretches"][0]["parts"]["all"]
+    assert (stored["of"], stored["tokens_per_sample"]) == ("all", 128)
+    assert whole["noise_scale_tokens"] == pytest.approx(128 * whole["noise_scale"])
+    assert whole["words_tokens"] == study.in_tokens(study.stretches[0].whole)
+    assert "tokens (log)" in draw_noise(stored)
+    assert " tokens" in study.sentence()
+    with pytest.raises(UserError, match="did not record the norm layers' noise"):
+        measure_noise("text/gpt", GPT, out=tmp_path, quiet=True, norms=True)
+
+
+def test_words_in_tokens():
+    tokens = NoiseStudy("text/gpt", GPT, study_of(of(912.0, 702.0, 1204.0)).stretches, of(912.0, 702.0, math.inf), 128)
+    assert "up to about 910 [700, 1,200] samples = 120,000 [90,000, 150,000] tokens early" in tokens.sentence()
+    assert "up to at least 700 samples = 90,000 tokens on the mean" in tokens.sentence()
+    assert of(912.0, 702.0, 1204.0).in_tokens(128)[:3] == (912 * 128, 702 * 128, 1204 * 128)
+    assert "tokens" not in study_of(of(912.0, 702.0, 1204.0)).sentence()
+
+
+def test_norm_layers_alone(tmp_path):
+    study = measure_noise("text/gpt", GPT, out=tmp_path / "norms", quiet=True, norms=True)
+    whole = measure_noise("text/gpt", GPT, out=tmp_path / "layers", quiet=True, layers=True)
+    assert list(study.stretches[0].estimates) == ["norms"]
+    norms = [e for name, e in whole.stretches[0].estimates.items() if "norm" in name]
+    assert study.stretches[0].whole.noise == pytest.approx(sum(e.noise for e in norms), rel=1e-4)
+    assert study.stretches[0].whole.signal == pytest.approx(sum(e.signal for e in norms), rel=1e-3)
+    assert study.sentence().startswith("by the norm layers alone, batches")
+    assert "norm layers alone" in " ".join(study.doubts())
+    stored = json.loads((tmp_path / "norms" / "noise.json").read_text())
+    assert "norm layers alone" in draw_noise(stored)
+    with pytest.raises(UserError, match="did not record noise from its start on"):
+        measure_noise("text/gpt", GPT, out=tmp_path / "norms", quiet=True)
+    with pytest.raises(UserError, match="layers and norms"):
+        measure_noise("text/gpt", GPT, out=tmp_path / "both", quiet=True, layers=True, norms=True)
+    by_rule = GPT.replace({"batch.rule": {"kind": "norm_test"}})
+    with pytest.raises(UserError, match="norm layers alone, and the rule norm_test, which needs the whole's"):
+        measure_noise("text/gpt", by_rule, out=tmp_path / "rule", quiet=True, norms=True)

@@ -16,6 +16,7 @@ def noise(
     task: TaskName,
     at: Annotated[str | None, typer.Option("--at", metavar="N,N", help="Look around these updates; the whole run if left out.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Each layer too.")] = False,
+    norms: Annotated[bool, typer.Option("--norms", help="The norm layers alone, which costs least.")] = False,
     recipe: RecipeFile = None,
     sets: Sets = None,
     data: Data = None,
@@ -34,17 +35,26 @@ def noise(
     chosen, updates = find_recipe(task, recipe, sets), whole_numbers("--at", at) if at else []
     output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
-    study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, quiet=quiet)
+    study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, norms=norms, quiet=quiet)
     plot = write_noise_plot(study.to_dict(), folder)
 
     if json != output.STANDARD:
-        columns = ["updates", "part", "noise scale, samples", "signal |G|^2", "noise tr(S)", "updates used"]
+        tokens = ["in tokens"] if study.tokens_per_sample else []
+        columns = ["updates", "part", "noise scale, samples", *tokens, "signal |G|^2", "noise tr(S)", "updates used"]
         rows = [
-            [f"{s.first:,} to {s.last:,}", part, e.in_words(), f"{e.signal:.3g}", f"{e.noise:.3g}", f"{e.num_updates:,}"]
+            [
+                f"{s.first:,} to {s.last:,}",
+                part,
+                e.in_words(),
+                *[study.in_tokens(e) for _ in tokens],
+                f"{e.signal:.3g}",
+                f"{e.noise:.3g}",
+                f"{e.num_updates:,}",
+            ]
             for s in study.stretches
             for part, e in s.estimates.items()
         ]
-        show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3:]))
+        show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3 + len(tokens) :]))
         console().print(study.sentence(), highlight=False)
         for doubt in study.doubts():
             console().print(f"not known: {doubt}", highlight=False)

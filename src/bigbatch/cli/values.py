@@ -17,7 +17,11 @@ def read_noise_scale(path: Path | None) -> float | None:
     """
     if path is None:
         return None
-    average = read_json("--noise", path, "bigbatch noise --json").get("average")
+    stored = read_json("--noise", path, "bigbatch noise --json")
+    if stored.get("of", "all") != "all":
+        typer.echo(f"{path}: is of the norm layers alone, and a plan compares with the whole model's; measure without --norms", err=True)
+        return None
+    average = stored.get("average")
     scale, words = (average.get("noise_scale"), average.get("words", "none")) if isinstance(average, dict) else (None, "none")
     if isinstance(scale, int | float) and 0 < scale < float("inf"):
         return float(scale)

@@ -4,6 +4,7 @@ from bigbatch.noise.critical_batch import fit_critical_batch, overhead
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.multiplicative_noise import noise_factors
+from bigbatch.noise.norm_layers import norm_parameters
 from bigbatch.noise.per_example import noise_of_examples
 from bigbatch.noise.preconditioned import Preconditioned
 from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simple_noise_scale
@@ -22,6 +23,7 @@ __all__ = [
     "noise_factors",
     "noise_of_examples",
     "noise_of_groups",
+    "norm_parameters",
     "overhead",
     "simple_noise_scale",
 ]

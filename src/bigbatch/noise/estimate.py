@@ -33,6 +33,15 @@ class NoiseEstimate(NamedTuple):
         doubt = f"; {DOUBTS[self.doubt]}" if self.doubt else ""
         return f"{self.in_words()} ({self.num_updates:,} update{'s' * (self.num_updates != 1)}{skipped}{doubt})"
 
+    def in_tokens(self, tokens_per_sample: float) -> "NoiseEstimate":
+        """The same in tokens, of which a sample has so many on average; `noise` is that of one token, if tokens were independent.
+
+        >>> NoiseEstimate(912.3, 702.0, 1204.0, 1.0, 912.3, 400).in_tokens(128).in_words()
+        '120,000 [90,000, 150,000]'
+        """
+        k = tokens_per_sample
+        return self._replace(noise_scale=k * self.noise_scale, lower=k * self.lower, upper=k * self.upper, noise=k * self.noise)
+
     def in_words(self) -> str:
         """The value to two digits, with its interval.
 

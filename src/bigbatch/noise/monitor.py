@@ -7,8 +7,9 @@ and the device is not waited for, until the values are read, for many updates at
 
 Cost: each gradient is read once more a pass, and each whole one once more an update, with a call into torch for each parameter: half a
 millisecond to one an update of the shipped models on a CPU, 1.6 to 1.7 % on one process and 2 to 4 % on two, whose updates are shorter
-(benchmarks/noise_overhead.py); less of larger ones. On a GPU calls cost more than reading: with `accumulate=True` the monitor takes the
-gradients of a pass from the parameters, all at once, and adds the passes up, as autograd would have: to the same bits.
+(benchmarks/noise_overhead.py), 1.6 % of a small GPT (benchmarks/noise_of_language_models.py); less of larger ones, and with `only` of norm
+layers less too. On a GPU calls cost more than reading: with `accumulate=True` the monitor takes the gradients of a pass from the
+parameters, all at once, and adds the passes up, as autograd would have: to the same bits.
 
     monitor = NoiseScaleMonitor(model)
     for inputs, targets in loader:
@@ -52,7 +53,9 @@ class NoiseScaleMonitor:
     """Measures in any loop. See the module's docstring.
 
     Args:
-        model: Its trainable parameters are measured. Shard it first (FSDP2); wrap it in DistributedDataParallel before or after.
+        model: Its trainable parameters are measured, and frozen ones cost nothing. Shard it first (FSDP2); wrap it in
+            DistributedDataParallel before or after.
+        only: Parameters that are measured and no others, such as `norm_parameters(model)`: "all" is then all of these.
         population: Samples in the training set, if batches are drawn from it without replacement: near the full batch it matters.
         parts: Name to parameters, each measured by itself beside the whole; see `layers_of`.
         along: Also measure the variance along the last update's mean gradient, which inner-product tests ask for. Keeps one copy of
@@ -73,6 +76,7 @@ class NoiseScaleMonitor:
         self,
         model: nn.Module,
         *,
+        only: Iterable[nn.Parameter] | None = None,
         population: float = float("inf"),
         parts: Mapping[str, Iterable[nn.Parameter]] | None = None,
         along: bool = False,
@@ -83,10 +87,12 @@ class NoiseScaleMonitor:
     ) -> None:
         if not population > 1:
             raise UserError(f"population = {population}: must be larger than one; give the samples of the training set, or leave it out")
-        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._names = list(self._named)
+        chosen = None if only is None else {id(p) for p in only}
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad and (chosen is None or id(p) in chosen)}
+        self._names, self._is_whole = list(self._named), chosen is None
         if not self._named:
-            raise UserError("the model has no trainable parameters: there is no gradient to measure; check requires_grad")
+            where = "the model has" if chosen is None else "only: holds"
+            raise UserError(f"{where} no trainable parameters: there is no gradient to measure; check requires_grad")
         self._sharded = any(isinstance(p, DTensor) for p in self._named.values())
         meshes = {p.device_mesh.ndim if isinstance(p, DTensor) else 0 for p in self._named.values()}
         if len(meshes) > 1 or max(meshes) > 1:
@@ -218,8 +224,8 @@ class NoiseScaleMonitor:
         Raises:
             UserError: If parts of the model are measured: a bucket does not tell whose its gradients are.
         """
-        if len(self._reader.parts) > 1:
-            raise UserError("parts, and gradients in buckets: only the whole model can be measured; leave out parts")
+        if len(self._reader.parts) > 1 or not self._is_whole:
+            raise UserError("parts, and gradients in buckets: only the whole model can be measured; leave out parts, and only")
         sq_norm = norm_of(own, self._zero.dtype).square()
         self._sq_observed = sq_norm if self._sq_observed is None else self._sq_observed + sq_norm
 
@@ -266,14 +272,17 @@ class NoiseScaleMonitor:
             self._read()
         rows = [[v for scale in m.parts.values() for v in scale] + [m.noise_along] for m in list(self._measured)[-SAVED:]]
         measured = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 2 * len(self._reader.parts) + 1)
-        return {"direction": self._direction, "measured": measured, "parts": list(self._reader.parts)}
+        only = None if self._is_whole else self._names
+        return {"direction": self._direction, "measured": measured, "parts": list(self._reader.parts), "only": only}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; estimates go on from what was measured before.
 
         Raises:
-            UserError: If other parts were measured.
+            UserError: If other parts, or other parameters, were measured.
         """
+        if state.get("only") != (None if self._is_whole else self._names):
+            raise UserError("only: other parameters were measured before; measure the same ones, or start anew")
         self._direction = state["direction"]
         if "measured" not in state:  # saved before estimates were kept
             return

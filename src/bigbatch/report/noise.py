@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from bigbatch.noise.norm_layers import NORMS
+from bigbatch.noise.reader import ALL
 from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
 
 FILE = "noise.svg"
@@ -29,6 +31,8 @@ def write_noise_plot(study: Mapping[str, Any], folder: Path) -> Path:
 def draw_noise(study: Mapping[str, Any]) -> str:
     """Noise scale against updates, a bar for each interval (open upwards where there is no bound), and the recipe's batch.
 
+    Where tokens per sample are known, a second axis has tokens.
+
     Args:
         study: As `NoiseStudy.to_dict` gives it.
 
@@ -40,15 +44,17 @@ def draw_noise(study: Mapping[str, Any]) -> str:
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         axes.set_yscale("log")
-        names = [name for name in study["stretches"][0]["parts"] if name != "all"]
+        of = study.get("of", ALL)
+        names = [name for name in study["stretches"][0]["parts"] if name != of]
         for name in names[:MOST_LAYERS]:
             xs, ys = _line(study, name)
             axes.plot(xs, ys, lw=1, alpha=0.6, label=name)
-        xs, ys = _line(study, "all")
-        axes.plot(xs, ys, color=COLOURS[0], lw=2, marker="o", ms=4, label="whole model" if names else "noise scale")
+        xs, ys = _line(study, of)
+        label = "norm layers alone" if of == NORMS else "whole model" if names else "noise scale"
+        axes.plot(xs, ys, color=COLOURS[0], lw=2, marker="o", ms=4, label=label)
         top = 3 * max((y for y in ys if y > 0), default=1.0)
         for stretch in study["stretches"]:
-            whole, x = stretch["parts"]["all"], (stretch["first"] + stretch["last"]) / 2
+            whole, x = stretch["parts"][of], (stretch["first"] + stretch["last"]) / 2
             if whole["lower"] is not None and whole["lower"] > 0:
                 upper = whole["upper"]
                 axes.plot([x, x], [whole["lower"], upper if upper is not None else top], color=COLOURS[0], lw=1.2, alpha=0.6)
@@ -59,6 +65,9 @@ def draw_noise(study: Mapping[str, Any]) -> str:
         log_ticks(axes.yaxis)
         axes.set_xlabel("updates")
         axes.set_ylabel("samples (log)")
+        if tokens := study.get("tokens_per_sample"):
+            beside = axes.secondary_yaxis("right", functions=(lambda samples: samples * tokens, lambda n: n / tokens))
+            beside.set_ylabel("tokens (log)")
         return to_svg(figure, title)
 
 

@@ -11,10 +11,12 @@ from typing import Any, Literal, NamedTuple
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.noise.estimate import NoiseEstimate, estimate
+from bigbatch.noise.norm_layers import NORMS
 from bigbatch.noise.reader import ALL
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner, runner_of
+from bigbatch.study.tokens import tokens_per_sample
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import read_record
 from bigbatch.train.trainer import fit
@@ -30,12 +32,12 @@ class Stretch(NamedTuple):
 
     first: int  # update, from 0
     last: int  # one behind
-    estimates: dict[str, NoiseEstimate]  # by part of the model; "all" is the whole
+    estimates: dict[str, NoiseEstimate]  # by part of the model; "all" is the whole, or there is "norms" alone
 
     @property
     def whole(self) -> NoiseEstimate:
-        """Of the whole model."""
-        return self.estimates[ALL]
+        """Of all that was measured: the whole model, or its norm layers."""
+        return self.estimates[ALL if ALL in self.estimates else NORMS]
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,37 @@ class NoiseStudy:
     recipe: Recipe
     stretches: tuple[Stretch, ...]
     average: NoiseEstimate  # over updates, of the noise scales of the stretches; its bounds are the means of theirs
+    tokens_per_sample: float | None = None  # on average; None where samples are not made of tokens, or it is not said
+
+    @property
+    def part(self) -> str:
+        """What `whole` and `average` are of: "all", or "norms" alone."""
+        return ALL if ALL in self.stretches[0].estimates else NORMS
 
     def sentence(self) -> str:
         """Which batches the measurement supports."""
         early, late = self.stretches[0], self.stretches[-1]
-        words = f"batches {_up_to(early.whole)} early (updates {early.first:,} to {early.last:,})"
+        words = f"batches {self._up_to(early.whole)} early (updates {early.first:,} to {early.last:,})"
         if late is not early:
-            words += f", {_up_to(late.whole)} late ({late.first:,} to {late.last:,})"
+            words += f", {self._up_to(late.whole)} late ({late.first:,} to {late.last:,})"
+        if self.part == NORMS:
+            words = f"by the norm layers alone, {words}"
         return (
-            f"{words}; {_up_to(self.average)} on the mean of the run. There a larger batch begins to pay less than it costs: "
+            f"{words}; {self._up_to(self.average)} on the mean of the run. There a larger batch begins to pay less than it costs: "
             "twice the fewest samples, twice the fewest updates"
         )
+
+    def _up_to(self, value: NoiseEstimate) -> str:
+        words = value.in_words()
+        if not words.startswith("at least") and not words[0].isdigit():
+            return f"of unknown size ({words})"
+        about = "" if words.startswith("at least") else "about "
+        tokens = self.in_tokens(value).removeprefix("at least ")
+        return f"up to {about}{words} samples" + (f" = {tokens} tokens" if tokens[:1].isdigit() else "")
+
+    def in_tokens(self, value: NoiseEstimate) -> str:
+        """A noise scale in tokens, in words; empty where a sample's are not known."""
+        return value.in_tokens(self.tokens_per_sample).in_words() if self.tokens_per_sample else ""
 
     def doubts(self) -> list[str]:
         """What the measurement does not know."""
@@ -66,6 +88,8 @@ class NoiseStudy:
             "rises, so a recipe that is not well tuned misleads.",
             "It speaks of the training loss, to within a factor of a few; not of accuracy on other data.",
         ]
+        if self.part == NORMS:
+            doubts.append("It is of the norm layers alone; the whole is near it up to a factor (docs/language_models.md).")
         if o.name != "sgd":
             doubts.append(f"It is the plain noise scale; {o.name} weighs gradients before it steps (bigbatch.noise.preconditioned).")
         if batch.ghost_batch is not None:
@@ -79,13 +103,25 @@ class NoiseStudy:
         return {
             "task": self.task,
             "recipe": self.recipe.to_dict(),
-            "average": _plain(self.average),
+            "of": self.part,
+            "tokens_per_sample": self.tokens_per_sample,
+            "average": self._plain(self.average),
             "stretches": [
-                {"first": s.first, "last": s.last, "parts": {name: _plain(e) for name, e in s.estimates.items()}} for s in self.stretches
+                {"first": s.first, "last": s.last, "parts": {name: self._plain(e) for name, e in s.estimates.items()}}
+                for s in self.stretches
             ],
             "sentence": self.sentence(),
             "doubts": self.doubts(),
         }
+
+    def _plain(self, value: NoiseEstimate) -> dict[str, Any]:
+        plain = {k: v if isinstance(v, int | str) or math.isfinite(v) else None for k, v in value._asdict().items()}
+        plain["words"] = value.in_words()
+        if self.tokens_per_sample:
+            tokens = value.in_tokens(self.tokens_per_sample)
+            plain |= {f"{k}_tokens": v if math.isfinite(v) else None for k, v in list(tokens._asdict().items())[:3]}
+            plain["words_tokens"] = tokens.in_words()
+        return plain
 
 
 def measure_noise(
@@ -95,6 +131,7 @@ def measure_noise(
     out: str | Path,
     at: Sequence[int] = (),
     layers: bool = False,
+    norms: bool = False,
     quiet: bool = False,
 ) -> NoiseStudy:
     """Train by a recipe and measure the noise scale on the way; the test set is not used.
@@ -105,34 +142,40 @@ def measure_noise(
         out: Folder of the run; a finished one is read, an unfinished one continued. `noise.json` is written there.
         at: Updates around which to look; stretches of the whole run, ever longer, if left out.
         layers: Measure each layer too.
+        norms: Measure the norm layers alone, which costs least; see `bigbatch.noise.norm_layers`.
         quiet: Show no progress.
 
     Raises:
-        UserError: If an update is outside the run, the run measures no noise, or an update of the recipe can't tell signal from noise.
+        UserError: If an update is outside the run, the run measures no noise, an update of the recipe can't tell signal from noise, or
+            both layers and norms are asked for.
     """
     runner = runner_of(task)
     if not runner.in_process:
         raise UserError(f"{runner.name}: a command can't tell noise scales; measure in a function (docs/own_script.md), or in a task")
+    if layers and norms:
+        raise UserError("layers and norms: norm layers alone leave the others out; choose one of the two")
     recipe = recipe or Recipe.named(runner.name)
+    tokens = tokens_per_sample(runner, recipe)
     if recipe.batch.rule is None:
         _windows(recipe.num_updates, at)
     folder = make_folder(Path(out))
-    measured: bool | Literal["layers"] = "layers" if layers else True
+    measured: bool | Literal["layers", "norms"] = "layers" if layers else "norms" if norms else True
     if isinstance(runner, TaskRunner):
         fit(runner.task, recipe, out=folder, resume=(folder / "last.pt").exists(), quiet=quiet, measure_test=False, measure_noise=measured)
     else:
         runner.run(recipe, Request(out=folder, measure_test=False, quiet=quiet, title=runner.name))
     told = {line["update"]: line["signal_and_noise"] for line in read_record(folder / "record.jsonl") if line["kind"] == "noise"}
     parts = [name for name in next(iter(told.values()), {}) if all(name in line for line in told.values())]
-    if not parts or (layers and len(parts) == 1):
-        what = "each layer's noise" if parts else "noise"
+    asked = isinstance(runner, TaskRunner)  # a function measures what it likes
+    if not parts or (layers and len(parts) == 1) or (asked and norms != (parts == [NORMS])):
+        what = "each layer's noise" if layers and parts else "the norm layers' noise" if norms else "noise"
         remedy = (
             "give another --out, or remove it" if isinstance(runner, TaskRunner) else "give its monitor to run.noise before the first log"
         )
         raise UserError(f"the run in {folder} did not record {what} from its start on: {remedy}")
     lines = [told.get(update, {}) for update in range(1, max(told) + 1)]
     stretches = tuple(Stretch(first, last, _estimates(lines[first:last], parts)) for first, last in _windows(len(lines), at))
-    study = NoiseStudy(runner.name, recipe, stretches, _average(stretches))
+    study = NoiseStudy(runner.name, recipe, stretches, _average(stretches), tokens)
     write_atomically(folder / "noise.json", json.dumps(study.to_dict(), indent=2).encode())
     return study
 
@@ -177,16 +220,3 @@ def _average(stretches: Sequence[Stretch]) -> NoiseEstimate:
         num_updates=sum(e.num_updates for e in wholes),
         num_skipped=sum(e.num_skipped for e in wholes),
     )
-
-
-def _up_to(value: NoiseEstimate) -> str:
-    words = value.in_words()
-    if words.startswith("at least"):
-        return f"up to {words} samples"
-    return f"up to about {words} samples" if words[0].isdigit() else f"of unknown size ({words})"
-
-
-def _plain(value: NoiseEstimate) -> dict[str, Any]:
-    return {k: v if isinstance(v, int | str) or math.isfinite(v) else None for k, v in value._asdict().items()} | {
-        "words": value.in_words()
-    }

@@ -1,15 +1,16 @@
-"""What a task may define besides its protocol: `collate`, `outputs` and `weights`. A task without them has pairs of tensors, equally heavy.
+"""What a task may define besides its protocol. A task without any of it has pairs of tensors, equally heavy.
 
     collate(samples) -> (inputs, targets)     a batch from a list of samples, given to the DataLoader; ragged samples need it
     outputs(model, inputs) -> outputs         calls the model, once; else it is called by the structure of the inputs
     weights(targets) -> Tensor, shape (n,)    how much each sample counts, such as its number of tokens that are predicted
+    tokens_per_sample                         a number, or "weights" where those are numbers of tokens: their mean is measured
 
 With `weights`, losses and scores are the *sums* of each sample, over its tokens, and all means are sums over samples divided by the sum of
-the weights: nats per token.
+the weights: nats per token. With `tokens_per_sample`, noise scales are reported in tokens beside samples; nothing else changes.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch.utils.data import Dataset
 from bigbatch.core.checks import UserError
 from bigbatch.core.structure import call_model
 from bigbatch.tasks.task import Splits, Task
+
+WEIGHTS: Literal["weights"] = "weights"
 
 
 class Collated(Dataset[Any]):
@@ -58,6 +61,22 @@ def outputs_of(task: Task, model: nn.Module, inputs: Any) -> Any:
 def has_weights(task: Task) -> bool:
     """Whether samples count by the task's `weights`."""
     return getattr(task, "weights", None) is not None
+
+
+def told_tokens_per_sample(task: Task) -> float | Literal["weights"] | None:
+    """What a task says of its tokens per sample: a number, "weights" (the mean of these), or nothing.
+
+    Raises:
+        UserError: If it is neither, or the task has no `weights`.
+    """
+    told = getattr(task, "tokens_per_sample", None)
+    if told is None or (told == WEIGHTS and has_weights(task)):
+        return told
+    if told == WEIGHTS:
+        raise UserError(f"task {task.name}: tokens_per_sample = 'weights', but it has no weights(targets); give it, or a number")
+    if isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told < float("inf"):
+        raise UserError(f"task {task.name}: tokens_per_sample = {told!r}: must be a number above zero, or 'weights'")
+    return float(told)
 
 
 def sum_of_weights(task: Task, targets: Any, num_samples: int) -> Tensor:

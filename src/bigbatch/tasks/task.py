@@ -44,10 +44,11 @@ class Task(Protocol):
     """Data, model, loss and metric. See examples/own_task.py.
 
     A model is called by the structure of its inputs: with a tensor as it is, with a mapping as keyword arguments, with a tuple or list as
-    positional ones. A task may define three methods besides, see `bigbatch.tasks.optional_parts` and examples/own_language_model.py:
+    positional ones. A task may define four things besides, see `bigbatch.tasks.optional_parts` and examples/own_language_model.py:
     `collate(samples)` makes (inputs, targets) of a list of samples; `outputs(model, inputs)` calls the model; `weights(targets)`, shape
-    (n,), is how much each sample counts, such as its number of tokens. With `weights`, losses and scores are each sample's sum, and every
-    mean is their sum over that of the weights.
+    (n,), is how much each sample counts, such as its number of tokens; `tokens_per_sample` is a number, or "weights". With `weights`,
+    losses and scores are each sample's sum, and every mean is their sum over that of the weights. With `tokens_per_sample`, noise scales
+    are reported in tokens too.
     """
 
     name: str

@@ -49,7 +49,7 @@ class Options:
     measure_test: bool = True
     target: float | None = None
     # measurements
-    measure_noise: bool | Literal["layers"] = False
+    measure_noise: bool | Literal["layers", "norms"] = False
     measure_distance: bool = False
     # the machine
     device: str | torch.device | None = None

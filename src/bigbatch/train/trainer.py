@@ -44,7 +44,7 @@ def fit(
     device: str | torch.device | None = None,
     title: str | None = None,
     compile: bool = False,
-    measure_noise: bool | Literal["layers"] = False,
+    measure_noise: bool | Literal["layers", "norms"] = False,
     measure_distance: bool = False,
     keep_checkpoints: bool = False,
     target: float | None = None,
@@ -70,7 +70,8 @@ def fit(
         title: What the progress display calls the run.
         compile: Train through `torch.compile`; rounds otherwise, so resume with the same.
         measure_noise: Whether to record signal and noise of every update's gradient, cut into four micro-batches at least; "layers":
-            of each layer too. Changes weights by the rounding of that cut, and not at all where updates are cut so anyway.
+            of each layer too; "norms": of the norm layers alone, see `bigbatch.noise.norm_layers`. Changes weights by the rounding of that
+            cut, and not at all where updates are cut so anyway.
         measure_distance: Whether to record how far the weights are from their start, at updates evenly spaced on a logarithmic axis.
         keep_checkpoints: Whether to keep a checkpoint of every evaluation in `out`, `update-*.pt`: so much of the disk for each.
         target: End after the first evaluation whose validation score is as good, or better: not below it, or not above where the task's

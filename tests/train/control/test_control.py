@@ -293,7 +293,7 @@ def test_each_worker_must_be_able_to_tell_where_it_measures_its_own_gradient():
     check_control(recipe, measure=False, world_size=1)
     with pytest.raises(RecipeError, match="a worker's share of 256, of which it measures its own gradient, is one normalisation group"):
         check_control(recipe, measure=False, world_size=2)
-    with pytest.raises(RecipeError, match="noise of each layer, and an exchange that loses something"):
+    with pytest.raises(RecipeError, match="noise of layers apart, and an exchange that loses something"):
         check_control(DIGITS.replace({"comm.compression": {"kind": "top_k"}}), measure="layers", world_size=2)
 
 

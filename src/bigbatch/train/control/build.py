@@ -20,6 +20,8 @@ from bigbatch.core.clock import Clock
 from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.sharding import is_sharded
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
+from bigbatch.noise.norm_layers import NORMS, norm_parameters
+from bigbatch.noise.reader import ALL
 from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
 from bigbatch.scaling.linear import linear_lr
@@ -147,13 +149,13 @@ def unit_of(recipe: Recipe) -> int:
     return unit if batch.global_batch % unit == 0 else 1
 
 
-def check_measurable(recipe: Recipe, *, world_size: int = 1, layers: bool = False) -> None:
+def check_measurable(recipe: Recipe, *, world_size: int = 1, apart: bool = False) -> None:
     """Refuse recipes whose updates can't tell signal from noise.
 
     Args:
         recipe: Of the run.
         world_size: Number of workers.
-        layers: Whether each layer is to be measured.
+        apart: Whether layers are to be measured apart from the rest.
 
     Raises:
         RecipeError: With the remedy.
@@ -169,9 +171,9 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, layers: bool = Fals
             f"{whose} is one normalisation group (ghost_batch = {batch.ghost_batch}): one gradient can't tell signal from noise; "
             "lower batch.ghost_batch to half of it, or start from twice the batch"
         )
-    if layers and own and comm.kind not in ("local_sgd", "gossip"):
+    if apart and own and comm.kind not in ("local_sgd", "gossip"):
         raise RecipeError(
-            "noise of each layer, and an exchange that loses something: only the whole model can be measured; leave out layers"
+            "noise of layers apart, and an exchange that loses something: only the whole model can be measured; leave out layers, or norms"
         )
     if isinstance(batch.rule, InnerProductTestSection) and (comm.kind == "fully_shard" or measures_own(recipe)):
         what = "fully_shard" if comm.kind == "fully_shard" else "an exchange that loses something"
@@ -205,7 +207,9 @@ def check_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -
             "measure_noise with [adversarial]: the two passes of a sample are not two samples; measure the run without [adversarial]"
         )
     if measures(recipe, measure):
-        check_measurable(recipe, world_size=world_size, layers=measure == "layers")
+        check_measurable(recipe, world_size=world_size, apart=measure in ("layers", NORMS))
+    if measure == NORMS and recipe.batch.rule is not None and measures(recipe, measure=False):
+        raise RecipeError(f"noise of norm layers alone, and the rule {recipe.batch.rule.kind}, which needs the whole's; leave one out")
     if isinstance(recipe.batch.rule, sections.Measured):
         bounds_of(recipe)
         build_batch_rule(recipe)
@@ -225,7 +229,7 @@ def build_control(
         comm: Of the workers; knows the model.
         optimizer: Of the run.
         record: Gets what was measured.
-        measure: Whether to measure noise where no rule asks for it; "layers" measures each layer too.
+        measure: Whether to measure noise where no rule asks for it; "layers" measures each layer too, "norms" the norm layers alone.
         probe: A `CurvatureProbe` of the run, but for what it is to see.
 
     Raises:
@@ -235,7 +239,7 @@ def build_control(
     batch, rate = _sources(recipe, schedule, comm.ranks, record, probe)
     control = Control(batch, rate, total)
     if measures(recipe, measure):
-        control.noise = _noise_measurement(recipe, comm, record, layers=measure == "layers", observers=[batch.observe, rate.observe])
+        control.noise = _noise_measurement(recipe, comm, record, what=measure, observers=[batch.observe, rate.observe])
     if isinstance(schedule, AutoWU):
         back = bool(recipe.get("schedule.warmup.return_to_minimum"))
         control.warmup = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
@@ -290,14 +294,15 @@ def _scaling(how: str, base: int, noise: SmoothedNoise | None = None) -> Callabl
 
 
 def _noise_measurement(
-    recipe: Recipe, comm: Comm, record: Record, *, layers: bool, observers: list[Callable[[UpdateMeasurement], None]]
+    recipe: Recipe, comm: Comm, record: Record, *, what: bool | str, observers: list[Callable[[UpdateMeasurement], None]]
 ) -> NoiseMeasurement:
     ranks = comm.ranks
     own = ranks.world_size > 1 and measures_own(recipe)
     monitor = NoiseScaleMonitor(
         comm.model,
+        only=norm_parameters(comm.model) if what == NORMS else None,
         population=recipe.num_train_samples,
-        parts=layers_of(comm.model) if layers else None,
+        parts=layers_of(comm.model) if what == "layers" else None,
         along=isinstance(recipe.batch.rule, InnerProductTestSection),
         process_group="all" if ranks.world_size > 1 else None,
         own=own,
@@ -306,4 +311,5 @@ def _noise_measurement(
     if own and isinstance(comm, AllReduce):
         comm.observe(monitor.observe)
     num_groups = max(GROUPS, 2 * ranks.world_size) if own else GROUPS
-    return NoiseMeasurement(monitor, ranks=ranks, record=record, num_groups=num_groups, observers=observers)
+    part = NORMS if what == NORMS else ALL
+    return NoiseMeasurement(monitor, ranks=ranks, record=record, num_groups=num_groups, part=part, observers=observers)

@@ -11,6 +11,7 @@ from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
 from bigbatch.noise.monitor import NoiseScaleMonitor
+from bigbatch.noise.reader import ALL
 from bigbatch.train.state.record import Record
 
 
@@ -22,6 +23,7 @@ class NoiseMeasurement:
         ranks: The workers.
         record: Gets what was measured.
         num_groups: Micro-batches that an update is cut into at least, over all workers.
+        part: What the monitor sees, by the name that the record has for it.
         observers: Told of each update in turn, when it is read: the batch's source and the rate's.
     """
 
@@ -32,10 +34,11 @@ class NoiseMeasurement:
         ranks: Ranks,
         record: Record,
         num_groups: int,
+        part: str = ALL,
         observers: list[Callable[[UpdateMeasurement], None]],
     ) -> None:
         self.monitor, self.num_groups = monitor, num_groups
-        self._ranks, self._record, self._observers = ranks, record, observers
+        self._ranks, self._record, self._observers, self._part = ranks, record, observers, part
         self._pending: list[tuple[Clock, UpdateMeasurement, Tensor]] = []
         self._began = time.monotonic()
 
@@ -59,7 +62,7 @@ class NoiseMeasurement:
             seen = update._replace(
                 loss=loss / update.global_batch, signal=measured.signal, noise=measured.noise, noise_along=measured.noise_along
             )
-            self._record.noise(clock, measured.parts)
+            self._record.noise(clock, {self._part if name == ALL else name: scale for name, scale in measured.parts.items()})
             for observe in self._observers:
                 observe(seen)
         self._record.write_out()
