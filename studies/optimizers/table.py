@@ -10,17 +10,22 @@ import json
 import statistics
 from pathlib import Path
 
+from run import methods_of  # beside this script
+
 from bigbatch import Recipe
 from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.metric import ACCURACY
+from bigbatch.scaling.auto import auto
 from bigbatch.study.grid import cell_text
+from bigbatch.tasks import load_task, metric_of
 
 HERE = Path(__file__).parent
 STUDIES = HERE.parent
 METHODS = ("none", "linear", "sqrt", "legw", "lars", "lamb", "adam", "adamp", "muon")
 TASKS = ("digits/mlp", "fashion_mnist/mlp", "fashion_mnist/cnn", "fashion_mnist/lstm", "fashion_mnist/resnet8")
+ADAPTIVE = ("text/gpt", "text/lstm", "fashion_mnist/vit", "text/gpt-muon", "text/lstm-muon", "fashion_mnist/vit-muon")
 MULTIPLES = ("4", "8", "16", "32", "64", "256", "full")
 PRECISIONS = {"fashion_mnist/cnn": (None, "float32")}
-MARGIN = 0.5
 
 
 def reference_of(task, cells):
@@ -55,13 +60,35 @@ def cells_of(task, precision=None):
     return {**older, **cells}
 
 
-def text_of(lines, reference):
-    seeds = f", {len(lines)} seeds" if len(lines) != 5 and not_all_died(lines) else ""
-    return cell_text(lines, reference, margin=MARGIN) + seeds + (" †" if lines is not reference and is_product(lines[0]) else "")
+def text_of(lines, reference, *, metric=ACCURACY, usual=5):
+    seeds = f", {len(lines)} seeds" if len(lines) != usual and not_all_died(lines) else ""
+    text = cell_text(lines, reference, margin=metric.margin, metric=metric)
+    return text + seeds + (" †" if lines is not reference and is_product(lines[0]) else "")
 
 
 def not_all_died(lines):
     return not all(line["diverged"] for line in lines)
+
+
+def adaptive(name):
+    """The table of a reference with AdamW or Muon, and below it the variants that its rules were chosen among."""
+    recipe, cells = Recipe.named(name), cells_of(name)
+    metric, methods = metric_of(load_task(recipe.task).metric), methods_of(name)
+    if not cells.get(("1", "none")):
+        return
+    reference, chosen = cells["1", "none"], auto(recipe, 4.0)[0]
+    scores = [metric.shown(line["test_score"]) for line in reference]
+    spread = f" ± {metric.number(statistics.stdev(scores))}" if len(scores) > 1 else ""
+    print(f"\n**{name}**, reference {metric.number(statistics.fmean(scores))}{spread} {metric.unit} at {recipe.batch.global_batch}\n")
+    print("| multiple | updates |", " | ".join(f"{m} (auto)" if m == chosen else m for m in methods), "|")
+    print("|---|---|" + "---|" * len(methods))
+    for multiple in ("4", "16", "64"):
+        row = [text_of(cells[multiple, m], reference, metric=metric, usual=3) if (multiple, m) in cells else "" for m in methods]
+        print(f"| {multiple} | {-(-recipe.total_samples // (recipe.batch.global_batch * int(multiple)))} |", " | ".join(row), "|")
+    tried = {key: lines for key, lines in cells.items() if ", " in key[1]}
+    for multiple in dict.fromkeys(key[0] for key in tried):
+        texts = [f"{m} {text_of(ls, reference, metric=metric, usual=3)}" for (k, m), ls in tried.items() if k == multiple]
+        print(f"\nVariants at {multiple}:", "; ".join(texts))
 
 
 def main():
@@ -88,6 +115,8 @@ def main():
         longer = sorted(((cell[1], cell[2], cell[0]), lines) for cell, lines in cells.items() if cell[2:] and cell[2] != "tuned")
         if longer:
             print("\nLonger:", "; ".join(f"{m} at {k}, {e:g} times the epochs, {text_of(ls, reference)}" for (m, e, k), ls in longer))
+    for name in ADAPTIVE:
+        adaptive(name)
 
 
 if __name__ == "__main__":

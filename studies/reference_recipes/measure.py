@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from stages import STAGES  # beside this script; studies/optimizers measures these
 
 from bigbatch import Recipe, fit
 from bigbatch.core.json_lines import readable_lines
@@ -66,5 +67,5 @@ if __name__ == "__main__":
     parser.add_argument("tasks", nargs="*")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for task in arguments.tasks or recipe_names():
+    for task in arguments.tasks or [name for name in recipe_names() if name not in STAGES]:
         measure(task, arguments.seeds)

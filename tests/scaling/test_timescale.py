@@ -25,7 +25,7 @@ def test_the_total_shrinkage_is_kept(optimizer, k, warmup, decay):
     schedule = {"schedule.warmup": {"kind": "gradual", **warmup}, "schedule.decay": decay}
     reference = PUBLISHED.replace({"optimizer.name": optimizer, **extra, **schedule})
     planned = plan(reference, global_batch=round(512 * k), rule="timescale")
-    assert not planned.warnings or k < 1
+    assert not [w for w in planned.warnings if w.kind != "evidence"] or k < 1
     assert shrinkage(planned.recipe) == pytest.approx(shrinkage(reference), rel=1e-2)
     assert planned.recipe.optimizer.lr == reference.optimizer.lr
 

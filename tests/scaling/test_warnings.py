@@ -14,7 +14,7 @@ from bigbatch.scaling.warnings import largest_factor
 
 MLP, RESNET = Recipe.named("fashion_mnist/mlp"), Recipe.named("fashion_mnist/resnet8")
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.1}
-WITHOUT_REMEDY = {"smaller"}
+WITHOUT_REMEDY = {"smaller", "evidence"}
 
 
 def as_typed(options, recipe, **arguments):
@@ -53,6 +53,10 @@ def check_remedies(recipe, **arguments):
         (ADAMW, {"global_batch": 1024, "rule": "lars"}, "weight decay"),
         ({}, {"global_batch": 1024, "rule": "regime"}, "cost"),
         ({}, {"global_batch": 4096, "rule": "muon"}, "reach"),
+        ({}, {"global_batch": 1024, "rule": "lars"}, "optimizer"),
+        (ADAMW, {"global_batch": 1024, "rule": "muon"}, "optimizer"),
+        ({"optimizer.name": "lamb", "optimizer.lr": 0.01}, {"global_batch": 1024, "rule": "sqrt"}, "evidence"),
+        ({"budget.epochs": 10_000}, {"global_batch": 1024, "rule": "sqrt"}, "evidence"),
         ({}, {"global_batch": 8192, "rule": "sqrt"}, "few updates"),
         ({"budget.epochs": None, "budget.updates": 700}, {"global_batch": 8192, "rule": "sqrt"}, "few updates"),
         (ADAMW, {"global_batch": 1024, "rule": "linear"}, "linear"),
