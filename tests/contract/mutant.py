@@ -4,12 +4,12 @@ Nothing here imports the package itself: the first to do so is the fork, which f
 """
 
 import gc
-import multiprocessing
 import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import forks
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +20,12 @@ SLOW = [
 PYTEST = ["-x", "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 """The warning is that hypothesis was imported before pytest could rewrite it, which takes longer than most files of tests."""
 PLUGINS = ["no:cacheprovider", "no:xdist", "no:anyio"]
+
+
+class _Process(forks._Process):
+    """Of a server of its own: multiprocessing's may have imported the package for others who use it."""
+
+    server = forks.Server(*SLOW)
 
 
 class Done(NamedTuple):
@@ -43,10 +49,9 @@ class _Red:
 
 def run_tests_against(copy: Path, test: str) -> Done:
     """Run a file of tests, or one test as `file::name`, against `copy`/bigbatch."""
-    forks, output, red = multiprocessing.get_context("forkserver"), copy / "output.txt", copy / "red.txt"
+    output, red = copy / "output.txt", copy / "red.txt"
     red.unlink(missing_ok=True)
-    forks.set_forkserver_preload(SLOW)
-    process = forks.Process(target=_run, args=(copy, test, output, red))
+    process = _Process(target=_run, args=(copy, test, output, red))
     process.start()
     process.join(LIMIT_S)
     if process.is_alive():

@@ -13,7 +13,7 @@ RESNET = Recipe.named("fashion_mnist/resnet8")
 @pytest.mark.parametrize("name", recipe_names())
 def test_named_recipes_round_trip_through_toml(name):
     recipe = Recipe.named(name)
-    assert recipe.task == name
+    assert recipe.task in (name, name.removesuffix(f"-{recipe.optimizer.name}"))
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
