@@ -4,6 +4,7 @@ VARIANTS = (
     "adamw, warm-up in samples",
     "adamw, beta2^k",
     "adamw, betas kept",
+    "muon, warm-up in samples",
     "muon, momentum 0.85",
     "muon, twice the rates",
     "muon, rates by updates",

@@ -210,3 +210,11 @@ def test_the_command_line_takes_a_shipped_recipe_by_name(written, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "nats per byte" in done.stdout
     assert Recipe.load(tmp_path / "run" / "recipe.toml").optimizer.name == "muon"
+
+
+@pytest.mark.parametrize("name", ["text/gpt", "text/lstm"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_other_precisions(name, precision, written):
+    small = TINY["model"] if "gpt" in name else {"units": 16}
+    recipe = Recipe.named(name).replace({**TINY, "model": small, "precision": precision})
+    assert fit(load_task(name, data=written(a=VERSE * 120)), recipe, quiet=True).test_score < 5.7
