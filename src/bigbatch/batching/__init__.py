@@ -12,6 +12,7 @@ from bigbatch.batching.inner_product_test import InnerProductTest
 from bigbatch.batching.noise_scale import NoiseScaleRule
 from bigbatch.batching.norm_test import NormTest
 from bigbatch.batching.simigrad import SimiGrad
+from bigbatch.batching.updates import Update, Updates
 
 __all__ = [
     "ABSA",
@@ -29,6 +30,8 @@ __all__ = [
     "NormTest",
     "Proposal",
     "SimiGrad",
+    "Update",
     "UpdateMeasurement",
+    "Updates",
     "decide",
 ]
