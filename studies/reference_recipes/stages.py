@@ -1,6 +1,6 @@
 """A search in stages, for references with AdamW and Muon: the best value of one field, then of the next with it.
 
-One seed, validation data. A number whose best value is the first or the last of its choices gets the next one by its side, four times at most.
+One seed, validation data. A number whose best value is the first or the last of its choices gets the next one by its side, six times at most.
 """
 
 import json
@@ -16,7 +16,7 @@ MUON = {"optimizer.lr": [0.005, 0.01, 0.02, 0.04], "optimizer.adam_lr": [0.002, 
 START = {"adamw": {"optimizer.lr": 0.002, "optimizer.betas": [0.9, 0.99]}, "muon": {"optimizer.lr": 0.01, "optimizer.adam_lr": 0.004}}
 STAGES = dict.fromkeys(("text/gpt", "text/lstm", "fashion_mnist/vit"), ADAMW)
 STAGES |= {f"{name}-muon": MUON for name in STAGES}
-SEED, EXTENSIONS = 0, 4
+SEED, EXTENSIONS = 0, 6
 
 
 def scores_in(path):
