@@ -25,6 +25,7 @@ model.loss_type = "ForCausalLM"  # the Trainer's count of tokens needs it
 
 plan = bigbatch.plan(bigbatch.Recipe.from_toml(TUNED), global_batch=64, rule="adamw")
 arguments, left_out = training_arguments(plan)
+print(*left_out, sep="\n")  # what no argument can say, and who does it
 others = {"output_dir": "runs/trainer", "save_strategy": "no", "logging_steps": 8, "use_cpu": True, "report_to": "none"}
 trainer = Trainer(model, TrainingArguments(**arguments, **others), train_dataset=samples, optimizers=build(model, plan))
 trainer.add_callback(BigBatchCallback(trainer))

@@ -10,9 +10,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 
+from tests.integrations.models import tokens
 from tests.integrations.own_loop import own_loop
 from tests.integrations.processes import torchrun
-from tests.integrations.trainer_run import facts, recipe_of, trainer_of
+from tests.integrations.trainer_run import GROWING, facts, recipe_of, trainer_of
 
 from bigbatch import Clock
 from bigbatch.schedules.from_recipe import schedule_of
@@ -87,10 +88,22 @@ def test_resumed_in_the_middle_of_an_epoch_all_is_the_same(kind, tmp_path):
     near([entry["learning_rate"] for entry in resumed["logs"]], planned_rates(recipe_of()), 1e-12)
 
 
-@pytest.mark.parametrize(("kind", "how", "tolerance"), [("gpt2", "ddp", 1e-9), ("resnet", "ddp", 1e-9), ("gpt2", "fsdp", 1e-9)])
+@pytest.mark.parametrize(("kind", "how", "tolerance"), [("gpt2", "resumed", 1e-9), ("resnet", "ddp", 1e-9), ("gpt2", "fsdp", 1e-9)])
 def test_two_processes_measure_the_same_noise_at_the_same_rates(kind, how, tolerance, tmp_path):
     torchrun("tests.integrations.trainer_run", kind, tmp_path / "facts.json", how, folder=tmp_path)
     found, own = json.loads((tmp_path / "facts.json").read_text()), own_loop(kind, recipe_of())
     compare(found, own, tolerance)
     near([entry["learning_rate"] for entry in found["logs"]], planned_rates(recipe_of()), 1e-12)
     assert found["clock"] == [120, 9]
+
+
+def test_two_processes_follow_a_rule_as_one_does_and_resume(tmp_path):
+    torchrun("tests.integrations.trainer_run", "gpt2", tmp_path / "facts.json", "rule", folder=tmp_path)
+    found = json.loads((tmp_path / "facts.json").read_text())
+    trainer, callback = trainer_of("gpt2", tmp_path / "one", recipe=recipe_of(GROWING), data=tokens(120))
+    trainer.train()
+    one = facts(trainer, callback)
+    batches = [entry["global_batch"] for entry in one["logs"]]
+    assert batches[0] < batches[-1]
+    assert [entry["global_batch"] for entry in found["logs"]] == batches
+    near([entry["learning_rate"] for entry in found["logs"]], [entry["learning_rate"] for entry in one["logs"]], 1e-12)

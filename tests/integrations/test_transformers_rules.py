@@ -153,7 +153,9 @@ def test_a_model_whose_loss_ignores_the_number_of_items_is_refused(tmp_path):
     model = resnet()
     del model.accepts_loss_kwargs
     trainer, _ = trainer_of("resnet", tmp_path, model=model)
-    with pytest.raises(UserError, match="ResNetForImageClassification: takes num_items_in_batch.* 4 times too large; set model.accepts"):
+    with pytest.raises(
+        UserError, match="ResNetForImageClassification: takes num_items_in_batch.*by the number of passes.*; set model.accepts"
+    ):
         trainer.train()
 
 
@@ -171,6 +173,20 @@ def test_a_wrong_count_of_items_is_named_and_the_noise_scale_is_right_all_the_sa
             trainer.train()
         scales.append(callback.monitor.estimate().noise_scale)
     assert scales[1] == pytest.approx(scales[0], rel=1e-5)  # the loss is in float32, whatever the model is in
+
+
+def test_evaluations_between_change_nothing(tmp_path):
+    found = []
+    for evaluates in (False, True):
+        trainer, callback = trainer_of("gpt2", tmp_path)
+        if evaluates:
+            trainer.eval_dataset, trainer.args.eval_on_start, trainer.args.eval_strategy = trainer.train_dataset, True, "epoch"
+            trainer.args.save_strategy, trainer.args.metric_for_best_model = "best", "loss"
+        trainer.train()
+        found.append(facts(trainer, callback))
+    assert found[0]["weights"] == found[1]["weights"]
+    assert repr(found[0]["measured"]) == repr(found[1]["measured"])
+    assert list(tmp_path.glob("checkpoint-*/trainer_state.json"))
 
 
 def test_without_our_scheduler_there_is_only_the_noise(tmp_path):

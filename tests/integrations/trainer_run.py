@@ -1,6 +1,6 @@
 """A run of Transformers' Trainer with the callback, and what it did as JSON.
 
-`python -m tests.integrations.trainer_run KIND FILE ddp` (or fsdp), under torchrun.
+`python -m tests.integrations.trainer_run KIND FILE ddp`, resumed, rule or fsdp, under torchrun.
 """
 
 import json
@@ -20,6 +20,12 @@ schedule = { warmup = { kind = "gradual", samples = 40 }, decay = { kind = "cosi
 batch = { global_batch = 16, micro_batch = 4 }
 budget = { epochs = 3 }
 """
+GROWING = {
+    "num_train_samples": 120,
+    "optimizer.lr": 1e-3,
+    "batch": {"global_batch": 16, "micro_batch": 4, "rule": {"kind": "noise_scale", "largest": 64, "multiple_of": 8, "every_updates": 3}},
+    "budget.epochs": 6,
+}
 KINDS = {"gpt2": (gpt2, tokens), "resnet": (resnet, images)}
 
 
@@ -54,13 +60,38 @@ def facts(trainer, callback):
     return {"logs": logs, "measured": measured.tolist(), "weights": weights.tolist(), "clock": clock}
 
 
-def main(kind, file, fsdp):
+def shard(trainer):
+    """Accelerate turns FSDP on for GPUs alone, and takes DistributedDataParallel on CPUs without a word: say that this is one."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    state.fsdp_plugin.set_auto_wrap_policy(trainer.model)
+    trainer.is_fsdp_enabled = True
+
+
+def main(kind, file, how):
     torch.set_num_threads(1)
-    sharded = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}} if fsdp == "fsdp" else {}
-    trainer, callback = trainer_of(kind, Path(file).parent, layers=True, ddp_backend="gloo", **sharded)
+    folder, settings = Path(file).parent, {"ddp_backend": "gloo"}
+    if how == "fsdp":
+        settings |= {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    elif how != "ddp":
+        settings |= {"save_strategy": "steps", "save_steps": 6}
+    if how == "rule":
+        settings |= {"recipe": recipe_of(GROWING), "data": tokens(120)}
+    trainer, callback = trainer_of(kind, folder, layers=True, **settings)
+    if how == "fsdp":
+        shard(trainer)
     trainer.train()
-    assert all(isinstance(p, DTensor) for p in trainer.model.parameters()) == (fsdp == "fsdp")
+    assert any(isinstance(p, DTensor) for p in trainer.model.parameters()) == (how == "fsdp")
     found = facts(trainer, callback)
+    if how in ("resumed", "rule"):
+        trainer, callback = trainer_of(kind, folder, layers=True, **settings)
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
+        again = facts(trainer, callback)
+        for name in ("weights", "measured"):
+            assert repr(again[name]) == repr(found[name]), name
     if trainer.is_world_process_zero():
         Path(file).write_text(json.dumps(found))
     torch.distributed.barrier()

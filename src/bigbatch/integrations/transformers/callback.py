@@ -89,7 +89,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
             measured = torch.tensor(saved["measured"], dtype=torch.float64).reshape(len(saved["measured"]), -1)
             if len(measured):
                 self.monitor.load_state_dict({"direction": None, "measured": measured, "parts": saved["parts"]})
-        self._resumed_passes = saved.get("passes", 0)
+        self._resumed_passes, self._seen = saved.get("passes", 0), []
         self._begin_update()
         self._check_batch()
 
@@ -116,7 +116,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
             self._scheduler.global_batch = self._nominal
             if self._ruled is not None and self._scheduler.clock.samples >= self._ruled.recipe.total_samples:
                 control.should_training_stop = True
-                control.should_save |= str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps"
+                control.should_save |= _name(args.save_strategy) == "steps"
         if control.should_save:
             self._store(state)
 
@@ -127,7 +127,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Before the Trainer saves what was best."""
-        if self._trainer.is_in_train:
+        if self._trainer.is_in_train and _name(args.save_strategy) == "best":
             self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -142,7 +142,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
             raise UserError("training_step() outside of train(): there is nothing to measure yet; call trainer.train()")
         trainer = self._trainer
         if not self._checked:
-            check_loss(trainer, inputs, num_items_in_batch)
+            check_loss(trainer, inputs, num_items_in_batch, may_grow=self._ruled is not None)
             self._checked = True
         num_samples, divisor = pass_of(trainer, inputs, num_items_in_batch)
         self._num_samples += num_samples
@@ -200,8 +200,9 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
             self._observe(self._ruled)
         self.monitor.flush()
         measured = self.monitor.state_dict()
-        epoch = int(state.epoch + 1e-9)
-        passes = 0 if abs(state.epoch - epoch) < 1e-9 else self._passes
+        begun = state.epoch or 0.0
+        epoch = int(begun + 1e-9)
+        passes = 0 if abs(begun - epoch) < 1e-9 else self._passes
         rows = measured["measured"][-self._last :].tolist()
         state.stateful_callbacks[NAME] = {"parts": measured["parts"], "measured": rows, "epoch": epoch, "passes": passes}
 
@@ -219,14 +220,15 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
     def _check_batch(self) -> None:
         """Whether the Trainer makes updates of the recipe's samples; set the accumulation where a rule does."""
         args, scheduler, ruled = self._trainer.args, self._scheduler, self._ruled
-        self._unit: int = args.train_batch_size * self._ranks.world_size
+        processes = 1 if self._trainer.accelerator.split_batches else self._ranks.world_size
+        self._unit: int = args.train_batch_size * processes
         self._nominal = scheduler.global_batch if scheduler is not None else 0
         smallest = self._unit * self._accumulation
         if ruled is None:
             if scheduler is not None and scheduler.global_batch != smallest:
                 raise UserError(
                     f"global_batch = {scheduler.global_batch}: the Trainer makes updates of {smallest} samples ({args.train_batch_size} x "
-                    f"{self._ranks.world_size} processes x {self._accumulation} passes); take training_arguments(recipe), or set these"
+                    f"{processes} processes x {self._accumulation} passes); take training_arguments(recipe), or set these"
                 )
             return
         self._check_ruled(ruled, smallest)
@@ -245,5 +247,10 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
         if not hasattr(data, "__len__") or len(data) != expected:
             number = len(data) if hasattr(data, "__len__") else "an unknown number of"
             raise UserError(f"num_train_samples = {expected}: the train_dataset has {number} samples; set it in the recipe")
-        if str(getattr(self._trainer.args, "train_sampling_strategy", "")) == "batch_rebalance":
+        if _name(getattr(self._trainer.args, "train_sampling_strategy", "")) == "batch_rebalance":
             raise UserError('train_sampling_strategy = "batch_rebalance" with a [batch.rule]: plans batches ahead; choose another')
+
+
+def _name(choice: Any) -> str:
+    """Of one of the Trainer's strategies, which may be an enumeration or a string."""
+    return str(getattr(choice, "value", choice))

@@ -64,10 +64,16 @@ def is_divided_by_items(trainer: Any, num_items: Any) -> bool:
     return bool(trainer.model_accepts_loss_kwargs and num_items is not None) or trainer.compute_loss_func is not None
 
 
-def check_loss(trainer: Any, inputs: Mapping[str, Any], num_items: Any) -> None:
+def check_loss(trainer: Any, inputs: Mapping[str, Any], num_items: Any, *, may_grow: bool) -> None:
     """Refuse a model that takes the number of items and does not divide by it, as ResNetForImageClassification; warn of a wrong count.
 
     The Trainer then divides by nothing. One loss is computed twice, without a gradient and in evaluation mode, by N and 2 N items.
+
+    Args:
+        trainer: As in `pass_of`.
+        inputs: As in `pass_of`.
+        num_items: As in `pass_of`.
+        may_grow: Whether an update of one pass may have more of them later.
 
     Raises:
         UserError: With the remedy.
@@ -83,7 +89,7 @@ def check_loss(trainer: Any, inputs: Mapping[str, Any], num_items: Any) -> None:
             'divides the loss by too much; set model.loss_type = "ForCausalLM" before the Trainer is made',
             stacklevel=2,
         )
-    if factor == 1:
+    if factor == 1 and not may_grow:
         return
     model, prepared = trainer.model, trainer._prepare_inputs(dict(inputs))
     was_training = model.training
@@ -95,8 +101,8 @@ def check_loss(trainer: Any, inputs: Mapping[str, Any], num_items: Any) -> None:
         model.train(was_training)
     if once and abs(once - half) <= 1e-6 * abs(once):
         raise UserError(
-            f"{type(model).__name__}: takes num_items_in_batch, and its loss is not divided by it, so the Trainer's gradients are {factor} "
-            "times too large; set model.accepts_loss_kwargs = False before the Trainer is made"
+            f"{type(model).__name__}: takes num_items_in_batch, and its loss is not divided by it, so the Trainer's gradients are too "
+            "large by the number of passes times that of processes; set model.accepts_loss_kwargs = False before the Trainer is made"
         )
 
 
