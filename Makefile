@@ -24,7 +24,7 @@ $(VENV)/all: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e '.[dev]'
-	$(INSTALL) --no-deps timm open-lars pytorch-optimizer accelerate  # to compare with; timm alone would bring another torch
+	$(INSTALL) --no-deps timm open-lars pytorch-optimizer  # to compare with; timm alone would bring another torch
 	@touch $@
 
 setup: $(VENV)/all  ## install into .venv, with all extras

@@ -1,5 +1,6 @@
 """Each extra: what its packages are for, and the one line that says that one is missing."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -101,6 +102,22 @@ def test_the_critical_batch_is_not_fitted_in_silence_without_scipy(monkeypatch):
         fit_critical_batch([Run(100, 1100), Run(500, 300), Run(1000, 200)])
 
 
+@pytest.mark.parametrize(
+    ("module", "what", "package", "extra"),
+    [
+        ("transformers", "the adapter to Transformers", "transformers", "transformers"),
+        ("transformers", "the adapter to Transformers", "accelerate", "transformers"),
+        ("accelerate", "the adapter to Accelerate", "accelerate", "accelerate"),
+    ],
+)
+def test_an_adapter_says_so_too(module, what, package, extra, monkeypatch):
+    for name in [n for n in sys.modules if n.partition(".")[0] == package or n.startswith("bigbatch.integrations")] + [package]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=re.escape(line(what, package, extra))):
+        importlib.import_module(f"bigbatch.integrations.{module}")
+
+
 def test_without_rich_progress_is_plain_lines(monkeypatch, capsys):
     from bigbatch.train.display.progress import Display
 
@@ -111,9 +128,10 @@ def test_without_rich_progress_is_plain_lines(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("a run  epoch 1.0/1  loss 0.5000")
 
 
-def test_all_is_all_but_ray_and_every_extra_is_named_somewhere():
+def test_all_is_all_but_ray_and_what_scripts_are_built_on_and_every_extra_is_named_somewhere():
     users = EXTRAS.keys() - {"all", "dev", "docs"}
-    assert set(re.findall(r"[\w-]+", EXTRAS["all"][0].partition("[")[2])) == users - {"ray"}  # which is larger than all others together
+    left_out = {"ray", "transformers", "accelerate"}  # ray is larger than all others together; a script that uses the others has them
+    assert set(re.findall(r"[\w-]+", EXTRAS["all"][0].partition("[")[2])) == users - left_out
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     readme = (ROOT / "README.md").read_text()
     for extra in users:

@@ -51,8 +51,8 @@ class ClockLR(LRScheduler):
     before or after. A group that is added later has its own rate as its peak, and follows from its first update on. Nothing waits for
     the device at a step; rates that are tensors are filled in place.
 
-    Under Hugging Face Accelerate a prepared scheduler is stepped once per process after each update, so in several processes only the
-    first call after an `optimizer.step()` counts. `global_batch` stays the samples of all processes.
+    Under Hugging Face Accelerate a prepared scheduler is stepped once per process after each update, and one that is not prepared once per
+    micro-batch, so only the first call after an `optimizer.step()` counts. `global_batch` stays the samples of all processes.
 
     Args:
         optimizer: Its groups' rates are taken as the peak rates (`initial_lr` where a group has one).
@@ -94,7 +94,7 @@ class ClockLR(LRScheduler):
     def step(self, epoch: int | None = None) -> None:  # noqa: ARG002 torch's signature
         """Advance the clock by one update of `global_batch` samples and set the rates for the next one."""
         if self.last_epoch >= 0:  # torch calls step() once from the constructor, before any update
-            if not self._updated and _accelerate_processes() > 1:
+            if not self._updated and _is_accelerated():
                 return
             self.clock = self.clock.after(self.global_batch)
             self._previous_factor = self._factor
@@ -192,7 +192,7 @@ def _follow(optimizer: Optimizer, scheduler: ClockLR) -> None:
     optimizer.register_step_post_hook(after)
 
 
-def _accelerate_processes() -> int:
-    """Processes of a running `accelerate.Accelerator`; 1 where there is none."""
+def _is_accelerated() -> bool:
+    """Whether an `accelerate.Accelerator` runs, whose loops call `scheduler.step()` more than once an update."""
     state = sys.modules.get("accelerate.state")
-    return int(state.AcceleratorState().num_processes) if state is not None and state.is_initialized() else 1
+    return state is not None and bool(state.is_initialized())

@@ -236,7 +236,7 @@ def build_control(
         RecipeError: Where `check_control` does.
     """
     schedule, total = schedule_of(recipe), recipe.total_samples
-    batch, rate = _sources(recipe, schedule, comm.ranks, record, probe)
+    batch, rate = build_sources(recipe, schedule, comm.ranks, record, probe)
     control = Control(batch, rate, total)
     if measures(recipe, measure):
         control.noise = _noise_measurement(recipe, comm, record, what=measure, observers=[batch.observe, rate.observe])
@@ -249,10 +249,10 @@ def build_control(
     return control
 
 
-def _sources(
-    recipe: Recipe, schedule: Schedule, ranks: Ranks, record: Record, probe: Callable[..., CurvatureProbe]
+def build_sources(
+    recipe: Recipe, schedule: Schedule, ranks: Ranks, record: Record | None = None, probe: Callable[..., CurvatureProbe] | None = None
 ) -> tuple[BatchSource, RateSource]:
-    """Where the batch comes from, and the rate that goes with it."""
+    """Where the batch comes from, and the rate that goes with it; a record and a probe are ABSA's."""
     rule, total, global_batch = recipe.batch.rule, recipe.total_samples, recipe.batch.global_batch
     match rule:
         case None:
@@ -263,6 +263,8 @@ def _sources(
         case AdaScaleSection():
             return BatchSource(global_batch), GainRate(schedule, total, AdaScale(base_batch=rule.base_batch))
         case ABSASection():
+            assert record is not None
+            assert probe is not None
             looks = probe(samples=rule.samples, eigenvalues=1, tolerance=rule.tolerance)
             period = rule.every_epochs * recipe.num_train_samples
             where: dict[str, Any] = {"total_samples": total, "ranks": ranks, "record": record}
