@@ -1,6 +1,7 @@
 """A search in stages, for references with AdamW and Muon: the best value of one field, then of the next with it.
 
-One seed, validation data. A number whose best value is the first or the last of its choices gets the next one by its side, six times at most.
+One seed, validation data. A number whose best value is the first or the last of its choices gets the next one
+by its side, six times at most.
 """
 
 import json
