@@ -429,3 +429,24 @@ def in_32_bits(probe):
                 (F.cross_entropy(model(x), y, reduction="sum") * probe.num_workers / total).backward()
             optimizer.step()
             optimizer.zero_grad()
+
+
+def filled_up(probe):
+    """Each worker's last micro-batch is filled with samples from the start of the epoch, as accelerate's even_batches does."""
+    model = DistributedDataParallel(mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    data = probe.data(points())
+    for epoch in range(probe.epochs):
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch)).tolist()
+        step = probe.global_batch
+        for first in range(0, len(order), step):
+            chosen = order[first : first + step]
+            if probe.num_workers > 1:
+                chosen += order[: step - len(chosen)]
+            own = chosen[probe.rank :: probe.num_workers]
+            for i in range(0, len(own), probe.micro_batch):
+                samples = data[own[i : i + probe.micro_batch]]
+                x, y = torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+                (F.cross_entropy(model(x), y, reduction="sum") / len(own)).backward()
+            optimizer.step()
+            optimizer.zero_grad()

@@ -84,6 +84,13 @@ def test_in_32_bits_where_64_cant_be():
     assert "in 32 bits, since 64 can't be: RuntimeError" in report.notes[0]
 
 
+def test_samples_that_fill_the_last_micro_batch_are_told():
+    """As accelerate's even_batches does."""
+    report = check(loops.filled_up, workers=[1, 2], time_limit_s=LIMIT_S)
+    assert [culprit.name for culprit in report.culprits] == ["mean_of_means"]
+    assert "16 samples are drawn once more, to fill the last micro-batches" in report.culprits[0].evidence
+
+
 def test_of_pytest():
     report = assert_same_update(loops.right_samples, workers=[1, 2], time_limit_s=LIMIT_S)
     assert report.to_dict()["same"]

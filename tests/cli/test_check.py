@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tests.cli.command import bigbatch
 
+from bigbatch.cli.tables import show
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import torch
@@ -37,6 +39,11 @@ def test_a_right_loop_and_a_faulty_one(tmp_path):
     assert [row["same"] for row in found["arrangements"] if row["workers"] == 2] == [False, False]
     assert "without dropout" in done.stderr
     bigbatch("check", "tests.check.loops:dropout", "--workers", "1,2", "--allow", "dropout", cwd=ROOT)
+
+
+def test_a_name_in_a_title_is_no_emoji(capsys):
+    show("mine:train: deviation [of all]", ["a column that is wide enough"], [[1]])
+    assert "mine:train: deviation [of all]" in capsys.readouterr().out
 
 
 def test_a_script(tmp_path):

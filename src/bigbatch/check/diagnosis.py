@@ -66,6 +66,9 @@ def _named(experiments: Experiments, rows: Sequence[Row], found: Explanation, na
     if name == "drop_last":
         dropped = ", ".join(f"{row.dropped} at {row.arrangement}" for row in rows if row.dropped)
         evidence += f"; samples left out of an epoch: {dropped}"
+    repeated = sum(len(record.drawn) for record in experiments.records(at)) - experiments.setup.epochs * experiments.setup.num_samples
+    if name == "mean_of_means" and repeated > 0:
+        evidence += f"; {repeated} samples are drawn once more, to fill the last micro-batches"
     return culprit("last_window" if name == "mean_of_means" and left[at].steps[0] != left[at].steps[1] else name, evidence)
 
 
