@@ -50,6 +50,7 @@ def run_worker(function: Callable[[Probe], Any], setup: Setup, rank: int, folder
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output
+    faulthandler.enable(output)
     stuck = (folder / STUCK.format(rank)).open("w")
     faulthandler.dump_traceback_later(time_limit_s, file=stuck)
     try:
