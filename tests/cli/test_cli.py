@@ -19,7 +19,7 @@ SMALL = ["--set", "budget.epochs=1", "--set", "batch.micro_batch=32"]
 
 def test_help_names_every_command():
     out = bigbatch("--help").stdout
-    for command in ("tasks", "train", "plan", "scale", "runs", "report", "export", "papers", "doctor", "--debug"):
+    for command in ("tasks", "train", "plan", "scale", "runs", "report", "export", "papers", "doctor", "check", "--debug"):
         assert command in out
 
 

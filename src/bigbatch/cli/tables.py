@@ -22,8 +22,8 @@ def console() -> Console:
 
 
 def show(title: str, columns: list[str], rows: list[list[Any]], *, numbers: set[str] | None = None) -> None:
-    """Print a table; columns in `numbers` are aligned to the right."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim")
+    """Print a table, its title as it is (no markup, no emoji); columns in `numbers` are aligned to the right."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="dim")
     for column in columns:
         table.add_column(column, justify="right" if column in (numbers or set()) else "left", overflow="fold")
     for row in rows:
