@@ -41,6 +41,8 @@ NEEDED = [  # extra, package, what needs it, command
     ("study", "scipy", "the verdict of a study", "scale digits/mlp --to 512 --quiet"),
     ("study", "scipy", "a fit of the critical batch", "critical digits/mlp --batches 8,32,128 --target 0.9"),
     ("study", "scipy", "Keskar's sharpness", "curvature runs/one"),
+    ("trackers", "mlflow", "a run on MLflow", "train digits/mlp --track mlflow --out runs/one"),
+    ("trackers", "wandb", "a run on Weights & Biases", "scale digits/mlp --to 512 --track wandb --quiet"),
     ("parameter-server", "zmq", "a parameter server", "train digits/mlp --workers 2 --comm parameter_server --out runs/served"),
 ]
 
@@ -128,9 +130,9 @@ def test_without_rich_progress_is_plain_lines(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("a run  epoch 1.0/1  loss 0.5000")
 
 
-def test_all_is_all_but_ray_and_what_scripts_are_built_on_and_every_extra_is_named_somewhere():
+def test_all_is_all_but_ray_and_integrations_and_every_extra_is_named_somewhere():
     users = EXTRAS.keys() - {"all", "dev", "docs"}
-    left_out = {"ray", "transformers", "accelerate"}  # ray is larger than all others together; a script that uses the others has them
+    left_out = {"ray", "transformers", "accelerate", "lightning", "trackers"}  # large, or what a script that uses them has
     assert set(re.findall(r"[\w-]+", EXTRAS["all"][0].partition("[")[2])) == users - left_out
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     readme = (ROOT / "README.md").read_text()

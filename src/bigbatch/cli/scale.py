@@ -12,6 +12,7 @@ from bigbatch.cli.pools import On, ParallelRuns, find_pool
 from bigbatch.cli.runners import Better, Command, Curve, MetricName, Score, What, find_runner, folder_name, label
 from bigbatch.cli.sets import split_sets
 from bigbatch.cli.settings import Data, NoiseFile, PlanSets, Quiet, RecipeFile, Rule
+from bigbatch.cli.tracking import Track
 from bigbatch.cli.values import read_noise_scale
 
 MOST = "Runs an arm at most, until it is decided; 14, or --seeds if that is more."
@@ -44,6 +45,7 @@ def scale(
     json: output.Json = None,
     device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Train the tuned reference, the same with only the batch changed, and the plan; compare them and write a report."""
@@ -60,6 +62,7 @@ def scale(
     if not quiet and json != output.STANDARD:
         show_plan(planned)
 
+    from bigbatch.integrations.follow import tracked
     from bigbatch.report import write_report
     from bigbatch.study.compare import scale as compare
 
@@ -67,8 +70,9 @@ def scale(
     say = None if quiet else lambda text: typer.echo(text, err=True)
     design: dict[str, Any] = {"seeds": seeds, "max_seeds": max_seeds, "margin": margin, "bad_share": bad_share}
     how: dict[str, Any] = {"out": folder, "quiet": quiet or parallel is not None, "say": say, "pool": pool}
-    comparison = compare(runner, to=to, recipe=chosen, **arms, **design, **how)
-    report = write_report(folder)
+    with tracked(track, folder, study=True):
+        comparison = compare(runner, to=to, recipe=chosen, **arms, **design, **how)
+        report = write_report(folder)
     if json != output.STANDARD:
         show_comparison(comparison, label(task, runner), report)
     output.write_json(json, comparison.to_dict())

@@ -11,6 +11,7 @@ from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.requeue import requeued
 from bigbatch.cli.sets import split_sets
+from bigbatch.cli.tracking import Track
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.cli.workers import launch_workers
 from bigbatch.core.checks import UserError
@@ -38,6 +39,7 @@ def train(
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
     device: Device = None,  # noqa: ARG001 read by its callback
     force: Force = False,  # noqa: ARG001 read by its callback
+    track: Track = None,
     quiet: s.Quiet = False,
 ) -> None:
     """Train a task by its recipe, or by the recipe rewritten for another batch."""
@@ -49,24 +51,22 @@ def train(
     if workers is not None:
         with requeued(requeue, out=out):
             raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))
-    speaks = own_rank() == 0
-    quiet = quiet or not speaks
+    quiet = not (speaks := own_rank() == 0) or quiet
     from bigbatch.cli.tables import console, show_plan
     from bigbatch.scaling import plan
 
     scale = read_noise_scale(noise)
     if global_batch is not None:
-        planned = plan(chosen, global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)
-        chosen = planned.recipe
+        chosen = (planned := plan(chosen, global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)).recipe
         if not quiet:
             show_plan(planned)
-
+    from bigbatch.integrations.follow import tracked
     from bigbatch.tasks import load_task, metric_of
     from bigbatch.train import fit
 
     loaded = load_task(task, data=data)
     options: dict[str, Any] = {"save_every_s": save_every_s, "keep_checkpoints": keep, "quiet": quiet, "compile": compiled}
-    with requeued(requeue, out=out):
+    with tracked(track if speaks else None, out), requeued(requeue, out=out):
         result = fit(loaded, chosen, out=out, resume=resume, **options)
     if not speaks:
         return

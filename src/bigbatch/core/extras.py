@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from bigbatch.core.checks import UserError
 
-DISTRIBUTIONS = {"zmq": "pyzmq"}
+DISTRIBUTIONS = {"mlflow": "mlflow-skinny", "zmq": "pyzmq"}
 """What is installed under another name than it is imported by."""
 
 

@@ -1,1 +1,1 @@
-"""Thin adapters to the loops of others, each imported by whoever uses it: `bigbatch.integrations.transformers`, and so on."""
+"""Thin adapters to other people's trainers and trackers, imported only on demand; each needs an extra of its own."""
