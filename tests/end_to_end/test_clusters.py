@@ -100,3 +100,15 @@ def test_kubeflow_knows_every_field_of_the_job():
     assert job.spec.trainer.command + job.spec.trainer.args == [
         *("torchrun", "-m", "bigbatch", "train", "fashion_mnist/mlp", "--global-batch", "1024", "--out", "/runs/mlp")
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_two_workers_under_ray_train(tmp_path):
+    """In a process of its own: Ray's cluster ends with it."""
+    own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_TRAIN_V2_ENABLED": "1"}
+    command = [sys.executable, str(CLUSTER / "ray_train.py"), str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    assert "updates of 2 workers" in done.stdout + done.stderr
+    assert read_record(tmp_path / "runs" / "digits" / "record.jsonl")[0]["workers"] == 2

@@ -109,8 +109,9 @@ def test_no_loss_within_the_reach_by_the_records(optimizer, name):
 def test_beyond_the_reach_it_lost_somewhere_by_the_records(optimizer):
     evidence = EVIDENCE[optimizer]
     names = [recipe_of(task, optimizer) for task in evidence.tasks]
-    measured = [m for m in (4, 16, 64) if m > evidence.reach and all(runs_of(name, evidence.rule, str(m)) for name in names)]
-    assert "lost" in [verdict(name, evidence.rule, str(min(measured))) for name in names]
+    measured = [(m, name) for m in (4, 16, 64) if m > evidence.reach for name in names if len(runs_of(name, evidence.rule, str(m))) >= 3]
+    nearest, _ = min(measured)
+    assert "lost" in [verdict(name, evidence.rule, str(m)) for m, name in measured if m == nearest]
 
 
 @pytest.mark.parametrize(("optimizer", "name"), CLAIMS)
