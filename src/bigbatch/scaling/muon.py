@@ -9,7 +9,7 @@ Why:             an orthogonalised step has a fixed length whatever the gradient
 A reference that is tuned with Adam, AdamW or AdamP is information: a step of Muon's matrices has a root mean square of 0.2 eta, as AdamW's
 has, so rate and decay carry over (Liu et al. 2025, arXiv:2502.16982, Section 2.2). Both of Muon's rates are Adam's times sqrt(k); betas,
 eps, the updates of the warm-up (up to half the run), the schedule's decay, the model and the total shrinkage of the matrices are kept; the
-momentum is 0.95, with which that was published. Weights that are no matrices have no decay, as always under Muon. Not measured here yet.
+momentum is 0.95, with which that was published. Weights that are no matrices have no decay, as always under Muon.
 A reference that is tuned with Muon keeps its settings: both its rates times sqrt(k), which is the same law, its warm-up, schedule and
 momentum, and its total shrinkage.
 """
