@@ -4,9 +4,6 @@ import json
 
 import pytest
 import torch
-
-pytest.importorskip("accelerate")
-
 from tests.integrations.accelerate_run import data_and_model, recipe_of, run
 from tests.integrations.processes import torchrun
 

@@ -18,7 +18,6 @@ from bigbatch.integrations.follow import tracked
 from bigbatch.integrations.mirror import RunMirror
 from bigbatch.integrations.tracker import Place, check_tracker
 
-
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": 1})
 PLOTS = {f"by_{axis}/{name}" for axis in ("updates", "samples") for name in ("train/loss", "train/lr", "validation/score", "test/score")}
 

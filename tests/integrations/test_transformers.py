@@ -5,11 +5,6 @@ import math
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
-
 from tests.integrations.models import tokens
 from tests.integrations.own_loop import own_loop
 from tests.integrations.processes import torchrun

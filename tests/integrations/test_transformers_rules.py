@@ -4,10 +4,6 @@ import math
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
 from tests.integrations.models import gpt2, resnet, tokens
 from tests.integrations.trainer_run import facts, recipe_of, trainer_of
 
