@@ -23,6 +23,7 @@ PAPER = Paper(
     year=2025,
     arxiv="2507.07101",
     where="Section 3",
+    study="studies/optimizers",
 )
 FLOOR = 0.95
 

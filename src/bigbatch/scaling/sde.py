@@ -27,6 +27,7 @@ PAPER = Paper(
     year=2022,
     arxiv="2205.10287",
     where="Section 5",
+    study="studies/optimizers",
 )
 NOT_SMALL = 0.5 - 1e-9
 """k (1 - beta) from which a moment averages two updates or fewer; a little less than 0.5, so that 5 (1 - 0.9) counts."""

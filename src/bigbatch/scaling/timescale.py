@@ -22,6 +22,7 @@ PAPER = Paper(
     year=2025,
     arxiv="2505.13738",
     where="tau = B / (eta lambda D)",
+    study="studies/optimizers",
 )
 
 
