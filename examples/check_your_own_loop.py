@@ -10,17 +10,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from bigbatch.testing import probe
 
-if "RANK" not in os.environ:
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"} if "RANK" not in os.environ else {}
 distributed.init_process_group("gloo")
 workers, rank = distributed.get_world_size(), distributed.get_rank()
 told = probe(micro_batch=32, accumulation=2, epochs=3, num_workers=workers, rank=rank)  # what the checker says; else these
-
 torch.manual_seed(told.seed)
 digits = load_digits()
 data = told.data(TensorDataset(torch.tensor(digits.data / 16, dtype=told.dtype), torch.tensor(digits.target)))
@@ -28,27 +25,16 @@ sampler = DistributedSampler(data)
 loader = DataLoader(data, batch_size=told.micro_batch, sampler=sampler)
 model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
-
-
-def update(window):
-    """One update from a list of micro-batches: its loss is a mean over all their samples, on all workers."""
-    samples = torch.tensor(float(sum(len(y) for _, y in window)))
-    distributed.all_reduce(samples)
-    for x, y in window:
-        loss = nn.functional.cross_entropy(model(x), y, reduction="sum") / samples
-        (loss * workers).backward()  # DistributedDataParallel takes the mean over workers
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    scheduler.step()
-    return loss.item()
-
-
 for epoch in range(told.epochs):
     sampler.set_epoch(epoch)
     batches = list(loader)
-    for first in range(0, len(batches), told.accumulation):
-        last_loss = update(batches[first : first + told.accumulation])
-    print(f"epoch {epoch + 1}: loss of the last micro-batch {last_loss:.4f}")
+    for window in (batches[i : i + told.accumulation] for i in range(0, len(batches), told.accumulation)):
+        distributed.all_reduce(samples := torch.tensor(float(sum(len(y) for _, y in window))))  # of the update, on all workers
+        for x, y in window:
+            loss = nn.functional.cross_entropy(model(x), y, reduction="sum") / samples
+            (loss * workers).backward()  # DistributedDataParallel takes the mean over workers
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    print(f"epoch {epoch + 1}: loss of the last micro-batch {loss.item():.4f}")
 distributed.destroy_process_group()
