@@ -4,13 +4,15 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from bigbatch import Recipe, fit
-from bigbatch.core.checks import DataError
+from bigbatch.cli.settings import find_recipe
+from bigbatch.core.checks import DataError, UserError
 from bigbatch.tasks import load_task
 from bigbatch.tasks.data import text
 from bigbatch.tasks.models import GPT
@@ -218,3 +220,9 @@ def test_other_precisions(name, precision, written):
     small = TINY["model"] if "gpt" in name else {"units": 16}
     recipe = Recipe.named(name).replace({**TINY, "model": small, "precision": precision})
     assert fit(load_task(name, data=written(a=VERSE * 120)), recipe, quiet=True).test_score < 5.7
+
+
+def test_a_recipe_s_name_is_no_task():
+    with pytest.raises(UserError, match="text/gpt-muon: is a recipe of the task text/gpt; give text/gpt --recipe text/gpt-muon"):
+        find_recipe("text/gpt-muon", None, None)
+    assert find_recipe("text/gpt", Path("text/gpt-muon"), None).optimizer.name == "muon"

@@ -43,6 +43,8 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
         recipe = Recipe.named(str(file)) if str(file) in recipe_names() and not file.exists() else Recipe.load(file)
     elif task in recipe_names():
         recipe = Recipe.named(task)
+        if recipe.task != task:
+            raise UserError(f"{task}: is a recipe of the task {recipe.task}; give {recipe.task} --recipe {task}")
     elif ":" in task:
         raise UserError(f"task {task!r}: has no shipped recipe; give yours with --recipe FILE")
     else:

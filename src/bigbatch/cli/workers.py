@@ -60,4 +60,5 @@ def _check_device() -> None:
 def _run(command: list[str]) -> None:
     """What `python -m bigbatch COMMAND` does, in this process."""
     sys.argv = [sys.argv[0], *command]
+    sys.modules.pop("bigbatch.__main__", None)  # the installed program has imported it
     runpy.run_module("bigbatch", run_name="__main__")
