@@ -14,7 +14,7 @@ Limits:  the accumulator of the momentum starts at zero and takes about B / (N (
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import UserError, check_fraction
@@ -132,6 +132,7 @@ def _check_momentum(name: str, value: float) -> None:
 class IncreaseBatchSection(Scheduled):
     """Where the schedule's decay would lower the rate, the batch grows instead; what no longer fits `largest` lowers the rate."""
 
+    follows: ClassVar[Literal["decay", "clock"]] = "decay"
     kind: Literal["increase_batch"] = "increase_batch"
 
 

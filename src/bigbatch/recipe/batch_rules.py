@@ -1,6 +1,6 @@
 """[batch.rule]: what sets the batch of the next update, and how the rate goes with it; each rule's own fields are in its file."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bigbatch.recipe.base import Count, Section
 
@@ -17,6 +17,8 @@ class BatchRuleSection(Section):
 
 class Scheduled(BatchRuleSection):
     """Known beforehand: nothing is measured."""
+
+    follows: ClassVar[Literal["decay", "clock"]] = "clock"  # what the rule is given: the factor of the rate's decay, or the clock
 
     largest: Count | None = None  # samples; a tenth of the training set if left out
 

@@ -7,7 +7,6 @@ import torch
 from torch.optim import Optimizer
 
 from bigbatch.batching.absa import ABSA, ABSASection
-from bigbatch.batching.adabatch import AdaBatch
 from bigbatch.batching.adascale import AdaScale, AdaScaleSection, gain
 from bigbatch.batching.decision import BatchRule, Bounds, UpdateMeasurement
 from bigbatch.batching.inner_product_test import InnerProductTestSection
@@ -56,16 +55,16 @@ def build_scheduled_batch(recipe: Recipe, schedule: Schedule | None = None) -> C
 
     Args:
         recipe: Of the run.
-        schedule: Of the rate, where AdaBatch has its own factor besides; the recipe's if left out.
+        schedule: Of the rate, where the rule has a factor of its own besides; the recipe's if left out.
 
     Raises:
         RecipeError: If the rule's bounds don't fit the recipe.
     """
     rule, bounds = recipe.batch.rule, Bounds(recipe.batch.global_batch, largest_of(recipe), unit_of(recipe))
-    assert rule is not None
+    assert isinstance(rule, sections.Scheduled)
     try:
         grown = BATCH_RULES[rule.kind].build(rule, recipe, bounds)
-        if isinstance(grown, AdaBatch):
+        if rule.follows == "clock":
             rate = schedule or schedule_of(recipe)
 
             def by_interval(clock: Clock) -> tuple[int, float]:
