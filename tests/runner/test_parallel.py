@@ -148,12 +148,12 @@ def test_worker_processes_are_kept_from_one_call_to_the_next(tmp_path):
 
 
 def test_a_study_that_breaks_off_leaves_nothing_running(tmp_path):
-    before = children()
+    before, interrupt = children(), signal.getsignal(signal.SIGINT)
 
     def breaks(number, result):
         raise ZeroDivisionError
 
     with Parallel(2) as pool, pytest.raises(ZeroDivisionError):
         run_jobs(pool, FunctionRunner(scripts.trains), jobs_of(tmp_path, 4), done=breaks)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # no longer the pool's
+    assert signal.getsignal(signal.SIGINT) is interrupt  # no longer the pool's
     assert no_worker_is_left(before)
