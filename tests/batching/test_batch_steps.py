@@ -1,11 +1,9 @@
 import pytest
 
-from bigbatch import Recipe
 from bigbatch.batching import BatchSteps
 from bigbatch.batching.batch_steps import rate_factor
-from bigbatch.core.checks import RecipeError, UserError
+from bigbatch.core.checks import UserError
 from bigbatch.core.clock import Clock
-from bigbatch.train.control.build import build_scheduled_batch
 
 
 def test_hand_worked_rate_factors():
@@ -33,9 +31,3 @@ def test_olmo_s_warm_up():
 def test_bad_settings(settings, message):
     with pytest.raises(UserError, match=message):
         BatchSteps(global_batch=8, **settings)
-
-
-def test_steps_beyond_the_training_set_are_refused():
-    recipe = Recipe.named("digits/mlp").replace({"batch.rule": {"kind": "schedule", "steps": [[100, 4096]]}})
-    with pytest.raises(RecipeError, match=r"steps: a batch of 4,096 is more than 1,297, the training set"):
-        build_scheduled_batch(recipe)

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -110,7 +111,9 @@ def main(file, prepared, how):
         found = {"refused": str(error)}
     Path(f"{file}.{torch.distributed.get_rank()}").write_text(json.dumps(found))
     torch.distributed.barrier()
+    time.sleep(0.2)  # gloo's threads let go of their tensors
     torch.distributed.destroy_process_group()
+    os._exit(0)  # all is written; gloo's threads, which others' hooks may still hold, abort an interpreter that ends with them
 
 
 if __name__ == "__main__":

@@ -9,18 +9,12 @@ Differs: the batches are the recipe's own; nothing is measured. `lr` may be "lin
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from bigbatch.batching.decision import BatchAndRate, Bounds
+from bigbatch.batching.decision import BatchAndRate
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.clock import Clock
-from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
-from bigbatch.recipe import Recipe
-from bigbatch.recipe.base import Count
-from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Batch warm-up",
@@ -75,20 +69,3 @@ class BatchSteps:
         """The batch, and the factor of the schedule's rate, of the update at `clock`."""
         batch = next((batch for samples, batch in reversed(self.steps) if clock.samples >= samples), self.global_batch)
         return BatchAndRate(batch, rate_factor(batch, self.global_batch, self.lr))
-
-
-class BatchStepsSection(Scheduled):
-    """Listed steps: [[samples, batch], ...]."""
-
-    kind: Literal["schedule"] = "schedule"
-    steps: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)]
-    lr: RateWithBatch = "sqrt"
-
-
-@BATCH_RULES.register("schedule", BatchStepsSection)
-def build(rule: BatchStepsSection, recipe: Recipe, _: Bounds) -> BatchSteps:
-    """The recipe's rule."""
-    most = rule.largest or recipe.num_train_samples
-    if (largest := max(batch for _, batch in rule.steps)) > most:
-        raise UserError(f"steps: a batch of {largest:,} is more than {most:,}, the {'largest' if rule.largest else 'training set'}")
-    return BatchSteps(global_batch=recipe.batch.global_batch, steps=rule.steps, lr=rule.lr)

@@ -8,17 +8,11 @@ Units:   samples.
 Differs: the paper does not say that its rate goes with the batch; `lr = "none"` leaves it alone.
 """
 
-from typing import Literal
-
 from bigbatch.batching.batch_steps import RateWithBatch, rate_factor
 from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import check_positive
 from bigbatch.core.clock import Clock
-from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
-from bigbatch.recipe import Recipe
-from bigbatch.recipe.base import Count
-from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Batch ramp",
@@ -66,18 +60,3 @@ class Ramp:
         wanted = ramped(clock.samples, global_batch=self.global_batch, largest=self.largest, over_samples=self.over_samples)
         batch = Bounds(self.global_batch, self.largest, self.multiple_of).nearest(wanted)
         return BatchAndRate(batch, rate_factor(batch, self.global_batch, self.lr))
-
-
-class RampSection(Scheduled):
-    """From the recipe's batch to `largest` in `over_samples` samples."""
-
-    kind: Literal["ramp"] = "ramp"
-    over_samples: Count
-    lr: RateWithBatch = "sqrt"
-
-
-@BATCH_RULES.register("ramp", RampSection)
-def build(rule: RampSection, _: Recipe, bounds: Bounds) -> Ramp:
-    """The recipe's rule."""
-    limits = {"largest": bounds.largest, "multiple_of": bounds.multiple_of}
-    return Ramp(global_batch=bounds.smallest, over_samples=rule.over_samples, lr=rule.lr, **limits)

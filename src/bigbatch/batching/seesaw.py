@@ -13,14 +13,10 @@ Limits:  for batches up to the critical one; beyond it more samples an update bu
 """
 
 import math
-from typing import ClassVar, Literal
 
 from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import check_fraction
-from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
-from bigbatch.recipe import Recipe
-from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Seesaw",
@@ -83,16 +79,3 @@ class Seesaw:
             UserError: If `decay` is not in [0, 1].
         """
         return seesaw(self.global_batch, decay, self.largest, self.multiple_of)
-
-
-class SeesawSection(Scheduled):
-    """Where the schedule's decay would lower the rate by a factor, the batch grows by it, and the rate falls by its root."""
-
-    follows: ClassVar[Literal["decay", "clock"]] = "decay"
-    kind: Literal["seesaw"] = "seesaw"
-
-
-@BATCH_RULES.register("seesaw", SeesawSection)
-def build(_: SeesawSection, __: Recipe, bounds: Bounds) -> Seesaw:
-    """The recipe's rule."""
-    return Seesaw(global_batch=bounds.smallest, largest=bounds.largest, multiple_of=bounds.multiple_of)
