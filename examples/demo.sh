@@ -22,6 +22,6 @@ echo "2. The same batch, planned by measurement: auto"
 "$BIN/bigbatch" scale $TASK --to $TO --rule auto --seeds "$SEEDS" --max-seeds "$MAX_SEEDS" --out "$OUT"
 
 if "$BIN/python" -W error -c "from bigbatch.tasks import load_task; load_task('text/gpt').splits()" 2>/dev/null; then
-    echo "3. A language model on the Bible at four times its batch: a twentieth of its run, one seed, a look without a verdict"
-    "$BIN/bigbatch" scale text/gpt --to 64 --seeds 1 --max-seeds 1 --set budget.epochs=0.05 --set schedule.warmup.epochs=0.01 --out "$OUT-text"
+    echo "3. A language model on the Bible at four times its batch, a twentieth of its run (\`bigbatch scale text/gpt --to 64\` judges the whole)"
+    "$BIN/bigbatch" train text/gpt --global-batch 64 --set budget.epochs=0.05 --set schedule.warmup.epochs=0.01 --quiet
 fi

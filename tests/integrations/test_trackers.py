@@ -142,7 +142,11 @@ def test_a_killed_run_is_shown_as_such_and_goes_on_in_the_same_run(place):
         "0.1",
     ]
     process = subprocess.Popen([sys.executable, "-m", "bigbatch", *train], cwd=place)
-    state, end = place / "one" / "tracking-mlflow.json", time.monotonic() + LIMIT_S
+    state, record, end = place / "one" / "tracking-mlflow.json", place / "one" / "record.jsonl", time.monotonic() + LIMIT_S
+    while not (record.exists() and record.read_text().count("\n") > 100):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # a fast machine is done before the tracker has looked
     while not (state.exists() and json.loads(state.read_text())["sent"].get("update", 0) > 50):
         assert time.monotonic() < end
         assert process.poll() is None
