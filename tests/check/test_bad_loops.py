@@ -8,6 +8,7 @@ import torch
 from tests.check import loops
 
 from bigbatch.check import check
+from bigbatch.check.processes import is_lost_peer
 from bigbatch.core.checks import UserError
 
 
@@ -114,6 +115,11 @@ def _name(pid):
             return file.read()
     except OSError:
         return b""
+
+
+@pytest.mark.parametrize("words", ["Connection closed by peer", "Connection reset by peer", "Write error: Broken pipe"])
+def test_all_words_for_a_peer_that_is_gone_are_known(words):
+    assert is_lost_peer(f"RuntimeError: [pair.cc:537] Read error [127.0.0.1]:10946: {words}. This is typically caused by")
 
 
 def test_workers_that_wait_for_one_another():

@@ -22,7 +22,7 @@ from bigbatch.comm.launch.exit_status import describe_exit, oom_kills
 from bigbatch.core.checks import RunFailed
 
 POLL_S = 0.2
-LOST_PEER = "Connection closed by peer"
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 UNEQUAL = "do all workers make as many updates, and call the same collectives?"
 GRACE_S = 1.0
 """After the time limit, for workers to write where they stand; after a failure, for others to tell theirs."""
@@ -122,12 +122,21 @@ def _raise(
             how = describe_exit(processes[rank].exitcode or 0, kill_count)
             raise RunFailed(f"{at}: worker {rank} {how}{_last(folder / OUTPUT.format(rank))}; mend the loop, and check it again")
     raised = {rank: failure for rank, failure in failures.items() if failure is not None}
-    rank, failure = min(raised.items(), key=lambda item: LOST_PEER in item[1].error)  # the first that is no consequence
+    rank, failure = min(raised.items(), key=lambda item: is_lost_peer(item[1].error))  # the first that is no consequence
     gpu = "; the check runs on the CPU: use the device of probe.device" if "CUDA" in failure.error or "NVIDIA" in failure.error else ""
     where = f" ({failure.where})" if failure.where else ""
     done = sorted(set(range(setup.arrangement.workers)) - set(failures))
-    others = f"; worker {done[0]} was done: {UNEQUAL}" if done and LOST_PEER in failure.error else ""
+    others = f"; worker {done[0]} was done: {UNEQUAL}" if done and is_lost_peer(failure.error) else ""
     raise LoopFailed(f"{at}: worker {rank} raised {failure.error}{where}{gpu}{others}", failure)
+
+
+def is_lost_peer(error: str) -> bool:
+    """Whether a worker failed because another one was gone, in gloo's words: which ones is a matter of time.
+
+    >>> is_lost_peer("RuntimeError: Read error [127.0.0.1]:10946: Connection reset by peer"), is_lost_peer("ValueError: shapes")
+    (True, False)
+    """
+    return any(words in error for words in LOST_PEER)
 
 
 def _end(process: Any) -> None:
