@@ -31,7 +31,7 @@ def auto(recipe: Recipe, k: float) -> tuple[str, str]:
         return ("linear" if name == "sgd" else own), f"k = {k:g}: so near to the reference its optimizer is kept"
     if evidence is None:
         return own, f"no study stands behind a reference with {name}; {own} keeps it"
-    reach = f"shown not to lose up to {evidence.reach:g} times" if evidence.reach > 1 else "though it lost at every multiple measured"
+    reach = f"not shown to lose up to {evidence.reach:g} times" if evidence.reach > 1 else "though it lost at every multiple measured"
     kept = "" if evidence.rule == evidence.keeps else f"; {evidence.keeps} keeps {name}"
     return evidence.rule, f"held furthest, untuned, on {evidence.models} with {name} ({STUDY}), {reach}{kept}"
 
