@@ -47,3 +47,23 @@ def test_a_mistake_is_one_readable_line(tmp_path, arguments, message):
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_branches_of_a_run_give_a_table_sentences_and_files(tmp_path):
+    settings = ["--set", "batch.micro_batch=16", "--set", "budget.epochs=6", "--set", "batch.global_batch=16"]
+    bigbatch("train", "digits/mlp", "--keep-checkpoints", "--out", "run", "--quiet", *settings, cwd=tmp_path)
+    command = ["critical", "--branch", "run", "--samples", "1024", "--windows", "2", "--at", "82,163"]
+    done = bigbatch(*command, cwd=tmp_path)
+    for text in ("digits/mlp: branches of 1,024 samples", "rate times", "worse by", "at update 82: critical batch", "at update 163: "):
+        assert text in done.stdout, text
+    folder = "runs/critical/run-branches"
+    assert done.stdout.endswith(f"plot: {folder}/branches.svg, numbers: {folder}/branches.json\n")
+    assert done.stderr.startswith("8 branches of 1,024 samples at each checkpoint: 92 % of the run's samples, and 9 evaluations\n")
+    assert "<svg" in (tmp_path / folder / "branches.svg").read_text()
+    assert json.loads(bigbatch(*command, "--json", "-", "--quiet", cwd=tmp_path).stdout)["points"][0]["updates"] == 82
+    wrong = bigbatch(*command, "--batches", "16,64,256", cwd=tmp_path, expect=2)
+    assert wrong.stderr == "error: --branch: is another way than --batches and --target; leave them out\n"
+    wrong = bigbatch("critical", "digits/mlp", cwd=tmp_path, expect=2)
+    assert wrong.stderr == "error: --batches and --target: are missing; or give --branch RUN, a run with checkpoints\n"
+    wrong = bigbatch("critical", "--branch", "absent", cwd=tmp_path, expect=2)
+    assert "absent: holds no checkpoint" in wrong.stderr

@@ -1,4 +1,4 @@
-"""`bigbatch critical`: how many updates each batch needs to a target, and where larger batches stop paying."""
+"""`bigbatch critical`: how large a batch is worth it, by runs to a target at several batches, or by branches of one run."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,18 +6,20 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.cli import output
+from bigbatch.cli.branches import At, BranchOf, KeepRate, LrFactors, LrRule, Multiples, Samples, Tolerance, Windows, branch_study
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.pools import On, ParallelRuns, find_pool
-from bigbatch.cli.runners import Better, Command, Curve, MetricName, What, find_runner, folder_name, label
+from bigbatch.cli.full_critical import full_study
+from bigbatch.cli.pools import On, ParallelRuns
+from bigbatch.cli.runners import Better, Command, Curve, MetricName, What, find_runner, folder_name
 from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets
-from bigbatch.cli.values import read_noise_scale, whole_numbers
+from bigbatch.core.checks import UserError
 
 
 def critical(
-    batches: Annotated[str, typer.Option("--batches", metavar="B,B,B", help="Three or more global batches, such as 64,256,1024.")],
-    target: Annotated[float, typer.Option("--target", help="Validation score that ends a run, or a better one: such as 0.88.")],
     task: What = None,
+    batches: Annotated[str | None, typer.Option("--batches", metavar="B,B,B", help="Three or more batches: 64,256,1024.")] = None,
+    target: Annotated[float | None, typer.Option("--target", help="Validation score that ends a run, or a better one: 0.88.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs a batch at its best rate.")] = 1,
     max_epochs: Annotated[float | None, typer.Option("--max-epochs", help="Budget of a run; 4 times the recipe's if left out.")] = None,
     recipe: RecipeFile = None,
@@ -32,35 +34,37 @@ def critical(
     on: On = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/critical/TASK if left out.")] = None,
     json: output.Json = None,
-    device: Device = None,  # noqa: ARG001 read by its callback
+    device: Device = None,
     force: Force = False,  # noqa: ARG001 read by its callback
     quiet: Quiet = False,
+    branch: BranchOf = None,
+    at: At = None,
+    multiples: Multiples = "1,4,16",
+    samples: Samples = None,
+    windows: Windows = 3,
+    lr: LrRule = "sqrt",
+    lr_factors: LrFactors = "1",
+    tolerance: Tolerance = None,
+    keep_rate: KeepRate = False,
 ) -> None:
-    """Search the best rate at each batch, count updates to the target, and fit the critical batch with its interval."""
+    """Fit the critical batch: to updates that several batches need to a target, or to branches of a run."""
     output.check(json)
-    sizes, scale, pool = whole_numbers("--batches", batches), read_noise_scale(noise), find_pool(parallel, on)
     of_command: dict[str, Any] = {"command": command, "score": curve, "curve": curve, "metric": metric, "better": better}
-    runner, chosen = find_runner(task, recipe, sets, data=data, margin=0.01 if command else None, **of_command)
+    margin = 0.01 if command else None
+    if branch is None:
+        if batches is None or target is None:
+            raise UserError("--batches and --target: are missing; or give --branch RUN, a run with checkpoints")
+        runner, chosen = find_runner(task, recipe, sets, data=data, margin=margin, **of_command)
+        where: dict[str, Any] = {"out": out or Path("runs/critical") / folder_name(task, runner), "json": json, "quiet": quiet}
+        budget: dict[str, Any] = {"batches": batches, "target": target, "seeds": seeds, "max_epochs": max_epochs}
+        full_study(task, runner, chosen, noise=noise, parallel=parallel, on=on, **budget, **where)
+        return
+    from bigbatch.study.trunks import find_trunk
 
-    from bigbatch.cli.tables import console, show
-    from bigbatch.report.trade_off import write_trade_off
-    from bigbatch.study.critical import RESULT
-    from bigbatch.study.critical import critical as measure
-    from bigbatch.study.trade_off import rows_of
-
-    folder = out or Path("runs/critical") / folder_name(task, runner)
-    say = None if quiet else lambda text: typer.echo(text, err=True)
-    run: dict[str, Any] = {"seeds": seeds, "max_epochs": max_epochs, "noise": scale, "out": folder, "say": say, "pool": pool}
-    run["quiet"] = quiet or parallel is not None
-    study = measure(runner, chosen, batches=sizes, target=target, **run)
-    plot = write_trade_off(study.to_dict(), folder)
-
-    if json != output.STANDARD:
-        columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
-        title = f"{label(task, runner)} to validation {runner.metric} {runner.metric.exact(target)}"
-        show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
-        for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
-            if text:
-                console().print(text, highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or folder / RESULT}", highlight=False)
-    output.write_json(json, study.to_dict())
+    if batches is not None or target is not None:
+        raise UserError("--branch: is another way than --batches and --target; leave them out")
+    folder = out or Path("runs/critical") / f"{branch.resolve().name}-branches"
+    given: dict[str, Any] = {"data": data, "margin": margin, **of_command}
+    trunk = find_trunk(branch, task, out=folder, data=data, device=device, find=lambda: find_runner(task, recipe, sets, **given)[0])
+    how: dict[str, Any] = {"at": at, "multiples": multiples, "samples": samples, "windows": windows, "lr": lr, "lr_factors": lr_factors}
+    branch_study(trunk, **how, tolerance=tolerance, decays=not keep_rate, out=folder, json=json, quiet=quiet)

@@ -41,6 +41,18 @@ def whole_numbers(option: str, text: str) -> list[int]:
         raise UserError(f"{option} {text}: must be whole numbers with commas between, such as 64,256,1024") from None
 
 
+def numbers(option: str, text: str) -> list[float]:
+    """The numbers of "0.5,1,2".
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: must be numbers with commas between, such as 0.5,1,2") from None
+
+
 def read_json(option: str, path: Path, writer: str) -> dict[str, Any]:
     """The object in a file that another command wrote.
 

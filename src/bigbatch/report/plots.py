@@ -135,13 +135,17 @@ def log_ticks(axis: Axis) -> None:
 
 
 def to_svg(figure: Figure, title: str) -> str:
-    """The figure, of one plot, in the style of all plots: an `<svg>` element with an accessible name."""
-    (axes,) = figure.axes
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(fontsize=8, frameon=False)
+    """The figure, of one plot or several side by side, in the style of all plots: an `<svg>` element with an accessible name."""
+    first, *others = figure.axes
+    if others:
+        figure.suptitle(title, fontsize=10)
+    else:
+        first.set_title(title, fontsize=10)
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

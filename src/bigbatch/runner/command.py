@@ -16,7 +16,7 @@ from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.reading import first_mistake
 from bigbatch.recipe import Recipe
-from bigbatch.runner.fields import allows, check_words
+from bigbatch.runner.fields import allows, check_words, files_by_updates
 from bigbatch.runner.log import OUTPUT, RunLog, TargetReached, held, open_run, required_folder
 from bigbatch.runner.process import Ended, run_process
 from bigbatch.runner.protocol import Request
@@ -67,6 +67,7 @@ class CommandSection(_Section):
     folder: str | None = None  # working folder; the settings file's own if left out
     time_limit_s: Annotated[float, Field(gt=0)] | None = None
     retries: Annotated[int, Field(ge=0)] = 1  # of a run that fails
+    checkpoint: str | None = None  # of the script's checkpoints below {out}, such as "step-{updates}.pt": what branches begin from
     diverged: str | None = None  # a regular expression: a line that matches it means that the run has diverged
     shell: bool = False  # whether /bin/sh reads the command
     device_batch: Annotated[int, Field(gt=0)] | None = None  # for {accumulation}
@@ -127,6 +128,19 @@ class CommandRunner:
     def prepare(self, recipe: Recipe) -> None:
         """There is nothing to measure."""
 
+    def checkpoints(self, folder: Path) -> dict[int, Path]:
+        """By `checkpoint` of the settings, below the run's {out}.
+
+        Raises:
+            UserError: If it is not stated, or the command can't begin from one.
+        """
+        if self._section.checkpoint is None or "start" not in self._template.fields:
+            raise UserError(
+                'command: does not say where its checkpoints are, or can\'t begin from one; state checkpoint = "step-{updates}.pt", a path '
+                "below {out}, and give the script {start}, which is empty in a run that begins anew"
+            )
+        return files_by_updates((folder / OUTPUT).absolute(), self._section.checkpoint)
+
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; a run that fails is made again `retries` times. What it left in its own folder is there again then."""
         folder = required_folder(request, "a command")
@@ -158,7 +172,8 @@ class CommandRunner:
         log = RunLog(self.name, recipe, request, self._metric)
         watch = _Watch(self._source(self._section.score, recipe, own), self._source(self._section.curve, recipe, own), log, self._diverged)
         recipe_file = str((folder / "recipe.toml").absolute())
-        arguments = self._template.fill(recipe, out=str(own), recipe_file=recipe_file)
+        start = str(request.start.absolute()) if request.start is not None else ""
+        arguments = self._template.fill(recipe, out=str(own), recipe_file=recipe_file, start=start)
         environment = _environment(request, self._section.environment)
         try:
             with interruptible(request.out) as signalled:

@@ -1,6 +1,8 @@
 """Which fields of a recipe a function or a command follows, in words: `can = ["lr", "warmup", "weight_decay", "beta2"]`."""
 
+import re
 from collections.abc import Collection
+from pathlib import Path
 
 from bigbatch.core.checks import UserError, unknown
 
@@ -54,3 +56,19 @@ def covers(pattern: str, field: str) -> bool:
     (True, True, False)
     """
     return field == pattern or (pattern.endswith(".*") and field.startswith(pattern[:-1]))
+
+
+def files_by_updates(folder: Path, pattern: str) -> dict[int, Path]:
+    """Files and folders whose path below a folder fits a pattern with {updates} in it, by that number, in order.
+
+    Raises:
+        UserError: If the pattern has no {updates}, or names no path below the folder.
+    """
+    if pattern.count("{updates}") != 1 or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise UserError(f'checkpoint = {pattern!r}: must be a path with {{updates}} in it once, such as "step-{{updates}}.pt"')
+    expression = re.compile(re.escape(pattern).replace(re.escape("{updates}"), r"0*(\d+)"))
+    found = {}
+    for path in folder.glob(pattern.replace("{updates}", "*")):
+        if (match := expression.fullmatch(path.relative_to(folder).as_posix())) is not None:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))

@@ -24,7 +24,7 @@ from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.recipe import Recipe
-from bigbatch.runner.fields import allows
+from bigbatch.runner.fields import allows, files_by_updates
 from bigbatch.runner.log import CHECKPOINTS, RunLog, TargetReached, held, open_run, required_folder
 from bigbatch.runner.protocol import Request
 from bigbatch.train.state.interrupt import interruptible
@@ -40,10 +40,12 @@ class FunctionRun:
         evaluate_every: Epochs between evaluations on validation data, as the study asks for them.
         target: The validation score at which the run ends; None for one that goes to its end.
         measure_test: Whether the test score is wanted.
+        start: A checkpoint of another run to begin from, with a clock at zero; None to begin anew.
     """
 
     def __init__(self, log: RunLog, request: Request, what: str) -> None:
         self.evaluate_every, self.target, self.measure_test = request.evaluate_every, request.target, request.measure_test
+        self.start = request.start
         self._log, self._request, self._what, self._monitor = log, request, what, None
 
     @property
@@ -134,6 +136,20 @@ class FunctionRunner:
 
     def prepare(self, recipe: Recipe) -> None:
         """There is nothing to measure."""
+
+    def checkpoints(self, folder: Path) -> dict[int, Path]:
+        """By the function's attribute `checkpoint`, such as "{updates}.pt", a name in `run.checkpoint_dir`.
+
+        Raises:
+            UserError: If it has none.
+        """
+        pattern = getattr(self._function, "checkpoint", None)
+        if pattern is None:
+            raise UserError(
+                f'function {self.name}: does not say where its checkpoints are; set {self.name}.checkpoint = "{{updates}}.pt", a name in '
+                "run.checkpoint_dir, and begin from run.start where it is not None"
+            )
+        return files_by_updates(folder / CHECKPOINTS, str(pattern))
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`."""

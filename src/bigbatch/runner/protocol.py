@@ -21,6 +21,7 @@ class Request:
         measure_test: Whether the test set is used, at the end.
         title: For people.
         quiet: Show no progress of the run itself.
+        start: A checkpoint to begin from, of a branch; None begins anew.
         environment: Variables for the processes of the run, such as the GPU that it may use.
         stop: Set from outside to ask the run to end; None where signals say so.
     """
@@ -31,6 +32,7 @@ class Request:
     measure_test: bool = True
     title: str = ""
     quiet: bool = True
+    start: Path | None = None
     environment: tuple[tuple[str, str], ...] = ()
     stop: Event | None = None
 
@@ -72,6 +74,14 @@ class Runner(Protocol):
 
     def prepare(self, recipe: Recipe) -> None:
         """Measure here, undisturbed, what runs of this recipe need to know of this machine."""
+        ...
+
+    def checkpoints(self, folder: Path) -> dict[int, Path]:
+        """What the run in a folder kept to branch from, by its updates.
+
+        Raises:
+            UserError: If that is not known.
+        """
         ...
 
     def run(self, recipe: Recipe, request: Request) -> Result:

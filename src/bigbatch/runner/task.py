@@ -1,5 +1,6 @@
 """A task, trained by `bigbatch.fit`."""
 
+from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.ranks import Ranks
@@ -13,6 +14,7 @@ from bigbatch.runner.protocol import Request, Runner
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.setup.build import build_model, choose_micro_batch, seed_everything
+from bigbatch.train.state.checkpoint import numbered_checkpoints
 from bigbatch.train.state.result import Result
 from bigbatch.train.trainer import fit
 
@@ -56,6 +58,10 @@ class TaskRunner:
         seed_everything(recipe.seed)
         ranks = Ranks(0, 1, choose_device())
         choose_micro_batch(self.task, recipe, build_model(self.task, recipe, ranks.device).train(), train, ranks)
+
+    def checkpoints(self, folder: Path) -> dict[int, Path]:
+        """Those that `fit(keep_checkpoints=True)` kept."""
+        return numbered_checkpoints(folder)
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; an unfinished run is continued from its checkpoint."""

@@ -3,6 +3,7 @@
 Fields are a recipe's own, by their dotted names, and what follows from them:
 
     seed, out, recipe        seed; folder for the run's files; path of a TOML file with the whole recipe
+    start                    path of the checkpoint that a branch begins from; empty in any other run
     num_updates              optimizer updates of the run
     total_samples, epochs    its length in the other two units
     warmup.updates, warmup.samples
@@ -27,6 +28,7 @@ from bigbatch.runner.fields import covers
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "out": (),
+    "start": (),
     "recipe": ("seed", "precision", "num_train_samples", "optimizer.*", "schedule.*", "batch.*", "budget.*", "model.*", "comm.*"),
     "num_updates": ("budget.*",),
     "total_samples": ("budget.*",),
@@ -98,18 +100,19 @@ class Template:
             patterns.append("batch.global_batch")
         return any(covers(pattern, field) for pattern in patterns)
 
-    def fill(self, recipe: Recipe, *, out: str, recipe_file: str) -> list[str]:
+    def fill(self, recipe: Recipe, *, out: str, recipe_file: str, start: str = "") -> list[str]:
         """The arguments for one run.
 
         Args:
             recipe: Of the run.
             out: Folder for its files.
             recipe_file: Where the whole recipe is.
+            start: The checkpoint that it begins from.
 
         Raises:
             UserError: If the recipe lacks a field, or a format does not fit its value.
         """
-        values = values_of(recipe, self._device_batch) | {"out": out, "recipe": recipe_file}
+        values = values_of(recipe, self._device_batch) | {"out": out, "recipe": recipe_file, "start": start}
         if self._shell:
             values = {name: _Quoted(value) for name, value in values.items()}
         filled = []

@@ -121,15 +121,26 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
         folder, resumes, finished = open_folder_on_rank_0(out, recipe, resume=options.resume, ranks=ranks)
         if finished is not None:
             return finished
-        run = set_up(task, recipe, options, ranks, folder=folder, resumes=resumes, pair=pair)
+        checkpoint = Path(out) / "last.pt" if resumes and out is not None else None
+        run = set_up(task, recipe, options, ranks, folder=folder, checkpoint=checkpoint, pair=pair)
         run.start_facts["workers"] = everyone.world_size
         if resumes and not options.resume and ranks.is_rank_0:
             print(f"{run.title}: resumes after update {run.clock.updates:,} with {ranks.world_size} workers", file=sys.stderr)
         return train(run)
 
 
-def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder: Path | None, resumes: bool, pair: Pair | None) -> Run:
-    """Build all that a run is made of, and take up its checkpoint if it is resumed. Called by every worker.
+def set_up(
+    task: Task,
+    recipe: Recipe,
+    options: Options,
+    ranks: Ranks,
+    *,
+    folder: Path | None = None,
+    checkpoint: Path | None = None,
+    of_recipe: Recipe | None = None,
+    pair: Pair | None = None,
+) -> Run:
+    """Build all that a run is made of, and take up a checkpoint if there is one. Called by every worker.
 
     Args:
         task: What is trained.
@@ -137,7 +148,8 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
         options: Of the run.
         ranks: The workers that train.
         folder: Of the run; None on workers that write nothing.
-        resumes: Whether it holds a checkpoint to continue from.
+        checkpoint: To continue from; None at a run's beginning.
+        of_recipe: That the checkpoint is of; the run's own if left out.
         pair: The rank that makes adversarial examples for this one, if there is one.
 
     Raises:
@@ -155,17 +167,17 @@ def set_up(task: Task, recipe: Recipe, options: Options, ranks: Ranks, *, folder
     distance = WeightDistance(model) if options.measure_distance else None  # from the weights before a checkpoint is read
     if not ranks.is_rank_0:
         seed_everything(recipe.seed, ranks.rank)  # dropout of its own; everything else is the same everywhere
-    last, statistics = Path(options.out or "") / "last.pt", build_statistics(comm, recipe, data.train, task)
-    if resumes:
+    statistics = build_statistics(comm, recipe, data.train, task)
+    if checkpoint is not None:
         per_worker: dict[str, HasState] = {"held": batches, "statistics": statistics}
-        progress = load_checkpoint(last, recipe=recipe, comm=comm, optimizer=optimizer, per_worker=per_worker)
+        progress = load_checkpoint(checkpoint, recipe=of_recipe or recipe, comm=comm, optimizer=optimizer, per_worker=per_worker)
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
     statistics.micro_batch = progress.micro_batch
     record = Record(folder, progress.clock, tensorboard=options.tensorboard, ranks=ranks, metric=metric_of(task.metric))
     probe = partial(CurvatureProbe, task, recipe, comm, optimizer, data.train, statistics, micro_batch=progress.micro_batch)
     control = build_control(recipe, comm, optimizer, record, measure=options.measure_noise, probe=probe)
-    on_all(lambda: load_batch_state(last, control, progress.batch, progress.clock))
+    on_all(lambda: load_batch_state(checkpoint, control, progress.batch, progress.clock))
     batches.follow(control.batch.adversarial_share, statistics)
     parts: dict[str, Any] = {"model": model, "comm": comm, "optimizer": optimizer, "statistics": statistics, "batches": batches}
     run = Run(

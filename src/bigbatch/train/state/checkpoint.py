@@ -127,9 +127,15 @@ def numbered_name(clock: Clock) -> str:
     return KEPT.format(clock.updates)
 
 
+def numbered_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints that were kept in a run's folder, by their updates, in order."""
+    found = {path.stem.partition("-")[2]: path for path in sorted(folder.glob(KEPT.format(0).replace("0" * 9, "*")))}
+    return {int(number): path for number, path in found.items() if number.isdecimal()}
+
+
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder: those that were kept, in order, then the best by validation, then the last."""
-    kept = sorted(folder.glob(KEPT.format(0).replace("0" * 9, "*")))
+    kept = numbered_checkpoints(folder).values()
     return [*kept, *(path for name in ("best.pt", "last.pt") if (path := folder / name).exists())]
 
 

@@ -1,0 +1,378 @@
+"""The critical batch at points of one run: branches from its checkpoints at several batches, compared by held-out loss at equal samples.
+
+Protocol: from each checkpoint a branch for each multiple of the batch and each window of data; all branches of a window see the same
+          samples in the same order. By default the rate is the run's at the checkpoint times the root of the multiple, and falls to zero
+          in a straight line over the branch. So losses are compared without the noise that a rate leaves, under which a run that stands at
+          one rate hides what it gains, and a rate that is too low or too high costs less. One more branch, of half the samples, says how
+          the gain grows with them.
+Analysis: `bigbatch.noise.branches`.
+Cost:     known beforehand: samples of all branches over those of the run.
+Differs:  Merrill et al. 2025 keep the rate and smooth the loss (`decays=False` keeps it).
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from bigbatch.core.checks import CheckpointError, UserError, check_fraction, check_positive, unknown
+from bigbatch.core.devices import choose_device
+from bigbatch.core.files import write_atomically
+from bigbatch.core.folder_lock import owned
+from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.version import __version__
+from bigbatch.noise.branches import Branches, LocalCriticalBatch, excess, expected_factor, largest_held, local_critical_batch
+from bigbatch.noise.estimate import two_digits
+from bigbatch.train.branch import Branch, BranchResult
+from bigbatch.train.state.record import environment
+
+RESULT = "branches.json"
+COST = 0.2
+"""Of the run's samples: what the branches of one checkpoint take, unless their samples are given."""
+FEW_UPDATES = 4
+"""Fewer of the largest batch say little."""
+RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+"""Power of the multiple that the rate is multiplied by."""
+COLUMNS = ("update", "batch", "rate times", "gain", "worse by", "at most")
+"""`BranchStudy.rows`: gains are of the held-out loss; worse than the smallest batch, in the mean, and at most by the test of each alone."""
+POINTS = (0.1, 0.4, 0.7)
+"""Of the run: where branches begin unless that is given."""
+
+
+class Trunk(Protocol):
+    """A run with checkpoints to branch from.
+
+    Attributes:
+        name: Of what is trained.
+        identity: Tells it from other runs.
+        global_batch: Of the run, samples.
+        total_samples: Of the run.
+        tolerance: Of the loss, unless another is asked for.
+    """
+
+    name: str
+    identity: str
+    global_batch: int
+    total_samples: int
+    tolerance: float
+
+    def checkpoints(self) -> dict[int, int]:
+        """Updates at which there is one, with the samples seen by then."""
+        ...
+
+    def start_loss(self, updates: int) -> float:
+        """Held-out loss of the checkpoint at so many updates."""
+        ...
+
+    def branch(self, updates: int, branch: Branch) -> BranchResult:
+        """Run a branch from it."""
+        ...
+
+
+class BranchPoint(NamedTuple):
+    """One checkpoint."""
+
+    updates: int
+    samples: int
+    start_loss: float
+    branches: tuple[Branches, ...]  # at the best rate of each batch; the first is of half the samples
+    rate_factors: tuple[float, ...]  # of each, the best in the mean, apart from the multiple's
+    estimate: LocalCriticalBatch
+    largest_held: float | None  # samples
+
+    @property
+    def full(self) -> tuple[Branches, ...]:
+        """Those of the whole length."""
+        return self.branches[1:]
+
+
+@dataclass(frozen=True)
+class BranchStudy:
+    """What the branches of a run say.
+
+    Attributes:
+        task: What is trained.
+        global_batch: Of the run, samples.
+        samples: Of each branch.
+        tolerance: Of the loss.
+        cost: Samples of all branches of one checkpoint over those of the run.
+        confidence: Of intervals and tests.
+        points: The checkpoints.
+        notes: Doubts.
+    """
+
+    task: str
+    global_batch: int
+    samples: int
+    tolerance: float
+    cost: float
+    confidence: float
+    points: tuple[BranchPoint, ...]
+    notes: tuple[str, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """The outcome at each checkpoint, in words."""
+        return [self._in_words(point) for point in self.points]
+
+    def _in_words(self, point: BranchPoint) -> str:
+        critical = point.estimate.critical_batch
+        known = not math.isnan(critical.lower)
+        bounds = f" [{_samples(critical.lower)}, {_samples(critical.upper)}] ({100 * self.confidence:g} %)" if known else ""
+        held = "" if point.largest_held is None else f"; not worse by {self.tolerance:g} up to {point.largest_held:,.0f}"
+        return f"at update {point.updates:,}: critical batch about {_samples(critical.value)}{bounds} samples{held}"
+
+    def rows(self) -> list[list[str]]:
+        """A row a batch at each checkpoint, by `COLUMNS`."""
+        rows = []
+        for point in self.points:
+            for each, factor in zip(point.full, point.rate_factors[1:], strict=True):
+                gain = point.start_loss - statistics.fmean(each.losses)
+                value, bound = excess(each, point.full[0], confidence=self.confidence)
+                compared = each is not point.full[0] and math.isfinite(value)
+                worse = f"{value:+.4f}" if compared else ""
+                most = f"{bound:+.4f}" if compared and math.isfinite(bound) else ""
+                shown = f"{gain:.4f}" if math.isfinite(gain) else "diverged"
+                rows.append([f"{point.updates:,}", f"{each.global_batch:,.0f}", f"{factor:.3g}", shown, worse, most])
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; numbers that are not finite as None."""
+        points = [
+            {
+                "updates": point.updates,
+                "samples": point.samples,
+                "start_loss": point.start_loss,
+                "branches": [{**each._asdict(), "rate_factor": f} for each, f in zip(point.branches, point.rate_factors, strict=True)],
+                "critical_batch": point.estimate.critical_batch._asdict(),
+                "power": point.estimate.power,
+                "gain": point.estimate.gain,
+                "largest_held": point.largest_held,
+            }
+            for point in self.points
+        ]
+        own = {name: getattr(self, name) for name in ("task", "global_batch", "samples", "tolerance", "cost", "confidence")}
+        plain: dict[str, Any] = _finite({**own, "sentences": self.sentences(), "notes": list(self.notes), "points": points})
+        return plain
+
+
+def branches(
+    trunk: Trunk,
+    *,
+    at: Sequence[int] | None = None,
+    multiples: Sequence[int] = (1, 4, 16),
+    samples: int | None = None,
+    windows: int = 3,
+    lr: str = "sqrt",
+    lr_factors: Sequence[float] = (1.0,),
+    tolerance: float | None = None,
+    decays: bool = True,
+    confidence: float = 0.95,
+    out: str | Path,
+    say: Callable[[str], None] | None = None,
+) -> BranchStudy:
+    """Measure the critical batch at points of a run.
+
+    Args:
+        trunk: The run, such as `run_of_task(folder)`.
+        at: Updates of its checkpoints; three at about a tenth, four tenths and seven tenths of the run if left out.
+        multiples: Of its batch; 1 is always among them.
+        samples: Of each branch; what makes the branches of one checkpoint a fifth of the run if left out.
+        windows: Of data, each another part of it in another order; two at least for an interval.
+        lr: How the rate goes with the multiple: "sqrt", "linear" or "none".
+        lr_factors: Further factors of the rate, of which each batch takes the best; in each window as the other windows say.
+        tolerance: Of the loss, for the largest batch that is not worse; if left out, 0.01 of a task, the metric's margin of a script.
+        decays: Whether the rate falls to zero over a branch; False keeps the run's schedule.
+        confidence: Of intervals and tests.
+        out: Folder of `branches.jsonl`, a line a branch, and `branches.json`. Branches found there are not repeated.
+        say: Called with lines of text: the cost, what the first branches let expect, each branch.
+
+    Raises:
+        UserError: On bad arguments, where a checkpoint is missing or another recipe's, where no branch gains anything, or all diverge.
+        Interrupted: After Ctrl-C; the same call goes on with the next branch.
+    """
+    sizes = sorted({1, *multiples})
+    tolerance = trunk.tolerance if tolerance is None else tolerance
+    _check(sizes, windows, lr, lr_factors, tolerance, samples, confidence)
+    per_sample = windows * (len(sizes) * len(lr_factors) + 0.5)
+    length = samples or max(1, int(COST * trunk.total_samples / per_sample))
+    largest = sizes[-1] * trunk.global_batch
+    if length < 2 * largest:
+        needed = f"{FEW_UPDATES * largest:,}" if FEW_UPDATES * largest < trunk.total_samples else "fewer multiples, or more"
+        raise UserError(f"{length:,} samples are {length / largest:.1f} updates of the largest batch, {largest:,}: take {needed} samples")
+    chosen = _points(trunk, at, length)
+    tell = say or (lambda _: None)
+    cost = per_sample * length / trunk.total_samples
+    number = windows * (len(sizes) * len(lr_factors) + 1)
+    each = " at each checkpoint" if len(chosen) > 1 else ""
+    tell(f"{number} branches of {length:,} samples{each}: {100 * cost:.0f} % of the run's samples, and {number + 1} evaluations")
+    notes = []
+    if length < FEW_UPDATES * largest:
+        notes.append(f"the largest batch, {largest:,}, makes {length / largest:.1f} updates: too few to say much of it")
+    if not decays and lr != "linear":
+        notes.append("the rate is kept: a larger batch with a lower noise of the rate ends lower by that alone")
+    with owned(Path(out)) as folder:
+        found = []
+        for updates in chosen:
+            bench = _Bench(trunk, updates, folder / "branches.jsonl", tell, decays=decays)
+            found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
+        study = BranchStudy(trunk.name, trunk.global_batch, length, tolerance, cost, confidence, tuple(found), tuple(notes))
+        facts = {"multiples": sizes, "windows": windows, "lr": lr, "lr_factors": list(lr_factors), "decays": decays}
+        facts |= {"version": __version__, "environment": environment(choose_device())}
+        write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
+        return study
+
+
+def _check(
+    sizes: Sequence[int], windows: int, lr: str, lr_factors: Sequence[float], tolerance: float, samples: int | None, confidence: float
+) -> None:
+    if len(sizes) < 2:
+        raise UserError(f"multiples = {list(sizes)}: one larger than 1 at least; 1, 4, 16 is usual")
+    for name, values in (("multiples", sizes), ("windows", [windows]), ("lr_factors", lr_factors), ("tolerance", [tolerance])):
+        for value in values:
+            check_positive(name, value)
+    if not lr_factors:
+        raise UserError("lr_factors = []: must hold one at least; (1.0,) is usual")
+    if samples is not None:
+        check_positive("samples", samples)
+    if lr not in RATES:
+        raise UserError(unknown("lr", lr, RATES))
+    check_fraction("confidence", confidence)
+
+
+def _points(trunk: Trunk, at: Sequence[int] | None, length: int) -> list[int]:
+    """The checkpoints to branch from.
+
+    Raises:
+        UserError: If one is missing, or too near to the run's end.
+    """
+    there = trunk.checkpoints()
+    room = {updates: samples for updates, samples in there.items() if 0 < samples <= trunk.total_samples - length}
+    if not there:
+        raise CheckpointError(f"{trunk.name}: the run kept no checkpoints to branch from; train it with --keep-checkpoints")
+    if at is None:
+        if not room:
+            raise CheckpointError(
+                f"{trunk.name}: none of its {len(there)} checkpoints has {length:,} samples of the run after it; take fewer"
+            )
+        nearest = {min(room, key=lambda updates: abs(room[updates] / trunk.total_samples - share)) for share in POINTS}
+        return sorted(nearest)
+    for updates in at:
+        if updates not in there:
+            known = ", ".join(f"{each:,}" for each in sorted(there)[:12]) + (", ..." if len(there) > 12 else "")
+            raise CheckpointError(f"at = {updates:,}: no checkpoint of that update; there are {known}")
+        if updates not in room:
+            left = trunk.total_samples - there[updates]
+            raise UserError(
+                f"at = {updates:,}: the run has {left:,} samples left there, a branch takes {length:,}; take fewer, or branch earlier"
+            )
+    return sorted(set(at))
+
+
+def _measure(
+    bench: "_Bench",
+    sizes: Sequence[int],
+    length: int,
+    windows: int,
+    power: float,
+    factors: Sequence[float],
+    tolerance: float,
+    confidence: float,
+) -> BranchPoint:
+    """All branches from one checkpoint; the smallest batch first, which says what the others can be expected to tell."""
+    batch, start = bench.trunk.global_batch, bench.start_loss()
+
+    def losses(multiple: int, samples: int, factor: float) -> list[float]:
+        return [bench.loss(Branch(samples, multiple, factor * multiple**power, order, bench.decays)) for order in range(1, windows + 1)]
+
+    by_factor = {1: {factor: losses(1, length, factor) for factor in factors}}
+    own, best = _best(by_factor[1])
+    gains = [start - loss for loss in own]
+    if windows > 1 and all(map(math.isfinite, gains)):
+        gain, spread = statistics.fmean(gains), statistics.stdev(gains)
+        expected = expected_factor(gain, spread, [k * batch for k in sizes], windows=windows, confidence=confidence)
+        reach = f"a factor of about {expected:.2g} to each side" if math.isfinite(expected) else "no bound: take more samples or windows"
+        bench.tell(
+            f"the run's own batch gains {gain:.4f}, give or take {spread:.4f}; the interval of a critical batch amid the multiples: {reach}"
+        )
+    points, rates = [Branches(batch, length / 2, tuple(losses(1, length // 2, best)))], [best]
+    for multiple in sizes:
+        tried = by_factor.get(multiple) or {factor: losses(multiple, length, factor) for factor in factors}
+        own, best = _best(tried)
+        points.append(Branches(multiple * batch, length, tuple(own)))
+        rates.append(best)
+    estimate = local_critical_batch(start, points, confidence=confidence)
+    held = largest_held(points[1:], tolerance=tolerance, confidence=confidence)
+    updates = bench.updates
+    return BranchPoint(updates, bench.trunk.checkpoints()[updates], start, tuple(points), tuple(rates), estimate, held)
+
+
+def _best(by_factor: dict[float, list[float]]) -> tuple[list[float], float]:
+    """Each window's loss at the factor that is best in the mean of the other windows, and the factor that is best in the mean of all."""
+
+    def rank(losses: Sequence[float]) -> float:
+        return statistics.fmean(losses) if losses and all(map(math.isfinite, losses)) else math.inf
+
+    def chosen(but: int | None) -> float:
+        return min(by_factor, key=lambda f: rank([loss for number, loss in enumerate(by_factor[f]) if number != but]))
+
+    windows = len(next(iter(by_factor.values())))
+    if windows == 1:
+        best = chosen(None)
+        return by_factor[best], best
+    return [by_factor[chosen(number)][number] for number in range(windows)], chosen(None)
+
+
+class _Bench:
+    """Runs branches from one checkpoint, or finds that they have been run."""
+
+    def __init__(self, trunk: Trunk, updates: int, path: Path, tell: Callable[[str], None], *, decays: bool) -> None:
+        self.trunk, self.updates, self.tell, self.decays = trunk, updates, tell, decays
+        self._path = path
+        self._done = {self._identity(line): line for line in stored_lines(path, self._identity)}
+
+    def start_loss(self) -> float:
+        """Of the checkpoint."""
+        loss = self.trunk.start_loss(self.updates)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"update {self.updates:,}: the held-out loss of the checkpoint is {loss}; branch from one before the run diverged"
+            )
+        return loss
+
+    def loss(self, branch: Branch) -> float:
+        """At the branch's end; NaN of one that diverged."""
+        line = {"run": self.trunk.identity, "at": self.updates, **vars(branch)}
+        if (key := self._identity(line)) not in self._done:
+            rate = f", rate x {branch.rate_factor:.3g}" if branch.rate_factor != 1 else ""
+            title = f"update {self.updates:,}, batch {branch.multiple * self.trunk.global_batch:,}{rate}, window {branch.order}"
+            result = self.trunk.branch(self.updates, branch)
+            told = "diverged" if result.diverged else f"{result.loss:.4f}"
+            self.tell(f"{title}, {branch.samples:,} samples: {told}")
+            measured = {"loss": None if result.diverged else result.loss, "updates": result.updates, "train_s": result.train_s}
+            self._done[key] = line | _finite(measured)
+            append_line(self._path, self._done[key])
+        loss = self._done[key]["loss"]
+        return math.nan if loss is None else float(loss)
+
+    @staticmethod
+    def _identity(line: Any) -> str:
+        names = ("run", "at", *Branch.__dataclass_fields__)
+        if line.get("loss", 0.0) is not None:
+            float(line.get("loss", 0.0))
+        return json.dumps([line[name] for name in names])
+
+
+def _samples(value: float) -> str:
+    return "no bound" if value == math.inf else two_digits(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no other numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
