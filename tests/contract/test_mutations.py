@@ -120,6 +120,8 @@ CASES = [
     ("batching.increase_batch", "momentum_start", "", None),
     ("batching.adabatch", "adabatch", "global_batch", None),
     ("batching.adabatch", "adabatch", "rate_factor", None),
+    ("batching.decay_to_batch", "batch_at_decay", "", "batching/test_increase_batch.py"),
+    ("batching.decay_to_batch", "batch_at_decay", "", "batching/test_seesaw.py"),
     ("batching.seesaw", "seesaw", "global_batch", None),
     ("batching.seesaw", "seesaw", "rate_factor", None),
     ("batching.batch_steps", "rate_factor", "", None),
