@@ -13,6 +13,11 @@ def test_hand_worked():  # 32 + (288 - 32) 250 / 1000 = 96
     assert [tuple(ramp.at(Clock(s))) for s in (0, 249, 300, 1000)] == [(32, 1.0), (96, 3.0), (96, 3.0), (288, 9.0)]
 
 
+def test_it_ends_at_the_largest_which_is_no_multiple():
+    ramp = Ramp(global_batch=32, largest=100, over_samples=1000, multiple_of=16)
+    assert [ramp.at(Clock(s)).global_batch for s in (0, 500, 999, 1000, 5000)] == [32, 64, 96, 100, 100]
+
+
 def test_without_growth_nothing_changes():
     assert Ramp(global_batch=64, largest=64, over_samples=10).at(Clock(5)) == BatchAndRate(64, 1.0)
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from bigbatch.batching import Bounds, NoiseScaleRule, Proposal, UpdateMeasurement
+from bigbatch.batching import BatchSteps, Bounds, NoiseScaleRule, Proposal, Seesaw, UpdateMeasurement
 from bigbatch.batching.updates import Updates, num_samples
 from bigbatch.core.checks import UserError
+from bigbatch.core.clock import Clock
 
 
 def loader(n=103, micro_batch=8, **options):
@@ -97,3 +98,15 @@ def test_bad_input():
         list(updates)
     with pytest.raises(UserError, match="global_batch = -1"):
         updates.global_batch = -1
+
+
+def test_a_schedule_is_asked_by_the_loop_and_refused_as_a_rule_that_proposes():
+    steps, updates, clock, sizes = BatchSteps(global_batch=16, steps=[(32, 24), (70, 40)]), Updates(loader(), global_batch=16), Clock(), []
+    for update in updates:
+        sizes.append(update.num_samples)
+        clock = clock.after(update.num_samples)
+        updates.global_batch = steps.at(clock).global_batch
+    assert sizes == [16, 16, 24, 24, 23]
+    for rule in (steps, Seesaw(global_batch=16, largest=64)):
+        with pytest.raises(UserError, match=r"(BatchSteps|Seesaw): is known beforehand and proposes nothing; set global_batch = rule.at"):
+            updates.follow(rule, Bounds(8, 64, 8))

@@ -1,12 +1,14 @@
 """Short runs of everything that the trainer can do, and what each of them ends in, bit for bit: test_recorded_runs.py compares.
 
     python tests/end_to_end/recorded_runs.py --record      write recorded_runs.json anew: the numbers are meant to have changed
-    python tests/end_to_end/recorded_runs.py --add         add this machine's bits to it, if all numbers are equal to rounding
+    python tests/end_to_end/recorded_runs.py --add         add the runs that it does not hold yet, and this machine's bits of all, if the
+                                                           numbers of those that it holds are equal to rounding; tolerances of these stay
 
 It knows bigbatch by its public names only (`fit`, `Recipe`, `Interrupted`, the program, the files of a run), so the same file runs
 before and after a change of the inside. For each run the JSON file has values that hold anywhere to rounding (losses, rates, batches,
-weights), and for each platform SHA-256 digests of the weights, the optimizer's state and the record. A platform is what last bits
-depend on; both commands record the instruction sets that torch can be held to here, and measure how far environments are apart.
+weights), and for each platform on which it was recorded SHA-256 digests of the weights, the optimizer's state and the record. A platform
+is what last bits depend on; both commands record the instruction sets that torch can be held to here, and measure how far environments
+are apart. A run that was added later has no digests of platforms that were not at hand: there it is compared to rounding.
 """
 
 import argparse
@@ -255,6 +257,10 @@ RUNS: dict[str, Run] = {
     # every rule of the batch
     "increase_batch": Run({**ruled("increase_batch", largest=256), **schedule(GRADUAL, HALVED)}),
     "adabatch": Run({**ruled("adabatch", every_epochs=0.5, largest=256)}),
+    "seesaw": Run({**ruled("seesaw", largest=256), **optimizer("adam", lr=0.01), **schedule(GRADUAL, {"kind": "cosine"})}),
+    "schedule": Run({**ruled("schedule", steps=[[300, 96], [1000, 160]]), **optimizer("adam", lr=0.01)}),
+    "ramp": Run({**ruled("ramp", over_samples=1000, largest=200, lr="linear"), **schedule(GRADUAL, HALVED)}),
+    "late": Run({**ruled("late", after=0.5, largest=192), **optimizer("adamw", lr=0.01, weight_decay=0.1)}),
     "noise_scale": Run({**ruled("noise_scale", exchange_rate=500.0, **MEASURED_OFTEN)}),
     "norm_test": Run({**ruled("norm_test", theta=0.4, **MEASURED_OFTEN)}),
     "inner_product_test": Run({**ruled("inner_product_test", theta=0.3, nu=0.5, **MEASURED_OFTEN)}),
@@ -667,11 +673,31 @@ def difference(name, found, recorded, here):
     if entry is None:
         return f"{name}: is not in {JSON.name}; record it"
     distance, allowed = apart(found["values"], entry["values"]), tolerance(entry)
-    if here in recorded["platforms"]:
-        digests = entry["digests"][str(recorded["platforms"].index(here))]
+    number = str(recorded["platforms"].index(here)) if here in recorded["platforms"] else None
+    if number in entry["digests"]:
+        digests = entry["digests"][number]
         other = [part for part in digests.keys() | found["digests"].keys() if digests.get(part) != found["digests"].get(part)]
         return f"{name}: {', '.join(sorted(other))}: other bits than recorded; values are apart by {distance:.1e}" if other else ""
     return f"{name}: values are apart by {distance:.1e} on a platform that was not recorded, {allowed:.1e} allowed" * (distance > allowed)
+
+
+def held(recorded, found):
+    """What a file holds, with the runs that it does not hold yet, as they were found; the others as they are, in the order of `RUNS`.
+
+    Raises:
+        SystemExit: If the file holds a run that there is no more, or numbers of one that it holds have changed.
+    """
+    if gone := recorded["runs"].keys() - RUNS.keys():
+        raise SystemExit(f"nothing written: no such runs any more: {', '.join(sorted(gone))}; record all anew")
+    nowhere = {**recorded, "platforms": []}
+    if wrong := [text for name in recorded["runs"] if (text := difference(name, found[name], nowhere, None))]:
+        raise SystemExit("nothing written: the numbers have changed\n" + "\n".join(wrong))
+    return {**recorded, "runs": {name: recorded["runs"].get(name) or unplaced(found[name]) for name in RUNS}}
+
+
+def unplaced(found):
+    """An entry of a run that is recorded for no platform yet."""
+    return {**found, "apart": 0.0, "digests": {}}
 
 
 # --- Recording ----------------------------------------------------------------------------------------------------------------------
@@ -731,24 +757,32 @@ def record(anew):
                 if straight != resumed:
                     raise SystemExit(f"nothing written: {name}: other bits than without a stop")
     if anew:
-        recorded = {"platforms": [], "runs": {name: {**again["runs"][name], "apart": 0.0, "digests": {}} for name in RUNS}}
+        recorded = {"platforms": [], "runs": {name: unplaced(again["runs"][name]) for name in RUNS}}
     else:
-        recorded = json.loads(JSON.read_text())
-        if wrong := [text for name in RUNS if (text := difference(name, again["runs"][name], {**recorded, "platforms": []}, None))]:
-            raise SystemExit("nothing written: the numbers have changed\n" + "\n".join(wrong))
-        here = [one for one in here if one["platform"] not in recorded["platforms"]]  # a test looks after the others
+        recorded = held(json.loads(JSON.read_text()), again["runs"])
+    new = [name for name, entry in recorded["runs"].items() if not entry["digests"]]
     for one in here:
-        recorded["platforms"].append(one["platform"])
-        number = str(recorded["platforms"].index(one["platform"]))
-        for name, entry in recorded["runs"].items():
-            entry["digests"][number] = one["runs"][name]["digests"]
+        add_digests(recorded, one)
     for one in itertools.chain(here, [again], map(in_environment, ELSEWHERE)):
         for name, entry in recorded["runs"].items():
-            entry["apart"] = max(entry["apart"], apart(one["runs"][name]["values"], entry["values"]))
+            distance = apart(one["runs"][name]["values"], entry["values"])
+            if name in new:
+                entry["apart"] = max(entry["apart"], distance)
+            elif distance > tolerance(entry):
+                print(f"{name}: apart by {distance:.1e} in an environment of this machine, {tolerance(entry):.1e} allowed")
         write(recorded)
     for name, entry in recorded["runs"].items():
         if tolerance(entry) > MOST[entry["precision"]]:
             print(f"{name}: environments are apart by {entry['apart']:.1e}: a decision may have flipped; choose another run")
+
+
+def add_digests(recorded, one):
+    """Of one platform's runs, where there are none yet: a test looks after the others."""
+    if one["platform"] not in recorded["platforms"]:
+        recorded["platforms"].append(one["platform"])
+    number = str(recorded["platforms"].index(one["platform"]))
+    for name, entry in recorded["runs"].items():
+        entry["digests"].setdefault(number, one["runs"][name]["digests"])
 
 
 def write(recorded):
@@ -774,7 +808,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--record", action="store_true", help="write the values and this machine's bits anew")
-    asked.add_argument("--add", action="store_true", help="add this machine's bits to values that hold")
+    asked.add_argument("--add", action="store_true", help="add this machine's bits to values that hold, and new runs")
     asked.add_argument("--run-all", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     asked.add_argument("--together", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -14,7 +14,9 @@ from tests.end_to_end.recorded_runs import (
     JSON,
     RUNS,
     TOGETHER,
+    add_digests,
     difference,
+    held,
     names_of,
     run_alone,
     run_together,
@@ -45,8 +47,12 @@ def test_several_processes(groups, tmp_path):
 def test_what_is_recorded_is_run():
     assert list(RECORDED["runs"]) == list(RUNS)
     assert set(RUNS) == {*ALONE, *names_of(*(group for groups in TOGETHER for group in groups))}
-    for name, entry in RECORDED["runs"].items():
-        assert entry["digests"].keys() == {str(number) for number in range(len(RECORDED["platforms"]))}, name
+    numbers = {str(number) for number in range(len(RECORDED["platforms"]))}
+    whole = [name for name, entry in RECORDED["runs"].items() if entry["digests"].keys() == numbers]
+    assert {"sgd", "increase_batch", "all_reduce"} <= set(whole)
+    for name, entry in RECORDED["runs"].items():  # one that was added later was not recorded on the first platforms
+        assert entry["digests"].keys() in (numbers, {str(n) for n in range(len(numbers) - len(entry["digests"]), len(numbers))}), name
+        assert entry["digests"], name
 
 
 @pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.stopped_after is not None])
@@ -112,6 +118,44 @@ def test_other_bits_are_told_by_their_part():
     told = difference(name, {**entry, "digests": digests}, RECORDED, platform)
     assert told == "sgd: optimizer: other bits than recorded; values are apart by 0.0e+00"
     assert "is not in recorded_runs.json" in difference("new", entry, RECORDED, platform)
+
+
+def test_a_run_that_was_not_recorded_on_a_platform_is_compared_to_rounding():
+    platform, entry = RECORDED["platforms"][0], RECORDED["runs"]["sgd"]
+    later = {**RECORDED, "runs": {"sgd": {**entry, "digests": {"1": entry["digests"]["1"]}}}}
+    found = {"values": entry["values"], "digests": {"weights": "", "optimizer": "", "record": ""}}
+    assert "other bits" in difference("sgd", found, RECORDED, platform)
+    assert not difference("sgd", found, later, platform)
+    wrong = copy.deepcopy(found)
+    another_rate(wrong["values"], 1 + 2 * tolerance(entry))
+    assert "on a platform that was not recorded" in difference("sgd", wrong, later, platform)
+
+
+def test_runs_are_added_in_their_place_and_others_stay_as_they_are():
+    found = {name: {key: entry[key] for key in ("values", "digests", "precision")} for name, entry in RECORDED["runs"].items()}
+    fewer = {**RECORDED, "runs": {name: entry for name, entry in RECORDED["runs"].items() if name != "adam"}}
+    added = held(copy.deepcopy(fewer), found)
+    assert list(added["runs"]) == list(RUNS)
+    new = added["runs"].pop("adam")
+    assert added == fewer
+    assert new == {**found["adam"], "apart": 0.0, "digests": {}}
+    added["runs"]["adam"] = new
+    here = {"platform": {"torch": "another"}, "runs": {name: {"digests": {"weights": name}} for name in RUNS}}
+    for one in (here, {**here, "platform": RECORDED["platforms"][0]}):
+        add_digests(added, one)
+    number = len(RECORDED["platforms"])
+    assert added["platforms"][number] == {"torch": "another"}
+    assert added["runs"]["adam"]["digests"] == {str(number): {"weights": "adam"}, "0": {"weights": "adam"}}
+    assert added["runs"]["sgd"]["digests"] == {**RECORDED["runs"]["sgd"]["digests"], str(number): {"weights": "sgd"}}
+
+
+def test_nothing_is_added_where_a_number_has_changed_or_a_run_is_gone():
+    found = copy.deepcopy(RECORDED["runs"])
+    another_weight(found["lamb"]["values"], 1 + 2 * tolerance(found["lamb"]))
+    with pytest.raises(SystemExit, match="nothing written: the numbers have changed\nlamb: values are apart by"):
+        held(RECORDED, found)
+    with pytest.raises(SystemExit, match="nothing written: no such runs any more: gone; record all anew"):
+        held({**RECORDED, "runs": {**RECORDED["runs"], "gone": RECORDED["runs"]["sgd"]}}, RECORDED["runs"])
 
 
 def test_digests_are_of_bits():

@@ -15,7 +15,7 @@ from tests.distributed.ranks import run_ranks
 from tests.integrations.lightning_models import CLIP, QUIET, Module, Resumable, data_of, in_order, own_loop, rates_of, recipe_of, trained
 
 import bigbatch
-from bigbatch.batching import AdaBatch, NoiseScaleRule
+from bigbatch.batching import AdaBatch, BatchSteps, LateSwitch, NoiseScaleRule, Ramp
 from bigbatch.core.checks import UserError
 from bigbatch.integrations.lightning import BigBatch, configure
 
@@ -86,10 +86,19 @@ def test_two_processes_measure_and_train_as_one(kind, tmp_path):
         assert got[name]["weights"] == pytest.approx([weights.sum().item(), weights.square().sum().item()], rel=1e-9)
 
 
-def test_a_batch_known_beforehand_sets_the_passes_where_an_epoch_allows():
+@pytest.mark.parametrize(
+    "grow",
+    [
+        AdaBatch(global_batch=16, num_train_samples=96, largest=64, every_epochs=0.7),
+        BatchSteps(global_batch=16, steps=[(70, 32), (150, 64)]),
+        LateSwitch(global_batch=16, largest=32, after=0.4, total_samples=192),
+        Ramp(global_batch=16, largest=32, over_samples=140, multiple_of=16),
+    ],
+    ids=lambda grow: type(grow).__name__,
+)
+def test_a_batch_known_beforehand_sets_the_passes_where_an_epoch_allows(grow):
     """2 passes until 67 samples are seen, so 80; then 4, which begin at 96, the epoch's end; 8 are wanted at 160, where only 4 are left."""
     recipe = recipe_of(16)
-    grow = AdaBatch(global_batch=16, num_train_samples=96, largest=64, every_epochs=0.7)
     callback = BigBatch(batch_rule=lambda clock: grow.at(clock).global_batch, largest=64)
     module = trained(Module("resnet", recipe), callback, accumulate_grad_batches=2, max_epochs=2)
     groups = [range(first, first + 8) for first in range(0, 96, 8)]
@@ -182,8 +191,12 @@ def test_what_does_not_fit_is_refused():
         fit(by_hand, BigBatch(), gradient_clip_val=None)
     with pytest.raises(UserError, match="needs largest"):
         BigBatch(batch_rule=lambda clock: 64)
-    with pytest.raises(UserError, match="must observe updates"):
-        BigBatch(batch_rule=3, largest=64)
+    for rule in (3, Ramp(global_batch=8, largest=64, over_samples=64)):
+        with pytest.raises(UserError, match="must observe updates"):
+            BigBatch(batch_rule=rule, largest=64)
+    ramp = {"kind": "ramp", "largest": 64, "over_samples": 64}
+    with pytest.raises(UserError, match='batch.rule.kind = "ramp": sets the batch, and the rate with it, which a scheduler can\'t do'):
+        fit(Module("gpt", recipe_of(8, **{"batch.rule": ramp})), BigBatch())
     with pytest.raises(UserError, match="noise = False"):
         BigBatch(noise=False, batch_rule=NoiseScaleRule(exchange_rate=1.0), largest=64)
     with pytest.raises(UserError, match="batches from 8 to 4"):

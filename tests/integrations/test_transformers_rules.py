@@ -10,7 +10,7 @@ from tests.integrations.trainer_run import facts, recipe_of, trainer_of
 from bigbatch import Clock, Recipe, UserError, plan
 from bigbatch.core.checks import RecipeError
 from bigbatch.integrations.transformers import BigBatchCallback, build, training_arguments
-from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of
 
 NUM_SAMPLES = 280
 NOISE_SCALE = {
@@ -29,6 +29,15 @@ INCREASE = {
     "schedule.decay": {"kind": "cosine", "final_factor": 0.05},
     "budget.epochs": 2,
 }
+
+
+SCHEDULES = {
+    "schedule": {"kind": "schedule", "steps": [[40, 16], [120, 32]]},
+    "ramp": {"kind": "ramp", "over_samples": 160, "largest": 48},
+    "late": {"kind": "late", "after": 0.4, "largest": 32, "lr": "linear"},
+    "seesaw": {"kind": "seesaw", "largest": 64},
+}
+KNOWN = {kind: {**INCREASE, "batch.rule": rule} for kind, rule in SCHEDULES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +75,7 @@ def ruled(folder, changes, **settings):
     return trainer, callback, Watched(trainer)
 
 
-@pytest.mark.parametrize("changes", [NOISE_SCALE, INCREASE], ids=["noise_scale", "increase_batch"])
+@pytest.mark.parametrize("changes", [NOISE_SCALE, INCREASE, *KNOWN.values()], ids=["noise_scale", "increase_batch", *KNOWN])
 def test_a_rule_sets_the_batch_and_no_sample_is_lost_or_doubled(changes, tmp_path):
     trainer, _callback, watched = ruled(tmp_path, changes)
     trainer.train()
@@ -98,7 +107,7 @@ def test_the_rate_goes_with_the_batch(tmp_path):
         clock = clock.after(len(update))
 
 
-@pytest.mark.parametrize("changes", [NOISE_SCALE, INCREASE], ids=["noise_scale", "increase_batch"])
+@pytest.mark.parametrize("changes", [NOISE_SCALE, INCREASE, KNOWN["ramp"]], ids=["noise_scale", "increase_batch", "ramp"])
 @pytest.mark.parametrize("later", [0, 4])
 def test_a_rule_is_resumed_in_the_middle(changes, later, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 1}
@@ -136,6 +145,37 @@ def test_a_rule_whose_batches_are_no_whole_passes_is_refused(tmp_path):
     trainer.args.per_device_train_batch_size = trainer._train_batch_size = 8
     with pytest.raises(UserError, match=r"are not whole passes of 8 samples.*; set recipe.replace\(\{\"batch.micro_batch\""):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["schedule", "ramp", "late"])
+def test_a_listed_batch_that_is_no_whole_passes_is_refused(kind, tmp_path):
+    rule = {**SCHEDULES[kind], **({"steps": [[40, 16], [120, 30]]} if kind == "schedule" else {"largest": 30})}
+    trainer, _, _ = ruled(tmp_path, {**INCREASE, "batch.rule": rule})
+    with pytest.raises(UserError, match=f'batch.rule.kind = "{kind}": a batch of 30 is not whole passes of 4 samples .* multiple of 4'):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_the_rate_of_a_known_batch_is_the_formulas(kind, tmp_path):
+    """At every update, whatever batch the Trainer could make."""
+    trainer, _, watched = ruled(tmp_path, KNOWN[kind])
+    trainer.train()
+    recipe, seen = recipe_of(KNOWN[kind]), 0
+    for update, rate in zip(watched.updates, watched.rates, strict=True):
+        warmup, decay = warmup_of(recipe)(Clock(seen)), decay_of(recipe)(Clock(seen))
+        match kind:
+            case "schedule":
+                batch = 8 if seen < 40 else 16 if seen < 120 else 32
+            case "ramp":
+                batch = 48 if seen >= 160 else 4 * math.floor((8 + 40 * seen / 160) / 4 + 0.5)
+            case "late":
+                batch = 8 if seen < 0.4 * 2 * NUM_SAMPLES else 32
+            case "seesaw":
+                batch = min(64, 4 * math.floor(8 / decay / 4 + 0.5))
+        k = batch / 8
+        assert math.isclose(rate, recipe.optimizer.lr * warmup * decay * (k if kind == "late" else math.sqrt(k)), rel_tol=1e-12), seen
+        seen += len(update)
+    assert seen == 2 * NUM_SAMPLES
 
 
 def test_a_batch_that_is_not_the_recipes_is_refused(tmp_path):

@@ -87,6 +87,25 @@ def test_is_frozen():
             {"comm": {"kind": "gossip", "method": "decentlam", "topology": "exponential"}, "optimizer.nesterov": False},
             'comm.topology = "exponential": is directed, and DecentLaM needs symmetric weights',
         ),
+        ({"batch.rule": {"kind": "ramp", "largest": 512}}, "batch.rule.over_samples: is missing"),
+        ({"batch.rule": {"kind": "late", "after": 0.5}}, "batch.rule.largest: is missing"),
+        ({"batch.rule": {"kind": "late", "after": 1.0, "largest": 512}}, "batch.rule.after = 1.0: input should be less than 1"),
+        (
+            {"batch.rule": {"kind": "ramp", "largest": 60_000, "over_samples": 9}},
+            "batch.rule: a batch of 60,000 is larger than the training set of 55,000 samples; choose one that fits into it",
+        ),
+        (
+            {"batch.rule": {"kind": "late", "after": 0.5, "largest": 64}},
+            "batch.rule: a batch of 64 is smaller than global_batch = 128, at which the run begins; give a larger one",
+        ),
+        (
+            {"batch.rule": {"kind": "schedule", "steps": [[9, 256], [99, 300]]}, "batch.ghost_batch": 64},
+            "batch.rule: a batch of 300 is not a multiple of ghost_batch = 64: one normalisation group .* take 256",
+        ),
+        ({"batch.rule": {"kind": "schedule", "steps": [[99, 256], [99, 512]]}}, r"batch.rule: steps begin at \[99, 99\]: must be"),
+        ({"batch.rule": {"kind": "schedule", "steps": []}}, r"batch.rule.steps = \[\]: tuple should have at least 1 item"),
+        ({"batch.rule": {"kind": "schedule", "steps": [[9, 0]]}}, r"batch.rule.steps.0.1 = 0: input should be greater than 0"),
+        ({"batch.rule": {"kind": "schedule", "steps": [[9, 256]], "largest": 512}}, "unknown field 'batch.rule.largest'"),
         ({"comm.label_skew": 1.5}, "comm.label_skew = 1.5: input should be less than or equal to 1"),
         ({"comm.label_skew": 0.5, "batch.rule": {"kind": "norm_test"}}, "comm.label_skew = 0.5: each worker has samples of its own"),
         ({"seed.deeper": 1}, "seed.deeper: 'seed' is a value, not a section"),
@@ -171,6 +190,22 @@ def test_adversarial_examples_round_trip_and_go():
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     assert recipe.replace({"adversarial.tau": 3}).adversarial.tau == 3
     assert recipe.replace({"adversarial": None, "augmentation": None}) == MLP
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "schedule", "steps": [[1000, 256], [3000, 512]], "lr": "linear"},
+        {"kind": "ramp", "over_samples": 1000, "largest": 512},
+        {"kind": "late", "after": 0.75, "largest": 512},
+        {"kind": "seesaw", "largest": 512},
+    ],
+    ids=lambda rule: rule["kind"],
+)
+def test_a_schedule_of_the_batch_round_trips(rule):
+    recipe = MLP.replace({"batch.rule": rule})
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert recipe.replace({f"batch.rule.{field}": value for field, value in rule.items()}) == recipe
 
 
 def test_refuses_when_built_directly():

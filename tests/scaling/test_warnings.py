@@ -14,7 +14,8 @@ from bigbatch.scaling.warnings import largest_factor
 
 MLP, RESNET = Recipe.named("fashion_mnist/mlp"), Recipe.named("fashion_mnist/resnet8")
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.1}
-WITHOUT_REMEDY = {"smaller", "evidence"}
+WITHOUT_REMEDY = {"smaller", "evidence", "batch's schedule"}
+RAMP = {"kind": "ramp", "largest": 512, "over_samples": 1_000_000}
 
 
 def as_typed(options, recipe, **arguments):
@@ -70,6 +71,9 @@ def check_remedies(recipe, **arguments):
         ({"batch.ghost_batch": 128}, {"global_batch": 1000, "rule": "sqrt"}, "odd group"),
         ({}, {"global_batch": 1024, "rule": "sqrt", "noise_scale": 300.0}, "noise scale"),
         ({}, {"global_batch": 64, "rule": "sqrt"}, "smaller"),
+        ({"batch.rule": RAMP}, {"global_batch": 256, "rule": "sqrt"}, "end of the batch's schedule"),
+        ({"batch.rule": RAMP, "budget": {"updates": 300}}, {"global_batch": 128, "rule": "none"}, "end of the batch's schedule"),
+        ({"batch.rule": RAMP}, {"global_batch": 256, "rule": "sqrt"}, "batch's schedule"),
     ],
 )
 def test_each_remedy_ends_its_warning(changes, arguments, kind):
@@ -116,3 +120,21 @@ def test_the_largest_factor_by_hand():
     )
     assert largest_factor(recipe) == pytest.approx(0.5)
     assert largest_factor(recipe.replace({"schedule.combine": "sequential"})) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "overrides", "said"),
+    [
+        ({"kind": "ramp", "largest": 512, "over_samples": 549_999}, {}, "the rule goes on to 512, as before"),
+        ({"kind": "schedule", "steps": [[1000, 256], [2000, 300]]}, {}, "the rule goes on to 256, 300, as before"),
+        ({"kind": "late", "largest": 512, "after": 0.5}, {"batch.rule.largest": 1024}, ""),
+        ({"kind": "seesaw", "largest": 512}, {}, ""),
+    ],
+    ids=lambda value: value.get("kind", "") if isinstance(value, dict) else None,
+)
+def test_a_plan_says_that_the_batches_of_a_schedule_stay(rule, overrides, said):
+    """The run has 550,000 samples."""
+    found = [str(w) for w in plan(MLP.replace({"batch.rule": rule}), global_batch=256, rule="sqrt", overrides=overrides).warnings]
+    about = [text for text in found if "batch.rule" in text]
+    assert len(about) == bool(said)
+    assert all(said in text for text in about)

@@ -22,7 +22,7 @@ from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.base import Fraction, Positive
-from bigbatch.recipe.batch_rules import Scheduled
+from bigbatch.recipe.batch_rules import UpToLargest
 
 PAPER = Paper(
     method="AdaBatch",
@@ -117,7 +117,7 @@ class AdaBatch:
         )
 
 
-class AdaBatchSection(Scheduled):
+class AdaBatchSection(UpToLargest):
     """The batch grows by `batch_factor`, and the rate shrinks by `lr_factor`, every `every_epochs`."""
 
     kind: Literal["adabatch"] = "adabatch"

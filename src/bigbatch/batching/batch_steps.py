@@ -9,12 +9,18 @@ Differs: the batches are the recipe's own; nothing is measured. `lr` may be "lin
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from bigbatch.batching.decision import BatchAndRate
+from pydantic import Field
+
+from bigbatch.batching.decision import BatchAndRate, Bounds
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Count
+from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Batch warm-up",
@@ -38,6 +44,17 @@ def rate_factor(global_batch: float, first: int, lr: str) -> float:
     return float((global_batch / first) ** POWERS[lr])
 
 
+def check_ascending(steps: Sequence[tuple[int, int]]) -> None:
+    """Refuse steps that are none, or out of order.
+
+    Raises:
+        UserError: If there is no step, or the samples do not ascend from above zero.
+    """
+    starts = [samples for samples, _ in steps]
+    if not steps or starts != sorted(set(starts)) or starts[0] < 1:
+        raise UserError(f"steps begin at {starts}: must be one step or more, at ascending numbers of samples above zero")
+
+
 class BatchSteps:
     """The batch by listed steps. Without state.
 
@@ -58,9 +75,7 @@ class BatchSteps:
         check_positive("global_batch", global_batch)
         if lr not in POWERS:
             raise UserError(unknown("lr", lr, POWERS))
-        starts = [samples for samples, _ in steps]
-        if not steps or starts != sorted(set(starts)) or starts[0] < 1:
-            raise UserError(f"steps begin at {starts}: must be one step or more, at ascending numbers of samples above zero")
+        check_ascending(steps)
         for _, batch in steps:
             check_positive("steps: batch", batch)
         self.global_batch, self.steps, self.lr = global_batch, list(steps), lr
@@ -69,3 +84,35 @@ class BatchSteps:
         """The batch, and the factor of the schedule's rate, of the update at `clock`."""
         batch = next((batch for samples, batch in reversed(self.steps) if clock.samples >= samples), self.global_batch)
         return BatchAndRate(batch, rate_factor(batch, self.global_batch, self.lr))
+
+
+class BatchStepsSection(Scheduled):
+    """Listed steps: [[samples, batch], ...]."""
+
+    kind: Literal["schedule"] = "schedule"
+    steps: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)]  # none smaller than the recipe's batch
+    lr: RateWithBatch = "sqrt"
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The listed ones."""
+        return tuple(batch for _, batch in self.steps)
+
+    @property
+    def last_change_samples(self) -> int:
+        """Where the last step is."""
+        return self.steps[-1][0]
+
+    def check_recipe(self, recipe: Any) -> None:
+        """Refuse steps out of order, too."""
+        try:
+            check_ascending(self.steps)
+        except UserError as error:
+            raise ValueError(f"batch.rule: {error}") from None
+        super().check_recipe(recipe)
+
+
+@BATCH_RULES.register("schedule", BatchStepsSection)
+def build(rule: BatchStepsSection, recipe: Recipe, _: Bounds) -> BatchSteps:
+    """The recipe's rule."""
+    return BatchSteps(global_batch=recipe.batch.global_batch, steps=rule.steps, lr=rule.lr)

@@ -13,15 +13,14 @@ Limits:  the accumulator of the momentum starts at zero and takes about B / (N (
          too little in the same epochs. Keep the samples of a normalisation group (ghost batch) while the batch grows.
 """
 
-import math
-from typing import ClassVar, Literal
+from typing import Literal
 
-from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
-from bigbatch.core.checks import UserError, check_fraction
+from bigbatch.batching.decay_to_batch import DecayToBatch, DecayToBatchSection, batch_at_decay
+from bigbatch.batching.decision import BatchAndRate, Bounds
+from bigbatch.core.checks import UserError
 from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Increasing batch",
@@ -76,8 +75,7 @@ def batch_for_decay(global_batch: int, decay: float, largest: int, multiple_of: 
     >>> batch_for_decay(128, 0.25, 256)
     BatchAndRate(global_batch=256, rate_factor=0.5)
     """
-    check_fraction("decay", decay)
-    batch = Bounds(global_batch, largest, multiple_of).nearest(global_batch / decay if decay else math.inf)
+    batch = batch_at_decay(global_batch, decay, largest, multiple_of)
     return BatchAndRate(batch, decay * batch / global_batch)
 
 
@@ -95,7 +93,7 @@ def momentum_start(global_batch: float, momentum: float, new_momentum: float) ->
     return global_batch * (1 - momentum) / (1 - new_momentum)
 
 
-class IncreaseBatch:
+class IncreaseBatch(DecayToBatch):
     """Turns the decay of any schedule into a batch and the rest of the decay. Without state.
 
     Args:
@@ -111,10 +109,6 @@ class IncreaseBatch:
     [(128, 1.0), (640, 1.0), (640, 0.5)]
     """
 
-    def __init__(self, *, global_batch: int, largest: int, multiple_of: int = 1) -> None:
-        check_growing(global_batch, largest, multiple_of)
-        self.global_batch, self.largest, self.multiple_of = global_batch, largest, multiple_of
-
     def at(self, decay: float) -> BatchAndRate:
         """The batch, and the factor of the peak rate, where a schedule says `decay`.
 
@@ -129,10 +123,9 @@ def _check_momentum(name: str, value: float) -> None:
         raise UserError(f"{name} = {value}: must lie from 0 to below 1; 0.9 is usual")
 
 
-class IncreaseBatchSection(Scheduled):
+class IncreaseBatchSection(DecayToBatchSection):
     """Where the schedule's decay would lower the rate, the batch grows instead; what no longer fits `largest` lowers the rate."""
 
-    follows: ClassVar[Literal["decay", "clock"]] = "decay"
     kind: Literal["increase_batch"] = "increase_batch"
 
 

@@ -8,11 +8,19 @@ Units:   samples.
 Differs: the paper finds p from the difficulty of the task, which is not known beforehand: here it is the recipe's. *Its abstract was read.*
 """
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from bigbatch.batching.batch_steps import RateWithBatch, rate_factor
-from bigbatch.batching.decision import BatchAndRate, check_growing
+from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import UserError
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Count
+from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Late switching",
@@ -61,3 +69,24 @@ class LateSwitch:
         """The batch, and the factor of the schedule's rate, of the update at `clock`."""
         batch = self.global_batch if clock.samples < samples_before(self.after, self.total_samples) else self.largest
         return BatchAndRate(batch, rate_factor(batch, self.global_batch, self.lr))
+
+
+class LateSwitchSection(Scheduled):
+    """The recipe's batch, and `largest` after a share of the run."""
+
+    kind: Literal["late"] = "late"
+    after: Annotated[float, Field(gt=0, lt=1)]  # share of the run's samples
+    largest: Count  # samples
+    lr: RateWithBatch = "sqrt"
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The second one."""
+        return (self.largest,)
+
+
+@BATCH_RULES.register("late", LateSwitchSection)
+def build(rule: LateSwitchSection, recipe: Recipe, bounds: Bounds) -> LateSwitch:
+    """The recipe's rule."""
+    first, total = bounds.smallest, recipe.total_samples
+    return LateSwitch(global_batch=first, largest=rule.largest, after=rule.after, total_samples=total, lr=rule.lr)

@@ -8,11 +8,17 @@ Units:   samples.
 Differs: the paper does not say that its rate goes with the batch; `lr = "none"` leaves it alone.
 """
 
+from typing import Literal
+
 from bigbatch.batching.batch_steps import RateWithBatch, rate_factor
 from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
 from bigbatch.core.checks import check_positive
 from bigbatch.core.clock import Clock
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.recipe.base import Count
+from bigbatch.recipe.batch_rules import Scheduled
 
 PAPER = Paper(
     method="Batch ramp",
@@ -40,7 +46,7 @@ class Ramp:
         global_batch: The first, samples; a multiple of `multiple_of`.
         largest: From `over_samples` on, samples.
         over_samples: Length of the ramp.
-        multiple_of: Batches are rounded to multiples of it, the largest downwards.
+        multiple_of: Batches before the largest are rounded to multiples of it.
         lr: How the rate goes with the batch: "none", "linear" or "sqrt".
 
     Raises:
@@ -58,5 +64,32 @@ class Ramp:
     def at(self, clock: Clock) -> BatchAndRate:
         """The batch, and the factor of the schedule's rate, of the update at `clock`."""
         wanted = ramped(clock.samples, global_batch=self.global_batch, largest=self.largest, over_samples=self.over_samples)
-        batch = Bounds(self.global_batch, self.largest, self.multiple_of).nearest(wanted)
+        rounded = Bounds(self.global_batch, self.largest, self.multiple_of).nearest(wanted)
+        batch = rounded if clock.samples < self.over_samples else self.largest
         return BatchAndRate(batch, rate_factor(batch, self.global_batch, self.lr))
+
+
+class RampSection(Scheduled):
+    """From the recipe's batch to `largest` in `over_samples` samples."""
+
+    kind: Literal["ramp"] = "ramp"
+    over_samples: Count
+    largest: Count  # samples
+    lr: RateWithBatch = "sqrt"
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The last one."""
+        return (self.largest,)
+
+    @property
+    def last_change_samples(self) -> int:
+        """Where the ramp ends."""
+        return self.over_samples
+
+
+@BATCH_RULES.register("ramp", RampSection)
+def build(rule: RampSection, _: Recipe, bounds: Bounds) -> Ramp:
+    """The recipe's rule."""
+    limits = {"global_batch": bounds.smallest, "largest": rule.largest, "multiple_of": bounds.multiple_of}
+    return Ramp(over_samples=rule.over_samples, lr=rule.lr, **limits)

@@ -13,10 +13,13 @@ Limits:  for batches up to the critical one; beyond it more samples an update bu
 """
 
 import math
+from typing import Literal
 
-from bigbatch.batching.decision import BatchAndRate, Bounds, check_growing
-from bigbatch.core.checks import check_fraction
+from bigbatch.batching.decay_to_batch import DecayToBatch, DecayToBatchSection, batch_at_decay
+from bigbatch.batching.decision import BatchAndRate, Bounds
+from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
 
 PAPER = Paper(
     method="Seesaw",
@@ -48,12 +51,11 @@ def seesaw(global_batch: int, decay: float, largest: int, multiple_of: int = 1) 
     >>> seesaw(128, 0.25, 128)
     BatchAndRate(global_batch=128, rate_factor=0.25)
     """
-    check_fraction("decay", decay)
-    batch = Bounds(global_batch, largest, multiple_of).nearest(global_batch / decay if decay else math.inf)
+    batch = batch_at_decay(global_batch, decay, largest, multiple_of)
     return BatchAndRate(batch, decay * math.sqrt(batch / global_batch))
 
 
-class Seesaw:
+class Seesaw(DecayToBatch):
     """Turns the decay of any schedule into a batch and a milder decay. Without state.
 
     Args:
@@ -68,10 +70,6 @@ class Seesaw:
     BatchAndRate(global_batch=512, rate_factor=0.5)
     """
 
-    def __init__(self, *, global_batch: int, largest: int, multiple_of: int = 1) -> None:
-        check_growing(global_batch, largest, multiple_of)
-        self.global_batch, self.largest, self.multiple_of = global_batch, largest, multiple_of
-
     def at(self, decay: float) -> BatchAndRate:
         """The batch, and the factor of the peak rate, where a schedule says `decay`.
 
@@ -79,3 +77,15 @@ class Seesaw:
             UserError: If `decay` is not in [0, 1].
         """
         return seesaw(self.global_batch, decay, self.largest, self.multiple_of)
+
+
+class SeesawSection(DecayToBatchSection):
+    """Where the schedule's decay would lower the rate by a factor, the batch grows by it, and the rate falls by its root."""
+
+    kind: Literal["seesaw"] = "seesaw"
+
+
+@BATCH_RULES.register("seesaw", SeesawSection)
+def build(_: SeesawSection, __: Recipe, bounds: Bounds) -> Seesaw:
+    """The recipe's rule."""
+    return Seesaw(global_batch=bounds.smallest, largest=bounds.largest, multiple_of=bounds.multiple_of)

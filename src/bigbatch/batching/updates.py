@@ -87,7 +87,15 @@ class Updates:
 
         Returns:
             The reason of the decision; None while the rule can't tell.
+
+        Raises:
+            UserError: If the rule is a schedule, which proposes nothing.
         """
+        if not hasattr(rule, "propose"):
+            name = type(rule).__name__
+            raise UserError(
+                f"{name}: is known beforehand and proposes nothing; set global_batch = rule.at(...).global_batch before each update"
+            )
         if (wish := rule.propose(self.global_batch)) is None:
             return None
         self.global_batch, reason = decide(wish, self.global_batch, bounds)

@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-from bigbatch.cli import check, critical, curvature, doctor, export, noise, papers, plan, report, runs, scale, simulate, tasks, train
+from bigbatch.cli import (
+    check,
+    critical,
+    curvature,
+    doctor,
+    export,
+    extrapolate,
+    noise,
+    papers,
+    plan,
+    report,
+    runs,
+    scale,
+    simulate,
+    tasks,
+    train,
+)
 from bigbatch.cli.leave import explain, interrupt, leave
 from bigbatch.cli.notices import warn_in_one_line
 from bigbatch.comm.launch.launcher import watch_launcher
@@ -21,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for module in (scale, noise, critical, curvature, plan, train, check, tasks, runs, report, export, papers, doctor, simulate):
+for module in (scale, noise, critical, extrapolate, curvature, plan, train, check, tasks, runs, report, export, papers, doctor, simulate):
     name = module.__name__.rpartition(".")[2]
     app.command()(getattr(module, name))
 

@@ -123,7 +123,8 @@ DECAYS = Registry("DECAYS", "schedules", first="constant step polynomial cosine 
 BATCH_RULES = Registry(
     "BATCH_RULES",
     "batching",
-    first="increase_batch adabatch noise_scale norm_test inner_product_test cabs simigrad divebatch goodput absa adascale",
+    first="increase_batch adabatch seesaw schedule ramp late noise_scale norm_test inner_product_test cabs simigrad divebatch goodput absa "
+    "adascale",
 )
 COMMS = Registry("COMMS", "comm", first="all_reduce local_sgd gossip fully_shard parameter_server")
 COMPRESSIONS = Registry("COMPRESSIONS", "comm", first="fp16 bf16 powersgd top_k")

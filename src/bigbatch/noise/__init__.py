@@ -6,6 +6,7 @@ from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.multiplicative_noise import noise_factors
 from bigbatch.noise.norm_layers import norm_parameters
 from bigbatch.noise.per_example import noise_of_examples
+from bigbatch.noise.power_law import PowerLaw, SizedBatch, fit_power_law
 from bigbatch.noise.preconditioned import Preconditioned
 from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simple_noise_scale
 from bigbatch.noise.weight_distance import WeightDistance, fit_log
@@ -14,11 +15,14 @@ __all__ = [
     "NoiseEstimate",
     "NoiseScale",
     "NoiseScaleMonitor",
+    "PowerLaw",
     "Preconditioned",
+    "SizedBatch",
     "WeightDistance",
     "estimate",
     "fit_critical_batch",
     "fit_log",
+    "fit_power_law",
     "layers_of",
     "noise_factors",
     "noise_of_examples",

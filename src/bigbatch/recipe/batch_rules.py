@@ -1,6 +1,6 @@
 """[batch.rule]: what sets the batch of the next update, and how the rate goes with it; each rule's own fields are in its file."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bigbatch.recipe.base import Count, Section
 
@@ -19,6 +19,35 @@ class Scheduled(BatchRuleSection):
     """Known beforehand: nothing is measured."""
 
     follows: ClassVar[Literal["decay", "clock"]] = "clock"  # what the rule is given: the factor of the rate's decay, or the clock
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batches that it names, and that updates are to have, samples."""
+        return ()
+
+    @property
+    def last_change_samples(self) -> int:
+        """Samples of the run at which it has reached the last of these, if it says so; else 0."""
+        return 0
+
+    def check_recipe(self, recipe: Any) -> None:
+        """Refuse batches that do not fit the training set, the first batch or the normalisation groups."""
+        first, ghost, epoch = recipe.batch.global_batch, recipe.batch.ghost_batch, recipe.num_train_samples
+        for batch in self.batches:
+            said = f"batch.rule: a batch of {batch:,}"
+            if batch > epoch:
+                raise ValueError(f"{said} is larger than the training set of {epoch:,} samples; choose one that fits into it")
+            if batch < first:
+                raise ValueError(f"{said} is smaller than global_batch = {first:,}, at which the run begins; give a larger one")
+            if isinstance(ghost, int) and first % ghost == 0 and batch % ghost:
+                raise ValueError(
+                    f"{said} is not a multiple of ghost_batch = {ghost}: one normalisation group of each update would have another "
+                    f"size; take {max(first, batch // ghost * ghost):,}"
+                )
+
+
+class UpToLargest(Scheduled):
+    """Grows by itself until it meets a bound."""
 
     largest: Count | None = None  # samples; a tenth of the training set if left out
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 from bigbatch.core.clock import Clock
 from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
+from bigbatch.recipe.batch_rules import Scheduled
 from bigbatch.scaling.auto import keeper
 from bigbatch.scaling.change import readable
 from bigbatch.scaling.evidence import BEYOND, EVIDENCE, STUDY
@@ -87,6 +88,7 @@ def warnings_of(
         if rule == "sde" and reference.optimizer.name in ADAMS and "optimizer.betas" not in overrides:
             yield from _sde(reference, planned, k)
     yield from _groups(reference, planned, k)
+    yield from _batch_rule(reference, planned, k, overrides)
     if k < 1:
         yield PlanWarning("smaller", "the batch shrinks: the rules were made, and tested, for growing it; compare by measurement")
 
@@ -209,7 +211,7 @@ def _growth(reference: Recipe, planned: Recipe, rule: str, k: float) -> Iterator
             Remedy(rule="sqrt"),
         )
     if updates < FEW_UPDATES:
-        remedies = [_longer(reference, planned)]
+        remedies = [_longer(reference, FEW_UPDATES * planned.batch.global_batch / planned.total_samples)]
         if (smaller := planned.total_samples // FEW_UPDATES) >= reference.batch.global_batch and rule != "regime":
             remedies.append(Remedy(global_batch=smaller))
         yield PlanWarning(
@@ -260,9 +262,8 @@ def _timescale(reference: Recipe) -> Iterator[PlanWarning]:
         yield PlanWarning("timescale", text, Remedy(rule=own if own in RULES else "sqrt"))
 
 
-def _longer(reference: Recipe, planned: Recipe) -> Remedy:
-    """A budget of the reference with which the plan has enough updates."""
-    times = FEW_UPDATES * planned.batch.global_batch / planned.total_samples
+def _longer(reference: Recipe, times: float) -> Remedy:
+    """A budget of the reference so many times as large, or a little larger."""
     budget = {name: value for name, value in reference.budget.model_dump().items() if value is not None}
     (unit, value), *_ = budget.items()
     return Remedy(reference={f"budget.{unit}": math.ceil(value * times)})
@@ -284,4 +285,25 @@ def _groups(reference: Recipe, planned: Recipe, k: float) -> Iterator[PlanWarnin
             f"global_batch = {batch} is not a multiple of ghost_batch = {ghost}: one normalisation group of each update has another size; "
             "choose a multiple",
             Remedy(global_batch=nearest if fits else nearest - ghost),
+        )
+
+
+def _batch_rule(reference: Recipe, planned: Recipe, k: float, overrides: Mapping[str, Any]) -> Iterator[PlanWarning]:
+    """Where a schedule of the batch names batches of its own."""
+    rule, total = planned.batch.rule, planned.total_samples
+    if not isinstance(rule, Scheduled) or not rule.batches:
+        return
+    if (last := rule.last_change_samples) >= total:
+        yield PlanWarning(
+            "end of the batch's schedule",
+            f'batch.rule.kind = "{rule.kind}" comes to its last batch of {rule.batches[-1]:,} after {last:,} samples, and the run has '
+            f"{total:,}: it ends before; shorten the schedule, or train longer",
+            _longer(reference, (last + 1) / total),
+        )
+    if k != 1 and not any(field.startswith("batch.rule") for field in overrides):
+        named = ", ".join(f"{batch:,}" for batch in rule.batches)
+        yield PlanWarning(
+            "batch's schedule",
+            f'batch.rule.kind = "{rule.kind}": only the first batch is {k:g} times the reference\'s; the rule goes on to {named}, as '
+            "before: set plan.batch.rule.* to what it is to go to",
         )

@@ -37,7 +37,7 @@ class AutoWUSection(WarmupSection):
                 'schedule.warmup.kind = "autowu" with comm.kind = "parameter_server": its workers go on before a loss is known; set '
                 'comm.kind = "all_reduce"'
             )
-        if rule is not None and rule.kind in ("adascale", "increase_batch"):
+        if rule is not None and (rule.kind == "adascale" or getattr(rule, "follows", "clock") == "decay"):
             raise ValueError(f'schedule.warmup.kind = "autowu" with batch.rule.kind = "{rule.kind}": both set the rate; leave one out')
         plain = comm.kind == "all_reduce" and recipe.get("comm.compression.kind") in (None, "fp16", "bf16")
         if self.return_to_minimum and not plain:

@@ -182,6 +182,7 @@ def test_a_recipe_makes_the_schedule():
         ({"comm": {"kind": "parameter_server"}}, 'comm.kind = "parameter_server": its workers go on before a loss is known'),
         ({"batch.rule": {"kind": "adascale", "base_batch": 8}}, 'batch.rule.kind = "adascale": both set the rate; leave one out'),
         ({"batch.rule": {"kind": "increase_batch"}}, 'batch.rule.kind = "increase_batch": both set the rate'),
+        ({"batch.rule": {"kind": "seesaw"}}, 'batch.rule.kind = "seesaw": both set the rate'),
         ({**RETURNS, "comm": {"kind": "local_sgd"}}, 'return_to_minimum with comm.kind = "local_sgd": takes back what all workers share'),
         ({**RETURNS, "comm.compression": {"kind": "top_k"}}, "without a compression that makes up for errors"),
         ({"schedule.warmup.grow_from": 1.0}, "schedule.warmup.grow_from = 1.0: input should be less than 1"),

@@ -116,6 +116,12 @@ class RuledBatch:
         Raises:
             UserError: With the remedy.
         """
+        rule = self.recipe.batch.rule
+        if isinstance(rule, Scheduled) and (odd := [batch for batch in rule.batches if batch % unit]):
+            raise UserError(
+                f'batch.rule.kind = "{rule.kind}": a batch of {odd[0]:,} is not whole passes of {unit} samples over all processes; give a '
+                f"multiple of {unit}, or lower per_device_train_batch_size"
+            )
         if self.unit % unit or self.recipe.batch.global_batch % unit or self.smallest % unit:
             raise UserError(
                 f"batches in multiples of {self.unit} from {self.smallest}: are not whole passes of {unit} samples over all processes; set "
