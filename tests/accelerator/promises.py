@@ -27,7 +27,7 @@ PROOFS = {
     "optim.adam bias_corrections": ("optimizers: LAMB", "optimizers: AdamP"),
     "optim.adamp": ("optimizers: AdamP",),
     "noise.monitor": ("measurements: monitor", "trainer: fit, noise measured"),
-    "noise.monitor _identity": ("measurements: monitor",),
+    "noise.unchanged mark": ("measurements: monitor",),
     "noise.preconditioned adam_preconditioned": ("measurements: monitor as LAMB weighs", "measurements: monitor as Adam weighs"),
     "core.norms norm_of": ("layers: norms",),
     "core.norms sq_norm": ("layers: norms",),
