@@ -45,9 +45,7 @@ def measure(norm, updates):
     task = load_task("text/gpt")
     torch.manual_seed(0)
     model = task.model()
-    optimizer = (
-        torch.optim.AdamW(model.parameters(), lr=1e-4) if norm == "l1" else Muon(muon_groups(model, lr=1e-4, adam_lr=1e-4))
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4) if norm == "l1" else Muon(muon_groups(model, lr=1e-4, adam_lr=1e-4))
     x, y = next(iter(torch.utils.data.DataLoader(task.splits().train, PASSES * PIECE)))
     pieces = list(zip(x.split(PIECE), y.split(PIECE), strict=True))
     times = {arm: [] for arm in ARMS}

@@ -28,6 +28,8 @@ PROOFS = {
     "optim.adamp": ("optimizers: AdamP",),
     "noise.monitor": ("measurements: monitor", "trainer: fit, noise measured"),
     "noise.unchanged mark": ("measurements: monitor",),
+    "noise.dual_norm polar": ("measurements: monitor in the nuclear norm",),
+    "noise.dual_norm_monitor": ("measurements: monitor in the l1 norm", "measurements: monitor in the nuclear norm"),
     "noise.preconditioned adam_preconditioned": ("measurements: monitor as LAMB weighs", "measurements: monitor as Adam weighs"),
     "core.norms norm_of": ("layers: norms",),
     "core.norms sq_norm": ("layers: norms",),

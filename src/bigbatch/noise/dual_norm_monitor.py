@@ -231,6 +231,8 @@ class DualNormMonitor:
         Raises:
             UserError: If another norm, or other parts, were measured.
         """
+        if "norm" not in state:
+            raise UserError("the plain noise scale was measured before: measure it, with norm = 'euclidean' of a rule, or start anew")
         if (state["norm"], state["parts"]) != (self.norm, list(self._parts)):
             raise UserError(
                 f"norm {self.norm!r} of {list(self._parts)}: norm {state['norm']!r} of {state['parts']} was measured before; "
