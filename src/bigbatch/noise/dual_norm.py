@@ -19,7 +19,9 @@ Differs: the paper's |g|_1 is that of the mean gradient, which noise makes longe
          method; per-sample sigma is corrected by c4 in plug_in. Groups that differ by up to a tenth count as equal.
 Limits:  B is the model's, read off at b1 and b2. Euclidean it is exact in high dimension, and B_simple. In l1, with equal mu / sigma and
          Gaussian noise, D(b) = sum |mu| erf(|mu| sqrt(b / 2) / sigma), whose B is 3 (sigma / mu)^2 where b is small and less where it is
-         larger: compare values of like batches. It says nothing of momentum, which averages over several batches.
+         larger: compare values of like batches. Far above b2 it can hardly be told; where D^2 rises as fast as b or faster (gradients
+         that are zero for most samples, whose sign is zero too) the signal is not positive, and B beyond any bound. Batches drawn
+         without replacement are taken as drawn with it. Nothing is said of momentum, which averages over several batches.
 """
 
 import math
