@@ -7,7 +7,7 @@ are exchanged. Nothing is sent but scalars, and the device is not waited for, un
 measurement of signal and noise; the formulas and what they are worth are in `bigbatch.noise.dual_norm`.
 
 Cost: a look keeps one copy of the gradient a group, four on one process, and in the nuclear norm makes orthogonal matrices of eight
-gradients; between looks passes are counted. Of a small GPT a look adds 8 % to an update with AdamW (l1) and 86 % with Muon (nuclear), so 0.4
+gradients; between looks passes are counted. Of a small GPT a look adds 8 % to an update with AdamW (l1) and 86 % with Muon (nuclear): 0.4
 and 4.3 % of a run at the default spacing; between looks it is below what the machine's noise lets see (benchmarks/dual_norm_overhead.json).
 
     monitor = DualNormMonitor(model, norm="l1", optimizer=optimizer)
