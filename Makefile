@@ -62,6 +62,8 @@ bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/ghost_batch_norm.py
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/noise_overhead.py
+	$(BIN)/python benchmarks/dual_norm_overhead.py
+	$(BIN)/python benchmarks/dual_norm_coverage.py
 	$(BIN)/python benchmarks/sharded_checkpoint.py
 	$(BIN)/python benchmarks/autowu.py
 	$(BIN)/python benchmarks/interval_coverage.py

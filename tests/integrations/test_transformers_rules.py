@@ -130,6 +130,7 @@ def test_a_rule_is_resumed_in_the_middle(changes, later, tmp_path):
     [
         ({"kind": "adascale", "base_batch": 8}, "a clock of its own"),
         ({"kind": "absa"}, "looks at the curvature"),
+        ({"kind": "noise_scale", "norm": "l1"}, "BigBatchCallback measures the plain noise scale"),
         ({"kind": "inner_product_test"}, "keeps the last gradient"),
     ],
 )

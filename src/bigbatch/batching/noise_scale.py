@@ -4,20 +4,22 @@ Paper:   McCandlish et al. 2018, An Empirical Model of Large-Batch Training, arX
 Formula: B = sqrt(r B_noise).  A batch of B needs (1 + B_noise / B) times the fewest updates and (1 + B / B_noise) times the fewest
          samples; B is where samples + r updates is least.
 Units:   samples. r, the exchange rate, is the number of samples that one would spend to save one update.
-Differs: B_noise is B_simple = tr(S) / |G|^2, from running means; the paper's own includes the Hessian. Where the mean signal is not
-         positive the wish is infinite.
+Differs: B_noise is B_simple = tr(S) / |G|^2, from running means; the paper's own includes the Hessian. In a recipe it is that of the
+         optimizer's norm (`norm`, see bigbatch.noise.dual_norm), for which updates are looked at now and then. Where the mean signal is
+         not positive the wish is infinite.
 Limits:  the paper predicts small gains from this (about 4 % on SVHN). B_noise moves with the temperature, rate / batch: a rule that
          follows it while the rate follows the batch is a feedback loop. Decide now and then, in bounds.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from bigbatch.batching.decision import Proposal
 from bigbatch.batching.smoothed import SmoothedRule
-from bigbatch.core.checks import check_positive
+from bigbatch.core.checks import RecipeError, check_positive
 from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
 from bigbatch.recipe.base import Positive
 from bigbatch.recipe.batch_rules import Measured
 
@@ -43,6 +45,30 @@ def batch_of_noise_scale(noise_scale: float, exchange_rate: float) -> float:
     200.0
     """
     return math.sqrt(exchange_rate * noise_scale)
+
+
+def norm_of(recipe: Recipe, *, has_mean: bool = True) -> Literal["euclidean", "l1", "nuclear"]:
+    """In which norm a recipe's rule has the noise scale measured; "euclidean" is tr(S) / |G|^2.
+
+    Args:
+        recipe: Of the run; with any rule, or none.
+        has_mean: Whether each worker gets the whole mean gradient, which other norms than the euclidean need; "auto" goes by it.
+
+    Raises:
+        RecipeError: If another norm is asked for, and can't be measured.
+    """
+    rule, optimizer = recipe.batch.rule, recipe.optimizer.name
+    norm = rule.norm if isinstance(rule, NoiseScaleRuleSection) else "euclidean"
+    if norm == "auto":
+        return cast(Literal["euclidean", "l1", "nuclear"], NORM_OF.get(optimizer, "euclidean") if has_mean else "euclidean")
+    if norm == "nuclear" and optimizer != "muon":
+        raise RecipeError(f"batch.rule.norm = 'nuclear' and the optimizer {optimizer}: only muon steps in it; take 'auto'")
+    if norm != "euclidean" and not has_mean:
+        raise RecipeError(
+            f"batch.rule.norm = {norm!r}, and workers that don't get the whole mean gradient: can't be measured; take 'euclidean', or "
+            "all_reduce without loss"
+        )
+    return norm
 
 
 class NoiseScaleRule(SmoothedRule):
@@ -75,11 +101,17 @@ class NoiseScaleRule(SmoothedRule):
         return Proposal(batch_of_noise_scale(self.smoothed.noise_scale, self.exchange_rate), self.smoothed.words)
 
 
+RuleNorm = Literal["auto", "euclidean", "l1", "nuclear"]
+NORM_OF = {"adam": "l1", "adamw": "l1", "adamp": "l1", "lamb": "l1", "muon": "nuclear"}
+"""Optimizer to the norm that it steps in; all others step along the gradient."""
+
+
 class NoiseScaleRuleSection(Measured):
-    """The root of `exchange_rate` times the noise scale."""
+    """The root of `exchange_rate` times the noise scale, which is measured in the optimizer's norm."""
 
     kind: Literal["noise_scale"] = "noise_scale"
     exchange_rate: Positive = 1000.0  # samples that may be spent to save one update
+    norm: RuleNorm = "auto"  # the optimizer's, or euclidean: the plain noise scale
 
 
 @BATCH_RULES.register("noise_scale", NoiseScaleRuleSection)

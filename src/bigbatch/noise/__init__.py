@@ -1,6 +1,8 @@
 """What gradients say about the batch: signal, noise, and the batch beyond which more samples stop helping."""
 
 from bigbatch.noise.critical_batch import fit_critical_batch, overhead
+from bigbatch.noise.dual_norm import alignment, dual_noise, plug_in
+from bigbatch.noise.dual_norm_monitor import DualNormMonitor
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.multiplicative_noise import noise_factors
@@ -12,6 +14,7 @@ from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simpl
 from bigbatch.noise.weight_distance import WeightDistance, fit_log
 
 __all__ = [
+    "DualNormMonitor",
     "NoiseEstimate",
     "NoiseScale",
     "NoiseScaleMonitor",
@@ -19,6 +22,8 @@ __all__ = [
     "Preconditioned",
     "SizedBatch",
     "WeightDistance",
+    "alignment",
+    "dual_noise",
     "estimate",
     "fit_critical_batch",
     "fit_log",
@@ -29,5 +34,6 @@ __all__ = [
     "noise_of_groups",
     "norm_parameters",
     "overhead",
+    "plug_in",
     "simple_noise_scale",
 ]

@@ -40,6 +40,7 @@ from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.gradient_sum import GradientSum
 from bigbatch.noise.reader import ALL, Measured, Pending, Reader
 from bigbatch.noise.simple_noise_scale import NoiseScale
+from bigbatch.noise.unchanged import Mark, check_unchanged, mark
 
 KEPT, SAVED, READ_AFTER = 100_000, 10_000, 100
 """Updates that are remembered; those that a state dict holds; updates after which values are read from the device unasked."""
@@ -114,7 +115,7 @@ class NoiseScaleMonitor:
         )
         self._direction: list[Tensor] | None = None
         self._single = 0  # updates of one pass, in a row
-        self._left: list[tuple[int, int] | None] | None = None  # gradients as the last pass left them
+        self._left: list[Mark] | None = None  # gradients as the last pass left them
         self._sq_along: Tensor = self._zero
         self._sq_observed: Tensor | None = None
         self._no_along = self._zero.repeat(3)
@@ -157,7 +158,7 @@ class NoiseScaleMonitor:
             if self._direction is not None:
                 self._sq_along = self._sq_along + torch.stack(self._dots).sum().square() * (num_samples / weight**2)
         if self._sum is None:
-            self._left = [_identity(p) for p in self._named.values()]
+            self._left = [mark(p) for p in self._named.values()]
         self._begin_pass()
 
     def update(self, *, loss_scale: float = 1.0) -> None:
@@ -199,14 +200,7 @@ class NoiseScaleMonitor:
     def _check_unchanged(self) -> None:
         if self._left is None or self._sq_observed is not None:
             return
-        for (name, p), left in zip(self._named.items(), self._left, strict=True):
-            if _identity(p) != left:
-                raise UserError(
-                    f"the gradient of {name!r} was changed between micro_batch() and update(): the whole gradient is no longer the sum "
-                    "of its passes, and the noise scale would be wrong; call update() right after the last backward(), before clipping, "
-                    "unscale_, averaging and zero_grad (with Transformers' Trainer: not in on_pre_optimizer_step, which comes after "
-                    "clipping)"
-                )
+        check_unchanged(self._named, self._left)
 
     def _check_passes(self) -> None:
         """Say early, and once, that updates of a single pass tell nothing."""
@@ -378,11 +372,6 @@ class NoiseScaleMonitor:
         self._sq_along = self._zero
         self._counts = (0.0,) * 4
         self._left = None
-
-
-def _identity(p: nn.Parameter) -> tuple[int, int] | None:
-    """Which tensor the gradient is, and how often it was written; None for no gradient. Does not look at values."""
-    return None if p.grad is None else (id(p.grad), p.grad._version)
 
 
 def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from bigbatch import Interrupted, Recipe, fit
+from bigbatch.batching.noise_scale import norm_of
 from bigbatch.core.checks import RecipeError
 from bigbatch.core.clock import Clock
 from bigbatch.noise.simple_noise_scale import simple_noise_scale
@@ -15,6 +16,7 @@ from bigbatch.tasks import Splits
 from bigbatch.tasks.digits_mlp import DigitsMLP
 from bigbatch.tasks.models import mlp
 from bigbatch.tasks.task import Task
+from bigbatch.train.control import build
 from bigbatch.train.control.build import build_scheduled_batch, check_control
 from bigbatch.train.state.record import read_record
 
@@ -346,3 +348,75 @@ def test_a_run_ends_at_its_target(tmp_path):
     assert [line["score"] >= 0.9 for line in evaluations[:-1]] == [False] * (len(evaluations) - 1)
     assert result.updates == evaluations[-1]["update"] < DIGITS.num_updates
     assert not run(DIGITS, target=1.0).reached
+
+
+OPTIMIZERS = {
+    "l1": {"optimizer": {"name": "adamw", "lr": 0.003}},
+    "nuclear": {"optimizer": {"name": "muon", "lr": 0.02, "adam_lr": 0.005}},
+}
+
+
+def in_the_norm_of(norm, **changes):
+    """A rule that has its say after 21 looks, and no fewer samples than before."""
+    recipe = recipe_with("noise_scale", exchange_rate=2000.0)
+    return recipe.replace({**OPTIMIZERS[norm], "batch.global_batch": 16, "budget.epochs": 6, **changes})
+
+
+@pytest.mark.parametrize("norm", ["l1", "nuclear"])
+def test_a_rule_looks_at_the_noise_in_the_norm_of_the_optimizer(norm, tmp_path):
+    recipe = in_the_norm_of(norm)
+    run(recipe, tmp_path)
+    lines = lines_of(tmp_path, "noise")
+    every = build.LOOKS[norm]
+    measured = [line["update"] for line in lines if line["signal_and_noise"][norm][1] is not None]
+    assert measured
+    assert all(update % every == 0 and update > every for update in measured)
+    decisions = lines_of(tmp_path, "batch")
+    assert decisions
+    assert decisions[0]["update"] > 20 * every
+
+
+def test_a_run_in_the_norm_of_the_optimizer_resumes_bit_for_bit(tmp_path):
+    recipe = in_the_norm_of("l1", **{"budget.epochs": 2})
+    run(recipe, tmp_path / "whole")
+
+    def stop_after(updates):
+        """Ctrl-C."""
+
+        class Stops(DigitsMLP):
+            count = 0
+
+            def losses(self, outputs, targets):
+                Stops.count += 1
+                if Stops.count == updates:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return super().losses(outputs, targets)
+
+        return Stops()
+
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "stopped", task=stop_after(201))
+    run(recipe, tmp_path / "stopped", resume=True)
+    assert lines_of(tmp_path / "stopped", "noise") == lines_of(tmp_path / "whole", "noise")
+    assert lines_of(tmp_path / "stopped", "batch") == lines_of(tmp_path / "whole", "batch")
+    ours, theirs = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_which_norm_a_recipe_has_measured():
+    for name, norm in (("sgd", "euclidean"), ("lars", "euclidean"), ("adam", "l1"), ("adamw", "l1"), ("lamb", "l1"), ("muon", "nuclear")):
+        extra = {"adam_lr": 0.01} if name == "muon" else {}
+        recipe = recipe_with("noise_scale").replace({"optimizer": {"name": name, "lr": 0.01, **extra}})
+        assert norm_of(recipe) == norm
+        assert norm_of(recipe, has_mean=False) == "euclidean"
+        assert norm_of(recipe.replace({"batch.rule.norm": "euclidean"})) == "euclidean"
+    assert norm_of(recipe_with("cabs").replace(OPTIMIZERS["l1"])) == "euclidean"
+    for changes, said in (
+        ({"batch.rule.norm": "nuclear"}, "norm = 'nuclear' and the optimizer sgd: only muon steps in it"),
+        ({"batch.rule.norm": "l1", "comm": {"kind": "fully_shard"}}, "norm = 'l1', and workers that don't get the whole mean gradient"),
+        ({**OPTIMIZERS["l1"], "batch.ghost_batch": 16, "batch.global_batch": 32}, "fewer than three normalisation groups"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            check_control(recipe_with("noise_scale").replace(changes), measure=False)
+    with pytest.raises(RecipeError, match="measure_noise, and a rule that needs the noise in l1"):
+        check_control(in_the_norm_of("l1"), measure=True)

@@ -13,6 +13,7 @@ from bigbatch.batching.absa import ABSASection
 from bigbatch.batching.adascale import AdaScaleSection
 from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.batching.inner_product_test import InnerProductTestSection
+from bigbatch.batching.noise_scale import NoiseScaleRuleSection
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
@@ -75,6 +76,11 @@ class RuledBatch:
         for section, why in REFUSED.items():
             if isinstance(rule, section):
                 raise RecipeError(f'batch.rule.kind = "{rule.kind}" in a Trainer: {why}; choose another rule, or train by bigbatch.fit')
+        if isinstance(rule, NoiseScaleRuleSection) and rule.norm not in ("auto", "euclidean"):
+            raise RecipeError(
+                f'batch.rule.kind = "{rule.kind}" in a Trainer: norm = {rule.norm!r}, and BigBatchCallback measures the plain noise scale; '
+                "set batch.rule.norm = 'euclidean', or train by bigbatch.fit"
+            )
         self.recipe = recipe
         self.global_batch = recipe.batch.global_batch
         self.connect(SINGLE_PROCESS)

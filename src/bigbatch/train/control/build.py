@@ -1,7 +1,7 @@
 """From [batch.rule] of a recipe to what sets the batch, and what such a rule needs of the rest of the recipe."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -10,6 +10,7 @@ from bigbatch.batching.absa import ABSA, ABSASection
 from bigbatch.batching.adascale import AdaScale, AdaScaleSection, gain
 from bigbatch.batching.decision import BatchRule, Bounds, UpdateMeasurement
 from bigbatch.batching.inner_product_test import InnerProductTestSection
+from bigbatch.batching.noise_scale import norm_of
 from bigbatch.batching.smoothed import SmoothedNoise
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.protocol import Comm
@@ -18,6 +19,7 @@ from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.methods import BATCH_RULES
 from bigbatch.core.sharding import is_sharded
+from bigbatch.noise.dual_norm_monitor import DualNormMonitor
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.norm_layers import NORMS, norm_parameters
 from bigbatch.noise.reader import ALL
@@ -42,6 +44,8 @@ from bigbatch.train.data.shares import Share, share_of
 from bigbatch.train.measure.curvature_probe import CurvatureProbe
 from bigbatch.train.state.record import Record
 
+LOOKS = {"l1": 4, "nuclear": 20}
+"""Updates from one look at the noise in an optimizer's norm to the next: 2 and 5 % of the time (benchmarks/dual_norm_overhead.json)."""
 GROUPS = 4
 """Micro-batches of an update, over all workers, while noise is measured; more where they are small anyway."""
 LOSSY = ("powersgd", "top_k")
@@ -170,6 +174,11 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, apart: bool = False
             f"{whose} is one normalisation group (ghost_batch = {batch.ghost_batch}): one gradient can't tell signal from noise; "
             "lower batch.ghost_batch to half of it, or start from twice the batch"
         )
+    if (norm := rule_norm(recipe, world_size)) != "euclidean" and len(micro_batches(smallest, 1, batch.ghost_batch)) < 3:
+        raise RecipeError(
+            f"global_batch = {smallest} in fewer than three normalisation groups: the noise in {norm} needs three micro-batches; lower "
+            "batch.ghost_batch, or set batch.rule.norm = 'euclidean'"
+        )
     if apart and own and comm.kind not in ("local_sgd", "gossip"):
         raise RecipeError(
             "noise of layers apart, and an exchange that loses something: only the whole model can be measured; leave out layers, or norms"
@@ -183,6 +192,15 @@ def measures_own(recipe: Recipe) -> bool:
     """Whether each of several workers measures its own gradient, because none gets the mean of all as it is."""
     compression = getattr(recipe.comm, "compression", None)
     return recipe.comm.kind in ("local_sgd", "gossip") or (compression is not None and compression.kind in LOSSY)
+
+
+def rule_norm(recipe: Recipe, world_size: int) -> Literal["euclidean", "l1", "nuclear"]:
+    """In which norm the rule has noise measured.
+
+    Raises:
+        RecipeError: If it can't be.
+    """
+    return norm_of(recipe, has_mean=recipe.comm.kind == "all_reduce" and not (world_size > 1 and measures_own(recipe)))
 
 
 def measures(recipe: Recipe, measure: bool | str) -> bool:
@@ -209,6 +227,8 @@ def check_control(recipe: Recipe, *, measure: bool | str, world_size: int = 1) -
         check_measurable(recipe, world_size=world_size, apart=measure in ("layers", NORMS))
     if measure == NORMS and recipe.batch.rule is not None and measures(recipe, measure=False):
         raise RecipeError(f"noise of norm layers alone, and the rule {recipe.batch.rule.kind}, which needs the whole's; leave one out")
+    if (norm := rule_norm(recipe, world_size)) != "euclidean" and measure:
+        raise RecipeError(f"measure_noise, and a rule that needs the noise in {norm}: leave it out, or set batch.rule.norm = 'euclidean'")
     if isinstance(recipe.batch.rule, sections.Measured):
         bounds_of(recipe)
         build_batch_rule(recipe)
@@ -238,7 +258,7 @@ def build_control(
     batch, rate = build_sources(recipe, schedule, comm.ranks, record, probe)
     control = Control(batch, rate, total)
     if measures(recipe, measure):
-        control.noise = _noise_measurement(recipe, comm, record, what=measure, observers=[batch.observe, rate.observe])
+        control.noise = _noise_measurement(recipe, comm, record, what=measure, observers=[batch.observe, rate.observe], optimizer=optimizer)
     if isinstance(schedule, AutoWU):
         back = bool(recipe.get("schedule.warmup.return_to_minimum"))
         control.warmup = LearnedWarmup(schedule, comm=comm, optimizer=optimizer, record=record, return_to_minimum=back)
@@ -295,9 +315,25 @@ def _scaling(how: str, base: int, noise: SmoothedNoise | None = None) -> Callabl
 
 
 def _noise_measurement(
-    recipe: Recipe, comm: Comm, record: Record, *, what: bool | str, observers: list[Callable[[UpdateMeasurement], None]]
+    recipe: Recipe,
+    comm: Comm,
+    record: Record,
+    *,
+    what: bool | str,
+    observers: list[Callable[[UpdateMeasurement], None]],
+    optimizer: Optimizer,
 ) -> NoiseMeasurement:
     ranks = comm.ranks
+    if (norm := rule_norm(recipe, ranks.world_size)) != "euclidean":
+        looks = DualNormMonitor(
+            comm.model,
+            norm=norm,
+            optimizer=optimizer,
+            every_updates=LOOKS[norm],
+            num_groups=max(1, GROUPS // ranks.world_size),
+            process_group="all" if ranks.world_size > 1 else None,
+        )
+        return NoiseMeasurement(looks, ranks=ranks, record=record, num_groups=GROUPS, part=norm, observers=observers)
     own = ranks.world_size > 1 and measures_own(recipe)
     monitor = NoiseScaleMonitor(
         comm.model,

@@ -10,6 +10,7 @@ from torch import Tensor
 from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.clock import Clock
+from bigbatch.noise.dual_norm_monitor import DualNormMonitor
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.noise.reader import ALL
 from bigbatch.train.state.record import Record
@@ -29,7 +30,7 @@ class NoiseMeasurement:
 
     def __init__(
         self,
-        monitor: NoiseScaleMonitor,
+        monitor: NoiseScaleMonitor | DualNormMonitor,
         *,
         ranks: Ranks,
         record: Record,
