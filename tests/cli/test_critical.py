@@ -58,7 +58,7 @@ def test_branches_of_a_run_give_a_table_sentences_and_files(tmp_path):
         assert text in done.stdout, text
     folder = "runs/critical/run-branches"
     assert done.stdout.endswith(f"plot: {folder}/branches.svg, numbers: {folder}/branches.json\n")
-    assert done.stderr.startswith("8 branches of 1,024 samples at each checkpoint: 92 % of the run's samples, and 9 evaluations\n")
+    assert done.stderr.startswith("8 branches of 1,024 samples, each evaluated on 200, at each checkpoint: 99 % of the run's cost\n")
     assert "<svg" in (tmp_path / folder / "branches.svg").read_text()
     assert json.loads(bigbatch(*command, "--json", "-", "--quiet", cwd=tmp_path).stdout)["points"][0]["updates"] == 82
     wrong = bigbatch(*command, "--batches", "16,64,256", cwd=tmp_path, expect=2)

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 class Curve:
     """A run whose branches end as the formula says, but for a shift of each window."""
 
-    name, identity, global_batch, total_samples, tolerance = "curve", "1", 64, 1_000_000, 0.01
+    name, identity, global_batch, total_samples, tolerance, num_held_out = "curve", "1", 64, 1_000_000, 0.01, 0
 
     def __init__(self, critical_batch=500.0, diverges_from=math.inf, best_factor=1.0):
         self.critical_batch, self.diverges_from, self.best_factor = critical_batch, diverges_from, best_factor
@@ -37,7 +37,7 @@ class Curve:
     def checkpoints(self):
         return {1000 * i: 64_000 * i for i in range(1, 16)}
 
-    def start_loss(self, updates):
+    def start_loss(self, updates, held_out):
         return 2.0
 
     def branch(self, updates, branch):
@@ -53,7 +53,7 @@ class Curve:
 def test_branches_of_a_task_end_in_an_estimate_at_each_checkpoint(run, tmp_path):
     told = []
     study = branches(RunOfTask(run), multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=told.append)
-    assert told[0] == "8 branches of 1,024 samples at each checkpoint: 92 % of the run's samples, and 9 evaluations"
+    assert told[0] == "8 branches of 1,024 samples, each evaluated on 200, at each checkpoint: 99 % of the run's cost"
     assert "interval of a critical batch amid the multiples" in told[3]
     assert [point.updates for point in study.points] == sorted(point.updates for point in study.points)
     assert len(study.points) == 3
@@ -93,6 +93,11 @@ def test_a_fifth_of_the_run_is_the_default_and_checkpoints_are_spread_over_it(tm
     curve = Curve()
     study = branches(curve, out=tmp_path)
     assert study.cost == pytest.approx(0.2, rel=1e-3)
+    for held_out in (300, 5000, 100_000):  # fewer than the least, than a branch takes, and more
+        curve.num_held_out = held_out
+        small = branches(curve, at=[2000], out=tmp_path / f"{held_out}")
+        assert small.cost == pytest.approx(0.2, rel=2e-3)
+        assert curve.made[-1][1].held_out == min(held_out, max(500, small.samples))
     assert [point.updates for point in study.points] == [2000, 6000, 11_000]
 
 

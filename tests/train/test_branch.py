@@ -66,6 +66,17 @@ def test_no_samples_give_the_loss_of_the_checkpoint(run):
     assert (result.loss, result.updates) == (recorded["loss"], 0)
 
 
+def test_the_loss_over_a_part_of_the_held_out_samples_is_of_that_part(run):
+    recipe, (path, *_) = run
+    index = torch.arange(50) * 200 // 50
+    model = TASK.model()
+    model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    images, labels = TASK.splits().validation.tensors
+    expected = torch.nn.functional.cross_entropy(model.eval()(images[index]), labels[index]).item()
+    assert train_branch(TASK, recipe, path, Branch(0, held_out=50)).loss == pytest.approx(expected, rel=1e-5)
+    assert train_branch(TASK, recipe, path, Branch(0, held_out=5000)).loss == train_branch(TASK, recipe, path, Branch(0)).loss
+
+
 def test_a_multiple_takes_as_many_samples_in_fewer_updates_at_the_asked_rates(run, monkeypatch):
     recipe, (path, *_) = run
     rates, factor = [], branch_module.RateSource.factor

@@ -6,13 +6,15 @@ Protocol: from each checkpoint a branch for each multiple of the batch and each 
           one rate hides what it gains, and a rate that is too low or too high costs less. One more branch, of half the samples, says how
           the gain grows with them.
 Analysis: `bigbatch.noise.branches`.
-Cost:     known beforehand: samples of all branches over those of the run.
+Cost:     known beforehand. Where the validation set is larger than a branch, losses are over as many of its samples, evenly spaced, 500 at
+          least: the same for all branches, so that they are compared in pairs.
 Differs:  Merrill et al. 2025 keep the rate and smooth the loss (`decays=False` keeps it).
 """
 
 import json
 import math
 import statistics
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ from bigbatch.train.state.record import environment
 RESULT = "branches.json"
 COST = 0.2
 """Of the run's samples: what the branches of one checkpoint take, unless their samples are given."""
+LEAST_HELD_OUT, EVALUATION = 500, 1 / 3
+"""Samples that losses are over at least; cost of evaluating a sample over that of training on it."""
 FEW_UPDATES = 4
 """Fewer of the largest batch say little."""
 RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
@@ -51,6 +55,7 @@ class Trunk(Protocol):
         global_batch: Of the run, samples.
         total_samples: Of the run.
         tolerance: Of the loss, unless another is asked for.
+        num_held_out: Samples of the validation set; 0 where that is not known.
     """
 
     name: str
@@ -58,13 +63,14 @@ class Trunk(Protocol):
     global_batch: int
     total_samples: int
     tolerance: float
+    num_held_out: int
 
     def checkpoints(self) -> dict[int, int]:
         """Updates at which there is one, with the samples seen by then."""
         ...
 
-    def start_loss(self, updates: int) -> float:
-        """Held-out loss of the checkpoint at so many updates."""
+    def start_loss(self, updates: int, held_out: int) -> float:
+        """Held-out loss of the checkpoint at so many updates, over so many samples; 0 for all."""
         ...
 
     def branch(self, updates: int, branch: Branch) -> BranchResult:
@@ -98,7 +104,7 @@ class BranchStudy:
         global_batch: Of the run, samples.
         samples: Of each branch.
         tolerance: Of the loss.
-        cost: Samples of all branches of one checkpoint over those of the run.
+        cost: Of the branches of one checkpoint over that of the run, in samples; evaluating one counts as a third of training on it.
         confidence: Of intervals and tests.
         points: The checkpoints.
         notes: Doubts.
@@ -196,18 +202,19 @@ def branches(
     sizes = sorted({1, *multiples})
     tolerance = trunk.tolerance if tolerance is None else tolerance
     _check(sizes, windows, lr, lr_factors, tolerance, samples, confidence)
-    per_sample = windows * (len(sizes) * len(lr_factors) + 0.5)
-    length = samples or max(1, int(COST * trunk.total_samples / per_sample))
+    passes, number = windows * (len(sizes) * len(lr_factors) + 0.5), windows * (len(sizes) * len(lr_factors) + 1)
+    length = samples or _length(trunk, passes, number)
     largest = sizes[-1] * trunk.global_batch
     if length < 2 * largest:
         needed = f"{FEW_UPDATES * largest:,}" if FEW_UPDATES * largest < trunk.total_samples else "fewer multiples, or more"
         raise UserError(f"{length:,} samples are {length / largest:.1f} updates of the largest batch, {largest:,}: take {needed} samples")
     chosen = _points(trunk, at, length)
     tell = say or (lambda _: None)
-    cost = per_sample * length / trunk.total_samples
-    number = windows * (len(sizes) * len(lr_factors) + 1)
+    held_out = _held_out(trunk, length)
+    cost = (passes * length + EVALUATION * number * held_out) / trunk.total_samples
     each = " at each checkpoint" if len(chosen) > 1 else ""
-    tell(f"{number} branches of {length:,} samples{each}: {100 * cost:.0f} % of the run's samples, and {number + 1} evaluations")
+    over = f", each evaluated on {held_out:,}," if held_out else ""
+    tell(f"{number} branches of {length:,} samples{over}{each}: {100 * cost:.0f} % of the run's cost")
     notes = []
     if length < FEW_UPDATES * largest:
         notes.append(f"the largest batch, {largest:,}, makes {length / largest:.1f} updates: too few to say much of it")
@@ -216,13 +223,27 @@ def branches(
     with owned(Path(out)) as folder:
         found = []
         for updates in chosen:
-            bench = _Bench(trunk, updates, folder / "branches.jsonl", tell, decays=decays)
+            bench = _Bench(trunk, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
             found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
         study = BranchStudy(trunk.name, trunk.global_batch, length, tolerance, cost, confidence, tuple(found), tuple(notes))
         facts = {"multiples": sizes, "windows": windows, "lr": lr, "lr_factors": list(lr_factors), "decays": decays}
         facts |= {"version": __version__, "environment": environment(choose_device())}
         write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
         return study
+
+
+def _held_out(trunk: Trunk, length: int) -> int:
+    """Samples of the validation set that losses are over."""
+    return min(trunk.num_held_out, max(length, LEAST_HELD_OUT))
+
+
+def _length(trunk: Trunk, passes: float, number: int) -> int:
+    """Samples of a branch that make all of a checkpoint cost `COST` of the run."""
+
+    def cost(length: int) -> float:
+        return passes * length + EVALUATION * number * _held_out(trunk, length)
+
+    return max(1, bisect_right(range(1, trunk.total_samples + 1), COST * trunk.total_samples, key=cost))
 
 
 def _check(
@@ -285,7 +306,8 @@ def _measure(
     batch, start = bench.trunk.global_batch, bench.start_loss()
 
     def losses(multiple: int, samples: int, factor: float) -> list[float]:
-        return [bench.loss(Branch(samples, multiple, factor * multiple**power, order, bench.decays)) for order in range(1, windows + 1)]
+        rate = factor * multiple**power
+        return [bench.loss(Branch(samples, multiple, rate, order, bench.held_out, bench.decays)) for order in range(1, windows + 1)]
 
     by_factor = {1: {factor: losses(1, length, factor) for factor in factors}}
     own, best = _best(by_factor[1])
@@ -328,14 +350,14 @@ def _best(by_factor: dict[float, list[float]]) -> tuple[list[float], float]:
 class _Bench:
     """Runs branches from one checkpoint, or finds that they have been run."""
 
-    def __init__(self, trunk: Trunk, updates: int, path: Path, tell: Callable[[str], None], *, decays: bool) -> None:
-        self.trunk, self.updates, self.tell, self.decays = trunk, updates, tell, decays
+    def __init__(self, trunk: Trunk, updates: int, path: Path, tell: Callable[[str], None], *, held_out: int, decays: bool) -> None:
+        self.trunk, self.updates, self.tell, self.held_out, self.decays = trunk, updates, tell, held_out, decays
         self._path = path
         self._done = {self._identity(line): line for line in stored_lines(path, self._identity)}
 
     def start_loss(self) -> float:
         """Of the checkpoint."""
-        loss = self.trunk.start_loss(self.updates)
+        loss = self.trunk.start_loss(self.updates, self.held_out)
         if not math.isfinite(loss):
             raise UserError(
                 f"update {self.updates:,}: the held-out loss of the checkpoint is {loss}; branch from one before the run diverged"

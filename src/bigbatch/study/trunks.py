@@ -16,6 +16,7 @@ from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.study.checkpoints import open_run
+from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task
 from bigbatch.train.branch import Branch, BranchResult, train_branch
 from bigbatch.train.state.checkpoint import numbered_checkpoints
@@ -53,7 +54,7 @@ class RunOfTask:
         self.global_batch, self.total_samples = self.recipe.batch.global_batch, self.recipe.total_samples
         self.tolerance = TOLERANCE
         self.identity = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()[:12]
-        self._start: dict[int, float] = {}
+        self.num_held_out = len(splits_of(self._run.task).validation)  # type: ignore[arg-type]
 
     @cached_property
     def _paths(self) -> dict[int, Path]:
@@ -63,11 +64,9 @@ class RunOfTask:
         """As `Trunk.checkpoints`."""
         return {updates: min(updates * self.global_batch, self.total_samples) for updates in self._paths}
 
-    def start_loss(self, updates: int) -> float:
+    def start_loss(self, updates: int, held_out: int) -> float:
         """As `Trunk.start_loss`."""
-        if updates not in self._start:
-            self._start[updates] = self.branch(updates, Branch(samples=0)).loss
-        return self._start[updates]
+        return self.branch(updates, Branch(samples=0, held_out=held_out)).loss
 
     def branch(self, updates: int, branch: Branch) -> BranchResult:
         """As `Trunk.branch`."""
@@ -93,7 +92,7 @@ class RunOfScript:
     def __init__(self, runner: Runner, folder: str | Path, *, out: Path) -> None:
         self._runner, self._folder, self._out = runner, Path(folder), out
         self.recipe = Recipe.load(self._folder / "recipe.toml", saved=True)
-        self.name, self.tolerance = runner.name, runner.metric.comparable_margin()
+        self.name, self.tolerance, self.num_held_out = runner.name, runner.metric.comparable_margin(), 0
         self.global_batch, self.total_samples = self.recipe.batch.global_batch, self.recipe.total_samples
         self.identity = hashlib.sha256(f"{self._folder.resolve()}{self.recipe.to_toml()}".encode()).hexdigest()[:12]
         for field in NEEDED:
@@ -108,8 +107,8 @@ class RunOfScript:
         """As `Trunk.checkpoints`."""
         return {updates: min(updates * self.global_batch, self.total_samples) for updates in self._paths}
 
-    def start_loss(self, updates: int) -> float:
-        """As `Trunk.start_loss`: the run's own last score up to there.
+    def start_loss(self, updates: int, held_out: int) -> float:  # noqa: ARG002 a script has data of its own
+        """As `Trunk.start_loss`: what the run told there.
 
         Raises:
             CheckpointError: If it told none at that update.

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import Subset, TensorDataset
 
 from bigbatch.comm.ranks import process_group
 from bigbatch.core.checks import Diverged, RecipeError, check_positive
@@ -19,6 +21,9 @@ from bigbatch.train.run import Options
 from bigbatch.train.setup.build import seed_everything
 from bigbatch.train.trainer import set_up
 
+ORDER = 1_000_003
+"""Between the seeds of two orders of samples."""
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -29,6 +34,7 @@ class Branch:
         multiple: Of the recipe's batch.
         rate_factor: Of the rate that the recipe's schedule says at each of its samples.
         order: Of its samples: 0 is the run's own; each other number has one of its own.
+        held_out: Samples of the validation set that its loss is over, evenly spaced; all of them if 0, or if there are no more.
         decays: Whether the rate, from the schedule's where the branch begins, falls to zero over it in a straight line.
     """
 
@@ -36,6 +42,7 @@ class Branch:
     multiple: int = 1
     rate_factor: float = 1.0
     order: int = 0
+    held_out: int = 0
     decays: bool = False
 
 
@@ -43,7 +50,7 @@ class Branch:
 class BranchResult:
     """How a branch ended."""
 
-    loss: float  # mean over the validation set; NaN of one that diverged
+    loss: float  # mean over held-out samples; NaN of one that diverged
     updates: int
     samples: int
     train_s: float
@@ -80,6 +87,8 @@ def train_branch(
         begin, end = run.clock, run.clock.samples + branch.samples
         if end > recipe.total_samples:
             raise RecipeError(f"{branch.samples:,} samples from {begin.samples:,} on: the run ends at {recipe.total_samples:,}")
+        if 0 < branch.held_out < len(run.data.validation):  # type: ignore[arg-type]
+            run.data = run.data._replace(validation=_evenly(run.data.validation, branch.held_out))
         if branch.order:
             seed_everything(ordered.seed, ranks.rank)
         schedule = schedule_of(recipe)
@@ -101,5 +110,9 @@ def train_branch(
         return BranchResult(loss, result.updates - begin.updates, branch.samples, result.train_s, diverged=not math.isfinite(loss))
 
 
-ORDER = 1_000_003
-"""Between the seeds of two orders of samples."""
+def _evenly(data: Any, number: int) -> Any:
+    """So many samples of a data set, evenly spaced."""
+    index = torch.arange(number) * len(data) // number
+    if isinstance(data, TensorDataset):
+        return TensorDataset(*(tensor[index] for tensor in data.tensors))
+    return Subset(data, index.tolist())
