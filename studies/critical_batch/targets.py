@@ -87,7 +87,7 @@ def study(arguments):
                     append_line(path, done[batch, factor])
                 tried[factor] = done[batch, factor]["curve"]
                 print(batch, factor, [first_at(tried[factor], target) for target in arguments.targets], flush=True)
-            best = min(tried, key=lambda f: first_at(tried[f], last) or math.inf)
+            best = min(tried, key=lambda f: (first_at(tried[f], last) or math.inf, min((loss for _, loss in tried[f]), default=math.inf)))
             if extension == EXTENSIONS or best not in (min(tried), max(tried)):
                 break
             factors = [best / 2 if best == min(tried) else 2 * best]

@@ -52,7 +52,7 @@ class Curve:
 
 def test_branches_of_a_task_end_in_an_estimate_at_each_checkpoint(run, tmp_path):
     told = []
-    study = branches(RunOfTask(run), multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=told.append)
+    study = branches(RunOfTask(run), at=[82, 163, 244], multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=told.append)
     assert told[0] == "8 branches of 1,024 samples, each evaluated on 200, at each checkpoint: 99 % of the run's cost"
     assert "interval of a critical batch amid the multiples" in told[3]
     assert [point.updates for point in study.points] == sorted(point.updates for point in study.points)
@@ -64,7 +64,7 @@ def test_branches_of_a_task_end_in_an_estimate_at_each_checkpoint(run, tmp_path)
     lines = (tmp_path / "branches.jsonl").read_text().splitlines()
     assert len(lines) == 3 * 8
     again = []
-    assert branches(RunOfTask(run), multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=again.append).rows() == study.rows()
+    assert branches(RunOfTask(run), at=[244, 163, 82], samples=1024, windows=2, out=tmp_path, say=again.append).rows() == study.rows()
     assert (tmp_path / "branches.jsonl").read_text().splitlines() == lines
     assert not any("window" in line and "update" in line for line in again)
 
@@ -98,7 +98,13 @@ def test_a_fifth_of_the_run_is_the_default_and_checkpoints_are_spread_over_it(tm
         small = branches(curve, at=[2000], out=tmp_path / f"{held_out}")
         assert small.cost == pytest.approx(0.2, rel=2e-3)
         assert curve.made[-1][1].held_out == min(held_out, max(500, small.samples))
-    assert [point.updates for point in study.points] == [2000, 6000, 11_000]
+    assert [point.updates for point in study.points] == [2000, 4000, 8000]
+
+
+def test_multiples_lie_closer_where_branches_are_short(tmp_path):
+    for samples, largest in ((20_000, 16), (3000, 9), (1100, 4)):
+        study = branches(Curve(), at=[2000], samples=samples, out=tmp_path / f"{samples}")
+        assert study.points[0].full[-1].global_batch == 64 * largest
 
 
 def test_a_batch_that_diverges_counts_as_no_gain(tmp_path):
@@ -111,7 +117,7 @@ def test_a_batch_that_diverges_counts_as_no_gain(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"samples": 1000}, "1.0 updates of the largest batch, 1,024: take 4,096 samples"),
+        ({"samples": 1000, "multiples": [4, 16]}, "1.0 updates of the largest batch, 1,024: take 4,096 samples"),
         ({"at": [1500]}, "at = 1,500: no checkpoint of that update; there are 1,000, 2,000"),
         ({"at": [15_000], "samples": 50_000}, "the run has 40,000 samples left there, a branch takes 50,000"),
         ({"multiples": [1]}, "one larger than 1 at least"),

@@ -11,7 +11,9 @@ from bigbatch.cli.values import numbers, whole_numbers
 PANEL = "Branches of one run"
 BranchOf = Annotated[Path | None, typer.Option("--branch", metavar="RUN", help="Branch from a run's checkpoints.", rich_help_panel=PANEL)]
 At = Annotated[str | None, typer.Option("--at", metavar="N,N", help="Updates of its checkpoints; three by default.", rich_help_panel=PANEL)]
-Multiples = Annotated[str, typer.Option("--multiples", metavar="K,K", help="Of the run's batch.", rich_help_panel=PANEL)]
+Multiples = Annotated[
+    str | None, typer.Option("--multiples", metavar="K,K", help="Of the run's batch; 1,4,16 or closer.", rich_help_panel=PANEL)
+]
 Samples = Annotated[
     int | None,
     typer.Option("--samples", help="Of a branch; by default a fifth of the run for all.", rich_help_panel=PANEL),
@@ -31,7 +33,7 @@ def branch_study(
     trunk: Any,
     *,
     at: str | None,
-    multiples: str,
+    multiples: str | None,
     lr_factors: str,
     out: Path,
     json: str | None,
@@ -43,7 +45,7 @@ def branch_study(
     from bigbatch.report.branches import write_branches
     from bigbatch.study.branches import COLUMNS, RESULT, branches
 
-    how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples)}
+    how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)
     study = branches(trunk, out=out, say=None if quiet else lambda text: typer.echo(text, err=True), **how)
     plot = write_branches(study.to_dict(), out)

@@ -39,7 +39,7 @@ def critical(
     quiet: Quiet = False,
     branch: BranchOf = None,
     at: At = None,
-    multiples: Multiples = "1,4,16",
+    multiples: Multiples = None,
     samples: Samples = None,
     windows: Windows = 3,
     lr: LrRule = "sqrt",

@@ -6,14 +6,24 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.cli import output
+from bigbatch.cli.batch_schedule import show_batch_schedule
 from bigbatch.cli.sets import split_sets
 from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, limits_of
 from bigbatch.cli.values import read_noise_scale
+from bigbatch.core.checks import UserError
 
 
 def plan(
     task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task with a shipped recipe, or a recipe file (TOML).")],
-    global_batch: Annotated[int, typer.Option("--global-batch", help="Batch to plan for, samples per update over all workers.")],
+    global_batch: Annotated[
+        int | None, typer.Option("--global-batch", help="Batch to plan for, samples per update over all workers.")
+    ] = None,
+    batch_schedule: Annotated[
+        Path | None,
+        typer.Option("--batch-schedule", metavar="FILE", help="When the batch doubles, by a branches.json."),
+    ] = None,
+    largest: Annotated[int | None, typer.Option("--largest", help="Largest batch of a schedule.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="That share an update, for the seconds of a schedule.")] = 1,
     rule: Rule = "auto",
     sets: PlanSets = None,
     noise: NoiseFile = None,
@@ -21,13 +31,19 @@ def plan(
     out: Annotated[Path | None, typer.Option("--out", help="Write the new recipe here (TOML).")] = None,
     json: output.Json = None,
 ) -> None:
-    """Show what a rule changes for another batch, each change with its reason and its paper."""
+    """Show what a rule changes for another batch, each change with its reason and its paper; or plan when the batch doubles."""
+    if (global_batch is None) == (batch_schedule is None):
+        raise UserError("--global-batch and --batch-schedule: give one of the two, a batch or a study of branches")
     from bigbatch.cli.tables import show_plan
     from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.core.reading import exists
     from bigbatch.scaling import plan as make_plan
 
     file = Path(task) if task.endswith(".toml") or (exists(Path(task)) and Path(task).is_file()) else None
+    if batch_schedule is not None:
+        show_batch_schedule(find_recipe(task, file, sets), batch_schedule, largest=largest, workers=workers, out=out, json=json)
+        return
+    assert global_batch is not None
     sets, overrides = split_sets(sets)
     scale = read_noise_scale(noise)
     how: dict[str, Any] = {"rule": rule, "noise_scale": scale, "overrides": overrides, "can_change": limits_of(file)}

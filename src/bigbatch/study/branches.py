@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from bigbatch.core.checks import CheckpointError, UserError, check_fraction, check_positive, unknown
 from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
@@ -42,7 +44,9 @@ RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """Power of the multiple that the rate is multiplied by."""
 COLUMNS = ("update", "batch", "rate times", "gain", "worse by", "at most")
 """`BranchStudy.rows`: gains are of the held-out loss; worse than the smallest batch, in the mean, and at most by the test of each alone."""
-POINTS = (0.1, 0.4, 0.7)
+USUAL = (1, 4, 16), (1, 3, 9), (1, 2, 4)
+"""Multiples, unless they are given."""
+POINTS = (0.1, 0.25, 0.5)
 """Of the run: where branches begin unless that is given."""
 
 
@@ -108,6 +112,7 @@ class BranchStudy:
         confidence: Of intervals and tests.
         points: The checkpoints.
         notes: Doubts.
+        seconds: An update takes, and a sample, by the times of the branches; None where they can't tell.
     """
 
     task: str
@@ -118,6 +123,7 @@ class BranchStudy:
     confidence: float
     points: tuple[BranchPoint, ...]
     notes: tuple[str, ...] = ()
+    seconds: tuple[float, float] | None = None
 
     def sentences(self) -> list[str]:
         """The outcome at each checkpoint, in words."""
@@ -125,6 +131,8 @@ class BranchStudy:
 
     def _in_words(self, point: BranchPoint) -> str:
         critical = point.estimate.critical_batch
+        if critical.value == 0:
+            return f"at update {point.updates:,}: critical batch far below {self.global_batch:,} samples: hardly any gain is left to share"
         known = not math.isnan(critical.lower)
         bounds = f" [{_samples(critical.lower)}, {_samples(critical.upper)}] ({100 * self.confidence:g} %)" if known else ""
         held = "" if point.largest_held is None else f"; not worse by {self.tolerance:g} up to {point.largest_held:,.0f}"
@@ -161,6 +169,7 @@ class BranchStudy:
         ]
         own = {name: getattr(self, name) for name in ("task", "global_batch", "samples", "tolerance", "cost", "confidence")}
         plain: dict[str, Any] = _finite({**own, "sentences": self.sentences(), "notes": list(self.notes), "points": points})
+        plain["seconds"] = None if self.seconds is None else dict(zip(("per_update", "per_sample"), self.seconds, strict=True))
         return plain
 
 
@@ -168,7 +177,7 @@ def branches(
     trunk: Trunk,
     *,
     at: Sequence[int] | None = None,
-    multiples: Sequence[int] = (1, 4, 16),
+    multiples: Sequence[int] | None = None,
     samples: int | None = None,
     windows: int = 3,
     lr: str = "sqrt",
@@ -183,8 +192,9 @@ def branches(
 
     Args:
         trunk: The run, such as `run_of_task(folder)`.
-        at: Updates of its checkpoints; three at about a tenth, four tenths and seven tenths of the run if left out.
-        multiples: Of its batch; 1 is always among them.
+        at: Updates of its checkpoints; three at about a tenth, a quarter and half of the run if left out.
+        multiples: Of its batch; 1 is always among them. Left out: 1, 4 and 16, or 1, 3 and 9, or 1, 2 and 4, the first of which the largest
+            makes four updates in a branch.
         samples: Of each branch; what makes the branches of one checkpoint a fifth of the run if left out.
         windows: Of data, each another part of it in another order; two at least for an interval.
         lr: How the rate goes with the multiple: "sqrt", "linear" or "none".
@@ -199,11 +209,13 @@ def branches(
         UserError: On bad arguments, where a checkpoint is missing or another recipe's, where no branch gains anything, or all diverge.
         Interrupted: After Ctrl-C; the same call goes on with the next branch.
     """
-    sizes = sorted({1, *multiples})
     tolerance = trunk.tolerance if tolerance is None else tolerance
+    sizes = sorted({1, *(multiples or USUAL[0])})
     _check(sizes, windows, lr, lr_factors, tolerance, samples, confidence)
     passes, number = windows * (len(sizes) * len(lr_factors) + 0.5), windows * (len(sizes) * len(lr_factors) + 1)
     length = samples or _length(trunk, passes, number)
+    if multiples is None:
+        sizes = next((list(usual) for usual in USUAL if length >= FEW_UPDATES * usual[-1] * trunk.global_batch), list(USUAL[-1]))
     largest = sizes[-1] * trunk.global_batch
     if length < 2 * largest:
         needed = f"{FEW_UPDATES * largest:,}" if FEW_UPDATES * largest < trunk.total_samples else "fewer multiples, or more"
@@ -221,11 +233,13 @@ def branches(
     if not decays and lr != "linear":
         notes.append("the rate is kept: a larger batch with a lower noise of the rate ends lower by that alone")
     with owned(Path(out)) as folder:
-        found = []
+        found, lines = [], []
         for updates in chosen:
             bench = _Bench(trunk, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
             found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
-        study = BranchStudy(trunk.name, trunk.global_batch, length, tolerance, cost, confidence, tuple(found), tuple(notes))
+            lines += bench.lines
+        told = tuple(found), tuple(notes), _seconds(lines)
+        study = BranchStudy(trunk.name, trunk.global_batch, length, tolerance, cost, confidence, *told)
         facts = {"multiples": sizes, "windows": windows, "lr": lr, "lr_factors": list(lr_factors), "decays": decays}
         facts |= {"version": __version__, "environment": environment(choose_device())}
         write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
@@ -352,6 +366,7 @@ class _Bench:
 
     def __init__(self, trunk: Trunk, updates: int, path: Path, tell: Callable[[str], None], *, held_out: int, decays: bool) -> None:
         self.trunk, self.updates, self.tell, self.held_out, self.decays = trunk, updates, tell, held_out, decays
+        self.lines: list[dict[str, Any]] = []
         self._path = path
         self._done = {self._identity(line): line for line in stored_lines(path, self._identity)}
 
@@ -376,6 +391,7 @@ class _Bench:
             measured = {"loss": None if result.diverged else result.loss, "updates": result.updates, "train_s": result.train_s}
             self._done[key] = line | _finite(measured)
             append_line(self._path, self._done[key])
+        self.lines.append(self._done[key])
         loss = self._done[key]["loss"]
         return math.nan if loss is None else float(loss)
 
@@ -385,6 +401,18 @@ class _Bench:
         if line.get("loss", 0.0) is not None:
             float(line.get("loss", 0.0))
         return json.dumps([line[name] for name in names])
+
+
+def _seconds(lines: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """Least-squares times of an update and of a sample, neither below zero."""
+    known = [(line["updates"], line["samples"], line["train_s"]) for line in lines if line["train_s"] is not None and line["updates"]]
+    if len({updates for updates, *_ in known}) < 2:
+        return None
+    updates, samples, seconds = np.array(known, dtype=float).T
+    update, sample = np.linalg.lstsq(np.stack([updates, samples], axis=1), seconds, rcond=None)[0].tolist()
+    if update < 0:
+        return 0.0, float(seconds @ samples / (samples @ samples))
+    return (float(update), float(sample)) if sample > 0 else (float(seconds @ updates / (updates @ updates)), 0.0)
 
 
 def _samples(value: float) -> str:

@@ -1,0 +1,35 @@
+"""`bigbatch plan --batch-schedule`: when the batch doubles, by the branches of a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from bigbatch.cli import output
+from bigbatch.cli.values import read_json
+
+if TYPE_CHECKING:
+    from bigbatch.recipe import Recipe
+
+
+def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, workers: int, out: Path | None, json: str | None) -> None:
+    """Plan, print and write a schedule of the batch."""
+    from bigbatch.cli.tables import console, show
+    from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.study.batch_schedule import batch_schedule
+
+    output.check(json)
+    stored = read_json("--batch-schedule", study, "bigbatch critical --branch")
+    planned = batch_schedule(recipe, stored, largest=largest, workers=workers)
+    if json != output.STANDARD:
+        rows = [[f"{samples:,}", f"{samples / recipe.num_train_samples:.3g}", f"{batch:,}"] for samples, batch in planned.steps]
+        first = ["0", "0", f"{recipe.batch.global_batch:,}"]
+        columns = ["from sample", "epoch", "batch"]
+        show(f"{recipe.task}: the batch over the run", columns, [first, *rows], numbers=set(columns))
+        for text in (planned.sentence(), *(f"not known: {note}" for note in planned.notes)):
+            console().print(text, highlight=False)
+    if out is not None:
+        make_folder(out.parent)
+        write_atomically(out, planned.recipe.to_toml().encode())
+        typer.echo(f"wrote {out}", err=json == output.STANDARD)
+    output.write_json(json, planned.to_dict())
