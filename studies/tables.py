@@ -4,6 +4,7 @@ python studies/tables.py [STUDY ...]      all, where none is named
 """
 
 import json
+import math
 import statistics
 import sys
 from functools import partial
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from bigbatch import Recipe
 from bigbatch.core.json_lines import readable_lines
+from bigbatch.noise.estimate import two_digits
 from bigbatch.noise.weight_distance import fit_line, fit_log
 from bigbatch.study.grid import cell_text
+from bigbatch.tasks import load_task, metric_of
 
 HERE = Path(__file__).parent
 score_of = partial(cell_text, margin=0.5)
@@ -113,6 +116,63 @@ def critical_batch():
             samples = f"{point['global_batch'] * statistics.geometric_mean(updates):,.0f}"
             row(f"{point['global_batch']:,}", f"{point['lr']:.3g}", ", ".join(f"{u:,}" for u in updates), samples)
         print(f"\n{study['noise']['words']}" if study["noise"] else "")
+    for path in sorted((HERE / "critical_batch").glob("*-side-by-side.json")):
+        _side_by_side(json.loads(path.read_text()), json.loads(path.with_name(path.name.replace("side-by-side", "targets")).read_text()))
+
+
+def _side_by_side(study, full):
+    print(f"\n**{study['task']}**, batch {study['global_batch']}, points of one run; branches at {100 * study['cost']:.0f} % of it each\n")
+    names = [name for name in ("plain", "preconditioned", "l1", "nuclear", "euclidean") if name in study["points"][0]["noise_scales"]]
+    head("update, loss there", "branches", "largest held", *(f"noise scale, {name}" for name in names))
+    for point in study["points"]:
+        critical = point["critical_batch"]
+        scales = [point["noise_scales"][name] for name in names]
+        shown = ["none" if isinstance(each, str) else within(*each) for each in scales]
+        held = f"{point['largest_held']:,.0f}" if point["largest_held"] else "-"
+        row(
+            f"{point['updates']:,}, {point['start_loss']:.3f}",
+            within(critical["value"], critical["lower"], critical["upper"]),
+            held,
+            *shown,
+        )
+    print("\nThe full study, to targets of the validation loss at a constant rate, and the branches nearest in loss:\n")
+    head("target", "critical batch", "updates by batch", "branches over it")
+    for target, fit in full["targets"].items():
+        updates = ", ".join(f"{int(batch):,}: {at:,.0f}" for batch, at in fit["updates"].items())
+        nearest = min(study["points"], key=lambda point: abs(point["start_loss"] - float(target)))["critical_batch"]["value"]
+        if "error" in fit:
+            row(target, "no fit", updates, "-")
+        else:
+            critical = fit["critical_batch"]
+            ratio = nearest / critical["value"] if nearest and critical["value"] else None
+            row(target, within(critical["value"], critical["lower"], critical["upper"]), updates, "-" if ratio is None else f"{ratio:.2f}")
+
+
+def within(value, lower, upper):
+    """A value with its interval, rounded."""
+    shown = ["no bound" if x is None or x == math.inf else two_digits(x) for x in (value, lower, upper)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def batch_schedules():
+    for path in sorted((HERE / "batch_schedules").glob("*.jsonl")):
+        cells = by_key(path, "arm")
+        chosen = path.stem.endswith("-choose")
+        task = next(iter(cells.values()))[0]["key"]["task"]
+        metric = metric_of(load_task(task).metric)
+        told = "validation data, seeds of their own" if chosen else "the test set"
+        print(f"\n**{task}**, Muon, {told}; verdicts against the first batch, margin {metric.margin:g} {metric.unit}\n")
+        reference = cells["fixed",]
+        most = statistics.fmean(line["updates"] for line in reference)
+        head("arm", f"{metric.name}, {metric.unit}", "runs", "updates", "fewer, %")
+        for (arm,), lines in sorted(cells.items(), key=lambda cell: cell[0]):
+            scored = [{**line, "test_score": line["validation_score"]} for line in lines] if chosen else lines
+            own = [{**line, "test_score": line["validation_score"]} for line in reference] if chosen else reference
+            text = cell_text(scored, scored if lines is reference else own, margin=metric.margin, metric=metric)
+            fewer = 100 * (
+                1 - statistics.fmean(line["updates"] for line in lines) / statistics.fmean(line["updates"] for line in reference)
+            )
+            row(arm, text, len(lines), updates_of(lines), f"{fewer:.0f}")
 
 
 def decentralised():

@@ -5,7 +5,8 @@ Paper:   Merrill et al. 2025, Critical Batch Size Revisited: A Simple Empirical 
 Formula: a branch of N samples at a batch of k B lowers the held-out loss L_0 of the checkpoint by
              g(k, N) = A (N / (1 + k B / B_crit))^a
          for E = E_min (1 + B/B_crit) samples are worth E_min of them (McCandlish et al. 2018), and a says how the gain grows with samples:
-         a branch of k = 1 over N / 2 tells it. A, a (from 1/4 to 1) and B_crit by least squares over the means of the windows.
+         a branch of k = 1 over N / 2 tells it. A, a (from 1/4 to 1) and B_crit by least squares over the means of the windows, with
+         a = 0.6 +- 0.2 as a prior, which the data outweigh unless they say little of it.
          Interval: where B_crit is b, the contrast c of the branches along d g/d log b, less its parts along d g/d A and d g/d a, has a mean
          of zero over windows of data: all b with |t| <= t_{confidence, windows - 1}. Branches of one window see the same samples, so their
          gains go together; the test needs no more than windows that are independent.
@@ -42,7 +43,9 @@ PAPER = Paper(
 Array = NDArray[np.float64]
 LEAST_POWER, MOST_POWER = 0.25, 1.0
 POWERS = np.linspace(LEAST_POWER, MOST_POWER, 76)
-USUAL_POWER = 0.6
+USUAL_POWER, POWER_SPREAD = 0.6, 0.2
+LEAST_SPREAD = 0.05
+"""Of gains, where one window tells none: its part of the largest."""
 REACH, STEP = math.log(64), 0.02
 """Of log B_crit: how far beyond the batches it is looked for, and how finely."""
 
@@ -92,10 +95,14 @@ def local_critical_batch(start_loss: float, branches: Sequence[Branches], *, con
     batches, samples, gains = _gains(start_loss, branches)
     grid = np.arange(math.log(batches.min()) - REACH, math.log(batches.max()) + REACH, STEP)
     mean = gains.mean(axis=0)
-    costs, powers = _least(grid, batches, samples, mean)
-    best = int(np.argmin(costs))
-    windows, (model, _, _) = len(gains), _model(grid[best], powers[best], batches, samples, mean)
-    gain = float(model.max() * (1 + batches[model.argmax()] / math.exp(grid[best])) ** powers[best])
+    costs, windows = _costs(grid, batches, samples, mean), len(gains)
+    powers = POWERS[costs.argmin(axis=1)]
+    variance = float(gains.var(axis=0, ddof=1).mean()) / windows if windows > 1 else (LEAST_SPREAD * float(mean.max())) ** 2
+    prior = np.square((POWERS - USUAL_POWER) / POWER_SPREAD)
+    best, chosen = divmod(int((costs + max(variance, 1e-12 * float(mean.max()) ** 2) * prior).argmin()), len(POWERS))
+    power = float(POWERS[chosen])
+    model, _, _ = _model(grid[best], power, batches, samples, mean)
+    gain = float(model.max() * (1 + batches[model.argmax()] / math.exp(grid[best])) ** power)
     lower, upper = math.nan, math.nan
     if windows > 1:
         t = student_quantile(0.5 + confidence / 2, windows - 1)
@@ -105,7 +112,7 @@ def local_critical_batch(start_loss: float, branches: Sequence[Branches], *, con
         upper = math.inf if max(inside) == len(grid) - 1 else math.exp(grid[max(inside)])
     at_end = best in (0, len(grid) - 1)
     value = (0.0 if best == 0 else math.inf) if at_end else math.exp(grid[best])
-    return LocalCriticalBatch(Estimate(value, lower, upper), float(powers[best]), gain)
+    return LocalCriticalBatch(Estimate(value, lower, upper), power, gain)
 
 
 def largest_held(branches: Sequence[Branches], *, tolerance: float, confidence: float = 0.95) -> float | None:
@@ -199,14 +206,13 @@ def _gains(start_loss: float, branches: Sequence[Branches]) -> tuple[Array, Arra
     return batches, samples / samples.max(), gains
 
 
-def _least(grid: Array, batches: Array, samples: Array, mean: Array) -> tuple[Array, Array]:
-    """The least squared misfit at each log B_crit, and the power that gives it."""
+def _costs(grid: Array, batches: Array, samples: Array, mean: Array) -> Array:
+    """The least squared misfit at each log B_crit and each of `POWERS`."""
     logs = np.log(effective_samples(samples, batches, np.exp(grid)[:, None]))  # type: ignore[arg-type]
     shapes = np.exp(POWERS[:, None] * logs[:, None, :])  # (grid, powers, points)
     fitted = (shapes @ mean) / np.square(shapes).sum(-1)
-    costs = np.square(mean - fitted[..., None] * shapes).sum(-1)
-    chosen = costs.argmin(axis=1)
-    return costs[np.arange(len(grid)), chosen], POWERS[chosen]
+    costs: Array = np.square(mean - fitted[..., None] * shapes).sum(-1)
+    return costs
 
 
 def _model(b: float, power: float, batches: Array, samples: Array, mean: Array) -> tuple[Array, Array, Array]:
