@@ -169,9 +169,7 @@ def batch_schedules():
             scored = [{**line, "test_score": line["validation_score"]} for line in lines] if chosen else lines
             own = [{**line, "test_score": line["validation_score"]} for line in reference] if chosen else reference
             text = cell_text(scored, scored if lines is reference else own, margin=metric.margin, metric=metric)
-            fewer = 100 * (
-                1 - statistics.fmean(line["updates"] for line in lines) / statistics.fmean(line["updates"] for line in reference)
-            )
+            fewer = 100 * (1 - statistics.fmean(line["updates"] for line in lines) / most)
             row(arm, text, len(lines), updates_of(lines), f"{fewer:.0f}")
 
 

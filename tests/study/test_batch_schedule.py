@@ -21,12 +21,13 @@ RECIPE = Recipe.from_dict(
 SECONDS = {"per_update": 0.01, "per_sample": 0.001}
 
 
-def study(*points, batch=64, seconds=SECONDS):
+def study(*points, batch=64, seconds=SECONDS, lr="sqrt", lower=10.0, largest=16):
+    branches = [{"global_batch": k * batch} for k in (1, 1, largest)]
     rows = [
-        {"samples": samples, "critical_batch": {"value": value}, "branches": [{"global_batch": k * batch} for k in (1, 1, 16)]}
+        {"samples": samples, "critical_batch": {"value": value, "lower": lower, "upper": None}, "branches": branches}
         for samples, value in points
     ]
-    return {"global_batch": batch, "points": rows, "seconds": seconds}
+    return {"global_batch": batch, "points": rows, "seconds": seconds, "lr": lr}
 
 
 def test_the_batch_doubles_where_the_critical_batch_reaches_the_next():
@@ -66,9 +67,13 @@ def test_a_small_critical_batch_leaves_the_recipe_as_it_is():
     assert planned.worth == 1
 
 
-def test_sgd_s_rate_goes_with_the_batch():
-    sgd = Recipe.from_dict({**RECIPE.to_dict(), "optimizer": {"name": "sgd", "lr": 0.1}})
-    assert batch_schedule(sgd, study((10_000, 200))).recipe.batch.rule.lr == "linear"
+def test_the_rate_goes_with_the_batch_as_that_of_the_branches():
+    assert batch_schedule(RECIPE, study((10_000, 200), lr="linear")).recipe.batch.rule.lr == "linear"
+
+
+def test_no_batch_is_larger_than_what_a_branch_tried():
+    assert batch_schedule(RECIPE, study((10_000, 2000), largest=4)).steps[-1][1] == 256
+    assert batch_schedule(RECIPE, study((10_000, 2000), largest=4), largest=4096).steps[-1][1] == 256
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,8 @@ def test_sgd_s_rate_goes_with_the_batch():
     [
         ((RECIPE, study((10, 200), batch=32)), "branches of a run at a batch of 32; the recipe has 64"),
         ((RECIPE, {"points": []}), "is no study of branches"),
-        ((RECIPE, study()), "has no checkpoint"),
+        ((RECIPE, study()), "no branch of this study tells the critical batch"),
+        ((RECIPE, study((10, 200), lower=0.0)), "no branch of this study tells the critical batch"),
         ((RECIPE.replace({"batch.rule.kind": "seesaw"}), study((10, 200))), "sets its batch already"),
     ],
 )

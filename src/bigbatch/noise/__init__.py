@@ -1,5 +1,6 @@
 """What gradients say about the batch: signal, noise, and the batch beyond which more samples stop helping."""
 
+from bigbatch.noise.branches import Branches, largest_held, local_critical_batch
 from bigbatch.noise.critical_batch import fit_critical_batch, overhead
 from bigbatch.noise.dual_norm import alignment, dual_noise, plug_in
 from bigbatch.noise.dual_norm_monitor import DualNormMonitor
@@ -14,6 +15,7 @@ from bigbatch.noise.simple_noise_scale import NoiseScale, noise_of_groups, simpl
 from bigbatch.noise.weight_distance import WeightDistance, fit_log
 
 __all__ = [
+    "Branches",
     "DualNormMonitor",
     "NoiseEstimate",
     "NoiseScale",
@@ -28,7 +30,9 @@ __all__ = [
     "fit_critical_batch",
     "fit_log",
     "fit_power_law",
+    "largest_held",
     "layers_of",
+    "local_critical_batch",
     "noise_factors",
     "noise_of_examples",
     "noise_of_groups",

@@ -2,10 +2,10 @@
 
 Paper:   Merrill et al. 2025, arXiv:2505.23971: the batch doubles where the critical batch, measured at checkpoints, has reached the next.
 Formula: the critical batch C(s) after s samples goes from zero at the start through the checkpoints' values in straight lines, never falls,
-         and stays at the last one from there on; the batch doubles at the first s with C(s) >= 2 B. Where branches set no bound to it, the
-         largest of their batches stands for it.
+         and stays at the last one from there on; the batch doubles at the first s with C(s) >= 2 B, up to the largest batch of a branch:
+         beyond, nothing was tried. Checkpoints whose branches can't tell it are left out.
          An update of b samples is worth  b (1 + B_0/C) / (1 + b/C)  samples at the run's own batch B_0 (McCandlish et al. 2018).
-Rate:    with the root of the batch for Adam, Muon and their kind, with the batch for plain SGD, as in the paper.
+Rate:    as that of the branches: with the root of the batch, unless another was asked of them.
 """
 
 import math
@@ -18,9 +18,6 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
 from bigbatch.train.control.build import build_scheduled_batch
-
-LINEAR = ("sgd", "sgdp")
-"""Optimizers whose rate goes with the batch; others' goes with its root."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,20 @@ def batch_schedule(recipe: Recipe, study: Mapping[str, Any], *, largest: int | N
     Args:
         recipe: Of the run that was branched from.
         study: As `BranchStudy.to_dict` gives it (`branches.json`).
-        largest: Largest batch, samples; the training set if left out.
+        largest: Largest batch, samples; the largest of a branch if left out.
         workers: That share each update, for the seconds.
 
     Raises:
         UserError: If the study is none, or of another batch; if the recipe has a rule for the batch already.
     """
-    batch, most = recipe.batch.global_batch, min(largest or recipe.num_train_samples, recipe.num_train_samples)
+    batch = recipe.batch.global_batch
     check_positive("workers", workers)
-    check_positive("largest", most)
+    if largest is not None:
+        check_positive("largest", largest)
     if recipe.batch.rule is not None:
         raise UserError(f"batch.rule = {recipe.batch.rule.kind}: the recipe sets its batch already; leave one of the two out")
-    curve = _curve(study, batch)
+    curve, tried = _curve(study, batch)
+    most = min(largest or tried, tried, recipe.num_train_samples)
     steps: dict[int, int] = {}
     notes, now = [], 2 * batch
     while now <= most and (at := _reached(curve, now)) is not None and at < recipe.total_samples:
@@ -93,8 +92,7 @@ def batch_schedule(recipe: Recipe, study: Mapping[str, Any], *, largest: int | N
         notes.append(f"the last checkpoint is at {curve[-1][0]:,.0f} of {recipe.total_samples:,} samples: later branches may allow more")
     planned = recipe
     if steps:
-        lr = "linear" if recipe.optimizer.name in LINEAR else "sqrt"
-        planned = recipe.replace({"batch.rule": {"kind": "schedule", "steps": list(steps.items()), "lr": lr}})
+        planned = recipe.replace({"batch.rule": {"kind": "schedule", "steps": list(steps.items()), "lr": study.get("lr", "sqrt")}})
     sizes = _updates(planned)
     total = sum(sizes)
     worth, seen = 0.0, 0
@@ -106,31 +104,30 @@ def batch_schedule(recipe: Recipe, study: Mapping[str, Any], *, largest: int | N
     return BatchSchedule(planned, recipe, tuple(steps.items()), len(sizes), worth / total, seconds, workers, tuple(notes))
 
 
-def _curve(study: Mapping[str, Any], batch: int) -> list[tuple[float, float]]:
-    """Pairs of samples and the critical batch, from zero, never falling.
+def _curve(study: Mapping[str, Any], batch: int) -> tuple[list[tuple[float, float]], int]:
+    """Pairs of samples and the critical batch, from zero, never falling; and the largest batch of a branch.
 
     Raises:
-        UserError: If the study is none.
+        UserError: If the study is none, or tells no critical batch.
     """
     try:
         if study["global_batch"] != batch:
             raise UserError(f"--batch-schedule: branches of a run at a batch of {study['global_batch']:,}; the recipe has {batch:,}")
-        values = sorted((float(point["samples"]), _critical(point)) for point in study["points"])
-    except (KeyError, TypeError, IndexError) as error:
+        tried = max((int(each["global_batch"]) for point in study["points"] for each in point["branches"]), default=batch)
+        told = [point for point in study["points"] if point["critical_batch"]["lower"] or point["critical_batch"]["upper"] is not None]
+        values = sorted((float(point["samples"]), float(point["critical_batch"]["value"] or tried)) for point in told)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         text = f"--batch-schedule: is no study of branches ({error}); give the branches.json of `bigbatch critical --branch`"
         raise UserError(text) from None
     if not values:
-        raise UserError("--batch-schedule: the study has no checkpoint; branch from one at least")
+        raise UserError(
+            "--batch-schedule: no branch of this study tells the critical batch; take more samples or windows (--samples, --windows)"
+        )
     curve, highest = [(0.0, 0.0)], 0.0
     for samples, value in values:
         highest = max(highest, value)
         curve.append((samples, highest))
-    return curve
-
-
-def _critical(point: Mapping[str, Any]) -> float:
-    value = point["critical_batch"]["value"]
-    return float(point["branches"][-1]["global_batch"] if value is None else value)
+    return curve, tried
 
 
 def _at(curve: Sequence[tuple[float, float]], samples: float) -> float:

@@ -134,6 +134,8 @@ class BranchStudy:
         if critical.value == 0:
             return f"at update {point.updates:,}: critical batch far below {self.global_batch:,} samples: hardly any gain is left to share"
         known = not math.isnan(critical.lower)
+        if known and critical.lower == 0 and critical.upper == math.inf:
+            return f"at update {point.updates:,}: these branches can't tell the critical batch: take more samples, or more windows"
         bounds = f" [{_samples(critical.lower)}, {_samples(critical.upper)}] ({100 * self.confidence:g} %)" if known else ""
         held = "" if point.largest_held is None else f"; not worse by {self.tolerance:g} up to {point.largest_held:,.0f}"
         return f"at update {point.updates:,}: critical batch about {_samples(critical.value)}{bounds} samples{held}"
