@@ -101,6 +101,35 @@ def test_what_is_expected_beforehand_is_about_what_comes():
     assert expected_factor(0.03, 0.002, [16, 64], windows=1) == math.inf
 
 
+def test_the_expected_factor_is_the_delta_method_s():
+    batches, samples = np.array([64, 64, 256, 1024.0]), np.array([0.5, 1, 1, 1])
+    at = np.array([1.0, 0.6, math.log(256)])
+
+    def gains(parameters):
+        scale, power, b = parameters
+        shape = (samples / (1 + batches / math.exp(b))) ** power
+        return 0.03 * scale * shape / ((1 / (1 + 64 / 256)) ** 0.6)
+
+    steps = 1e-6 * np.eye(3)
+    jacobian = np.stack([(gains(at + step) - gains(at - step)) / 2e-6 for step in steps], axis=1)
+    covariance = 0.002**2 / 3 * np.linalg.inv(jacobian.T @ jacobian)
+    t = 4.302653  # Student's 97.5 % at 2 degrees
+    assert expected_factor(0.03, 0.002, [64, 256, 1024], windows=3) == pytest.approx(math.exp(t * covariance[2, 2] ** 0.5), rel=1e-4)
+
+
+def test_where_half_the_samples_gain_as_much_the_prior_keeps_the_estimate_sane():
+    losses = {  # of text/gpt after half its run, as measured: the shorter branch was lucky
+        (16, 199): (1.5348, 1.5294, 1.5292),
+        (16, 399): (1.525, 1.5183, 1.5395),
+        (32, 399): (1.5274, 1.5266, 1.5327),
+        (64, 399): (1.5435, 1.542, 1.5424),
+    }
+    branches = [Branches(batch, n, ends) for (batch, n), ends in losses.items()]
+    found = local_critical_batch(1.5690, branches)
+    assert found.critical_batch.value > 2
+    assert 0.3 < found.power < 0.6
+
+
 @pytest.mark.parametrize(
     ("branches", "words"),
     [
