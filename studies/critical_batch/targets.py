@@ -6,13 +6,15 @@
 As run.py: the named recipe at a constant rate after 10 updates of warm-up, from its rate times the root of the multiple; factors of two are
 tried from the middle outwards on one seed, and the range moves up to two steps where its edge is best for the last target; a run ends at
 the last target, where it can no longer be the first there, or after --max-epochs. At every target each batch counts with the rate that was
-first there.
+first there. Between two targets, the difference of updates is fitted: the critical batch at that point of training, as branches have it,
+and not the mean of all before.
 Targets are of the validation loss, which branches are compared by. Appends a line a run to `<task>-targets.jsonl` beside this script, so it
 can be stopped and continued, and writes the fits to `<task>-targets.json`.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import subprocess
@@ -65,6 +67,16 @@ def first_at(curve, target):
     return None
 
 
+def fit_of(updates):
+    """The critical batch of updates by batch, as plain values."""
+    try:
+        fitted = fit_critical_batch([Run(batch, at, True) for batch, at in sorted(updates.items())])
+        found = {name: getattr(fitted, name)._asdict() for name in ("critical_batch", "min_steps", "min_samples")}
+    except UserError as error:
+        found = {"error": str(error)}
+    return {**found, "updates": {str(batch): at for batch, at in sorted(updates.items())}}
+
+
 def study(arguments):
     reference = Recipe.named(arguments.task)
     path = HERE / f"{arguments.task.replace('/', '-')}-targets.jsonl"
@@ -91,19 +103,19 @@ def study(arguments):
             if extension == EXTENSIONS or best not in (min(tried), max(tried)):
                 break
             factors = [best / 2 if best == min(tried) else 2 * best]
-    fits = {}
-    for target in arguments.targets:
-        found = {}
+    fits, reached = {}, []
+    for target in sorted(arguments.targets, reverse=True):
+        fastest = {}
         for (batch, factor), line in done.items():
-            if (at := first_at(line["curve"], target)) is not None and at < found.get(batch, (math.inf,))[0]:
-                found[batch] = at, factor
-        try:
-            fitted = fit_critical_batch([Run(batch, at, True) for batch, (at, _) in sorted(found.items())])
-            fits[str(target)] = {name: getattr(fitted, name)._asdict() for name in ("critical_batch", "min_steps", "min_samples")}
-        except UserError as error:
-            fits[str(target)] = {"error": str(error)}
-        fits[str(target)]["updates"] = {str(batch): at for batch, at in sorted(found.items())}
+            if (at := first_at(line["curve"], target)) is not None and at < fastest.get(batch, (math.inf,))[0]:
+                fastest[batch] = at, factor
+        reached.append((target, {batch: at for batch, (at, _) in fastest.items()}))
+        fits[str(target)] = fit_of(reached[-1][1])
         print(target, fits[str(target)], flush=True)
+    for (before, start), (target, end) in itertools.pairwise(reached):
+        between = {batch: end[batch] - start[batch] for batch in end.keys() & start.keys() if end[batch] > start[batch]}
+        fits[f"{before} to {target}"] = fit_of(between)
+        print(before, target, fits[f"{before} to {target}"], flush=True)
     facts = {"task": arguments.task, "commit": commit, "environment": environment(), "max_epochs": arguments.max_epochs}
     (HERE / f"{arguments.task.replace('/', '-')}-targets.json").write_text(json.dumps({**facts, "targets": fits}, indent=2) + "\n")
 

@@ -38,13 +38,13 @@ COST = 0.2
 """Of the run's samples: what the branches of one checkpoint take, unless their samples are given."""
 LEAST_HELD_OUT, EVALUATION = 500, 1 / 3
 """Samples that losses are over at least; cost of evaluating a sample over that of training on it."""
-FEW_UPDATES = 4
-"""Fewer of the largest batch say little."""
+ENOUGH_UPDATES, FEW_UPDATES = 10, 4
+"""Of the largest batch in a branch: what multiples are chosen for, and what is warned of: momentum and the noise of a jump take some."""
 RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """Power of the multiple that the rate is multiplied by."""
 COLUMNS = ("update", "batch", "rate times", "gain", "worse by", "at most")
 """`BranchStudy.rows`: gains are of the held-out loss; worse than the smallest batch, in the mean, and at most by the test of each alone."""
-USUAL = (1, 4, 16), (1, 3, 9), (1, 2, 4)
+USUAL = (1, 4, 16), (1, 3, 9), (1, 2, 6), (1, 2, 4)
 """Multiples, unless they are given."""
 POINTS = (0.1, 0.25, 0.5)
 """Of the run: where branches begin unless that is given."""
@@ -135,7 +135,8 @@ class BranchStudy:
             return f"at update {point.updates:,}: critical batch far below {self.global_batch:,} samples: hardly any gain is left to share"
         known = not math.isnan(critical.lower)
         if known and critical.lower == 0 and critical.upper == math.inf:
-            return f"at update {point.updates:,}: these branches can't tell the critical batch: take more samples, or more windows"
+            about = f" (about {_samples(critical.value)} samples, without a bound)" if critical.value else ""
+            return f"at update {point.updates:,}: these branches can't tell the critical batch{about}: take more samples, or more windows"
         bounds = f" [{_samples(critical.lower)}, {_samples(critical.upper)}] ({100 * self.confidence:g} %)" if known else ""
         held = "" if point.largest_held is None else f"; not worse by {self.tolerance:g} up to {point.largest_held:,.0f}"
         return f"at update {point.updates:,}: critical batch about {_samples(critical.value)}{bounds} samples{held}"
@@ -195,8 +196,8 @@ def branches(
     Args:
         trunk: The run, such as `run_of_task(folder)`.
         at: Updates of its checkpoints; three at about a tenth, a quarter and half of the run if left out.
-        multiples: Of its batch; 1 is always among them. Left out: 1, 4 and 16, or 1, 3 and 9, or 1, 2 and 4, the first of which the largest
-            makes four updates in a branch.
+        multiples: Of its batch; 1 is always among them. Left out: 1, 4 and 16; or 1, 3 and 9; 1, 2 and 6; 1, 2 and 4: the first of
+            which the largest makes ten updates in a branch.
         samples: Of each branch; what makes the branches of one checkpoint a fifth of the run if left out.
         windows: Of data, each another part of it in another order; two at least for an interval.
         lr: How the rate goes with the multiple: "sqrt", "linear" or "none".
@@ -217,7 +218,7 @@ def branches(
     passes, number = windows * (len(sizes) * len(lr_factors) + 0.5), windows * (len(sizes) * len(lr_factors) + 1)
     length = samples or _length(trunk, passes, number)
     if multiples is None:
-        sizes = next((list(usual) for usual in USUAL if length >= FEW_UPDATES * usual[-1] * trunk.global_batch), list(USUAL[-1]))
+        sizes = next((list(usual) for usual in USUAL if length >= ENOUGH_UPDATES * usual[-1] * trunk.global_batch), list(USUAL[-1]))
     largest = sizes[-1] * trunk.global_batch
     if length < 2 * largest:
         needed = f"{FEW_UPDATES * largest:,}" if FEW_UPDATES * largest < trunk.total_samples else "fewer multiples, or more"
