@@ -43,7 +43,8 @@ def branch_study(
     """Measure, print and write what `bigbatch.study.branches` finds; `how` holds the other options, by their names."""
     from bigbatch.cli.tables import console, show
     from bigbatch.report.branches import write_branches
-    from bigbatch.study.branches import COLUMNS, RESULT, branches
+    from bigbatch.study.branch_results import COLUMNS
+    from bigbatch.study.branches import RESULT, branches
 
     how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)

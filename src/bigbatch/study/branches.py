@@ -16,9 +16,8 @@ import math
 import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,8 +27,8 @@ from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.version import __version__
-from bigbatch.noise.branches import Branches, LocalCriticalBatch, excess, expected_factor, largest_held, local_critical_batch
-from bigbatch.noise.estimate import two_digits
+from bigbatch.noise.branches import Branches, expected_factor, largest_held, local_critical_batch
+from bigbatch.study.branch_results import BranchPoint, BranchStudy, finite
 from bigbatch.train.branch import Branch, BranchResult
 from bigbatch.train.state.record import environment
 
@@ -42,8 +41,6 @@ ENOUGH_UPDATES, FEW_UPDATES = 10, 4
 """Of the largest batch in a branch: what multiples are chosen for, and what is warned of: momentum and the noise of a jump take some."""
 RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """Power of the multiple that the rate is multiplied by."""
-COLUMNS = ("update", "batch", "rate times", "gain", "worse by", "at most")
-"""`BranchStudy.rows`: gains are of the held-out loss; worse than the smallest batch, in the mean, and at most by the test of each alone."""
 USUAL = (1, 4, 16), (1, 3, 9), (1, 2, 6), (1, 2, 4)
 """Multiples, unless they are given."""
 POINTS = (0.1, 0.25, 0.5)
@@ -80,100 +77,6 @@ class Trunk(Protocol):
     def branch(self, updates: int, branch: Branch) -> BranchResult:
         """Run a branch from it."""
         ...
-
-
-class BranchPoint(NamedTuple):
-    """One checkpoint."""
-
-    updates: int
-    samples: int
-    start_loss: float
-    branches: tuple[Branches, ...]  # at the best rate of each batch; the first is of half the samples
-    rate_factors: tuple[float, ...]  # of each, the best in the mean, apart from the multiple's
-    estimate: LocalCriticalBatch
-    largest_held: float | None  # samples
-
-    @property
-    def full(self) -> tuple[Branches, ...]:
-        """Those of the whole length."""
-        return self.branches[1:]
-
-
-@dataclass(frozen=True)
-class BranchStudy:
-    """What the branches of a run say.
-
-    Attributes:
-        task: What is trained.
-        global_batch: Of the run, samples.
-        samples: Of each branch.
-        tolerance: Of the loss.
-        cost: Of the branches of one checkpoint over that of the run, in samples; evaluating one counts as a third of training on it.
-        confidence: Of intervals and tests.
-        points: The checkpoints.
-        notes: Doubts.
-        seconds: An update takes, and a sample, by the times of the branches; None where they can't tell.
-    """
-
-    task: str
-    global_batch: int
-    samples: int
-    tolerance: float
-    cost: float
-    confidence: float
-    points: tuple[BranchPoint, ...]
-    notes: tuple[str, ...] = ()
-    seconds: tuple[float, float] | None = None
-
-    def sentences(self) -> list[str]:
-        """The outcome at each checkpoint, in words."""
-        return [self._in_words(point) for point in self.points]
-
-    def _in_words(self, point: BranchPoint) -> str:
-        critical = point.estimate.critical_batch
-        if critical.value == 0:
-            return f"at update {point.updates:,}: critical batch far below {self.global_batch:,} samples: hardly any gain is left to share"
-        known = not math.isnan(critical.lower)
-        if known and critical.lower == 0 and critical.upper == math.inf:
-            about = f" (about {_samples(critical.value)} samples, without a bound)" if critical.value else ""
-            return f"at update {point.updates:,}: these branches can't tell the critical batch{about}: take more samples, or more windows"
-        bounds = f" [{_samples(critical.lower)}, {_samples(critical.upper)}] ({100 * self.confidence:g} %)" if known else ""
-        held = "" if point.largest_held is None else f"; not worse by {self.tolerance:g} up to {point.largest_held:,.0f}"
-        return f"at update {point.updates:,}: critical batch about {_samples(critical.value)}{bounds} samples{held}"
-
-    def rows(self) -> list[list[str]]:
-        """A row a batch at each checkpoint, by `COLUMNS`."""
-        rows = []
-        for point in self.points:
-            for each, factor in zip(point.full, point.rate_factors[1:], strict=True):
-                gain = point.start_loss - statistics.fmean(each.losses)
-                value, bound = excess(each, point.full[0], confidence=self.confidence)
-                compared = each is not point.full[0] and math.isfinite(value)
-                worse = f"{value:+.4f}" if compared else ""
-                most = f"{bound:+.4f}" if compared and math.isfinite(bound) else ""
-                shown = f"{gain:.4f}" if math.isfinite(gain) else "diverged"
-                rows.append([f"{point.updates:,}", f"{each.global_batch:,.0f}", f"{factor:.3g}", shown, worse, most])
-        return rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite as None."""
-        points = [
-            {
-                "updates": point.updates,
-                "samples": point.samples,
-                "start_loss": point.start_loss,
-                "branches": [{**each._asdict(), "rate_factor": f} for each, f in zip(point.branches, point.rate_factors, strict=True)],
-                "critical_batch": point.estimate.critical_batch._asdict(),
-                "power": point.estimate.power,
-                "gain": point.estimate.gain,
-                "largest_held": point.largest_held,
-            }
-            for point in self.points
-        ]
-        own = {name: getattr(self, name) for name in ("task", "global_batch", "samples", "tolerance", "cost", "confidence")}
-        plain: dict[str, Any] = _finite({**own, "sentences": self.sentences(), "notes": list(self.notes), "points": points})
-        plain["seconds"] = None if self.seconds is None else dict(zip(("per_update", "per_sample"), self.seconds, strict=True))
-        return plain
 
 
 def branches(
@@ -392,7 +295,7 @@ class _Bench:
             told = "diverged" if result.diverged else f"{result.loss:.4f}"
             self.tell(f"{title}, {branch.samples:,} samples: {told}")
             measured = {"loss": None if result.diverged else result.loss, "updates": result.updates, "train_s": result.train_s}
-            self._done[key] = line | _finite(measured)
+            self._done[key] = line | finite(measured)
             append_line(self._path, self._done[key])
         self.lines.append(self._done[key])
         loss = self._done[key]["loss"]
@@ -416,16 +319,3 @@ def _seconds(lines: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
     if update < 0:
         return 0.0, float(seconds @ samples / (samples @ samples))
     return (float(update), float(sample)) if sample > 0 else (float(seconds @ updates / (updates @ updates)), 0.0)
-
-
-def _samples(value: float) -> str:
-    return "no bound" if value == math.inf else two_digits(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no other numbers."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
