@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+from torch.utils.data import TensorDataset
 
 from bigbatch import Metric, Recipe, fit
 from bigbatch.core.checks import CheckpointError, UserError
@@ -13,6 +14,7 @@ from bigbatch.runner.function import FunctionRunner
 from bigbatch.runner.protocol import Request
 from bigbatch.study.branches import branches
 from bigbatch.study.trunks import RunOfScript, RunOfTask
+from bigbatch.tasks import load_task
 from bigbatch.train.branch import BranchResult
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": 6, "batch.micro_batch": 16, "batch.global_batch": 16})
@@ -161,6 +163,25 @@ def test_a_run_without_checkpoints_or_of_another_recipe_is_refused(run, tmp_path
         path.unlink()
     with pytest.raises(CheckpointError, match="kept no checkpoints to branch from; train it with --keep-checkpoints"):
         branches(RunOfTask(copied), samples=1024, windows=2, out=tmp_path / "out")
+
+
+class NothingHeldOut:
+    """A task whose validation set is empty."""
+
+    def __init__(self):
+        self._task = load_task("digits/mlp")
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def splits(self):
+        data = self._task.splits()
+        return data._replace(validation=TensorDataset(*(tensor[:0] for tensor in data.validation.tensors)))
+
+
+def test_no_held_out_data_is_refused(run):
+    with pytest.raises(UserError, match="has no validation data, and branches are compared by the loss on it"):
+        RunOfTask(run, task=NothingHeldOut())
 
 
 SCRIPT = """

@@ -55,6 +55,8 @@ class RunOfTask:
         self.tolerance = TOLERANCE
         self.identity = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()[:12]
         self.num_held_out = len(splits_of(self._run.task).validation)  # type: ignore[arg-type]
+        if not self.num_held_out:
+            raise UserError(f"task {self.name}: has no validation data, and branches are compared by the loss on it; hold some back")
 
     @cached_property
     def _paths(self) -> dict[int, Path]:
