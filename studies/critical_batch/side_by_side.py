@@ -22,8 +22,8 @@ from bigbatch.comm.ranks import SINGLE_PROCESS
 from bigbatch.core.checks import UserError
 from bigbatch.noise import DualNormMonitor, NoiseScaleMonitor
 from bigbatch.noise.preconditioned import Preconditioned
+from bigbatch.study.base_runs import TaskRun
 from bigbatch.study.branches import branches
-from bigbatch.study.trunks import RunOfTask
 from bigbatch.tasks import load_task
 from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import DTYPES
@@ -77,7 +77,7 @@ def study(name, arguments):
     if not (out / "result.json").exists():
         fit(task, recipe, out=out, keep_checkpoints=True, evaluate_every=recipe.total_epochs / 20, quiet=True, tensorboard=False)
     result = json.loads((out / "result.json").read_text())
-    found = branches(RunOfTask(out, task=task), out=out / "branches", say=lambda text: print(text, flush=True)).to_dict()
+    found = branches(TaskRun(out, task=task), out=out / "branches", say=lambda text: print(text, flush=True)).to_dict()
     spent = [json.loads(line) for line in (out / "branches" / "branches.jsonl").read_text().splitlines()]
     seconds = sum(line["train_s"] or 0 for line in spent) / len(found["points"])
     points = []

@@ -12,8 +12,8 @@ from bigbatch.core.checks import CheckpointError, UserError
 from bigbatch.runner.command import CommandRunner
 from bigbatch.runner.function import FunctionRunner
 from bigbatch.runner.protocol import Request
+from bigbatch.study.base_runs import ScriptRun, TaskRun
 from bigbatch.study.branches import branches
-from bigbatch.study.trunks import RunOfScript, RunOfTask
 from bigbatch.tasks import load_task
 from bigbatch.train.branch import BranchResult
 
@@ -54,7 +54,7 @@ class Curve:
 
 def test_branches_of_a_task_end_in_an_estimate_at_each_checkpoint(run, tmp_path):
     told = []
-    study = branches(RunOfTask(run), at=[82, 163, 244], multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=told.append)
+    study = branches(run, at=[82, 163, 244], multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=told.append)
     assert told[0] == "8 branches of 1,024 samples, each evaluated on 200, at each checkpoint: 99 % of the run's cost"
     assert "interval of a critical batch amid the multiples" in told[3]
     assert [point.updates for point in study.points] == sorted(point.updates for point in study.points)
@@ -67,7 +67,7 @@ def test_branches_of_a_task_end_in_an_estimate_at_each_checkpoint(run, tmp_path)
     assert len(lines) == 3 * 8
     again = []
     assert (
-        branches(RunOfTask(run), at=[244, 163, 82], multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=again.append).rows()
+        branches(TaskRun(run), at=[244, 163, 82], multiples=(1, 4, 16), samples=1024, windows=2, out=tmp_path, say=again.append).rows()
         == study.rows()
     )
     assert (tmp_path / "branches.jsonl").read_text().splitlines() == lines
@@ -151,18 +151,18 @@ def test_all_that_diverge_and_no_gain_are_errors_with_a_remedy(tmp_path):
 
 def test_a_run_without_checkpoints_or_of_another_recipe_is_refused(run, tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        RunOfTask(tmp_path)
+        TaskRun(tmp_path)
     (copied := tmp_path / "run").mkdir()
     for path in run.iterdir():
         if path.suffix in (".pt", ".jsonl", ".toml"):
             (copied / path.name).write_bytes(path.read_bytes())
     (copied / "recipe.toml").write_text(RECIPE.replace({"optimizer.lr": 0.05}).to_toml())
     with pytest.raises(CheckpointError, match="belongs to another recipe"):
-        branches(RunOfTask(copied), samples=1024, windows=2, out=tmp_path / "out")
+        branches(TaskRun(copied), samples=1024, windows=2, out=tmp_path / "out")
     for path in copied.glob("update-*.pt"):
         path.unlink()
     with pytest.raises(CheckpointError, match="kept no checkpoints to branch from; train it with --keep-checkpoints"):
-        branches(RunOfTask(copied), samples=1024, windows=2, out=tmp_path / "out")
+        branches(TaskRun(copied), samples=1024, windows=2, out=tmp_path / "out")
 
 
 class NothingHeldOut:
@@ -181,7 +181,7 @@ class NothingHeldOut:
 
 def test_no_held_out_data_is_refused(run):
     with pytest.raises(UserError, match="has no validation data, and branches are compared by the loss on it"):
-        RunOfTask(run, task=NothingHeldOut())
+        TaskRun(run, task=NothingHeldOut())
 
 
 SCRIPT = """
@@ -225,9 +225,9 @@ def test_a_command_is_branched_from_its_own_checkpoints(tmp_path):
     }
     runner = CommandRunner(section, base=tmp_path)
     runner.run(QUADRATIC, Request(out=tmp_path / "run"))
-    trunk = RunOfScript(runner, tmp_path / "run", out=tmp_path / "out")
-    assert list(trunk.checkpoints()) == list(range(10, 101, 10))
-    study = branches(trunk, at=[20], multiples=(1, 4), samples=160, windows=2, out=tmp_path / "out")
+    base = ScriptRun(runner, tmp_path / "run", out=tmp_path / "out")
+    assert list(base.checkpoints()) == list(range(10, 101, 10))
+    study = branches(base, at=[20], multiples=(1, 4), samples=160, windows=2, out=tmp_path / "out")
     (point,) = study.points
     theta = 4 * 0.98**20
     assert point.start_loss == pytest.approx(0.5 * theta**2, rel=1e-9)
@@ -236,12 +236,12 @@ def test_a_command_is_branched_from_its_own_checkpoints(tmp_path):
     assert point.full[0].losses == pytest.approx([0.5 * theta**2 * (1 + 1e-4 * seed) for seed in (1, 2)], rel=1e-9)
     assert study.tolerance == pytest.approx(0.02)
     with pytest.raises(UserError, match="does not say where its checkpoints are"):
-        RunOfScript(CommandRunner({**section, "checkpoint": None}, base=tmp_path), tmp_path / "run", out=tmp_path).checkpoints()
+        ScriptRun(CommandRunner({**section, "checkpoint": None}, base=tmp_path), tmp_path / "run", out=tmp_path).checkpoints()
     with pytest.raises(UserError, match="must be a path with {updates} in it once"):
-        RunOfScript(CommandRunner({**section, "checkpoint": "last.json"}, base=tmp_path), tmp_path / "run", out=tmp_path).checkpoints()
+        ScriptRun(CommandRunner({**section, "checkpoint": "last.json"}, base=tmp_path), tmp_path / "run", out=tmp_path).checkpoints()
     fixed = {**section, "run": section["run"].replace("{batch.global_batch}", "8")}
     with pytest.raises(UserError, match=r"has no place for batch\.global_batch"):
-        RunOfScript(CommandRunner(fixed, base=tmp_path), tmp_path / "run", out=tmp_path)
+        ScriptRun(CommandRunner(fixed, base=tmp_path), tmp_path / "run", out=tmp_path)
 
 
 def train(recipe, run):
@@ -261,8 +261,8 @@ train.metric, train.checkpoint = Metric("loss", "nats", "lower", margin=0.02), "
 def test_a_function_is_branched_from_its_own_checkpoints(tmp_path):
     runner = FunctionRunner(train)
     runner.run(QUADRATIC, Request(out=tmp_path / "run"))
-    trunk = RunOfScript(runner, tmp_path / "run", out=tmp_path / "out")
-    study = branches(trunk, at=[20], multiples=(1, 2), samples=160, windows=2, out=tmp_path / "out")
+    base = ScriptRun(runner, tmp_path / "run", out=tmp_path / "out")
+    study = branches(base, at=[20], multiples=(1, 2), samples=160, windows=2, out=tmp_path / "out")
     theta = 4 * 0.98**40
     assert study.points[0].full[0].losses == pytest.approx([0.5 * theta**2] * 2, rel=1e-9)
     with pytest.raises(UserError, match="does not say where its checkpoints are; set train.checkpoint"):

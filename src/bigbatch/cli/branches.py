@@ -30,7 +30,7 @@ KeepRate = Annotated[bool, typer.Option("--keep-rate", help="The run's schedule,
 
 
 def branch_study(
-    trunk: Any,
+    base: Any,
     *,
     at: str | None,
     multiples: str | None,
@@ -48,7 +48,7 @@ def branch_study(
 
     how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)
-    study = branches(trunk, out=out, say=None if quiet else lambda text: typer.echo(text, err=True), **how)
+    study = branches(base, out=out, say=None if quiet else lambda text: typer.echo(text, err=True), **how)
     plot = write_branches(study.to_dict(), out)
     if json != output.STANDARD:
         title = f"{study.task}: branches of {study.samples:,} samples"

@@ -59,12 +59,12 @@ def critical(
         budget: dict[str, Any] = {"batches": batches, "target": target, "seeds": seeds, "max_epochs": max_epochs}
         full_study(task, runner, chosen, noise=noise, parallel=parallel, on=on, **budget, **where)
         return
-    from bigbatch.study.trunks import find_trunk
+    from bigbatch.study.base_runs import find_base_run
 
     if batches is not None or target is not None:
         raise UserError("--branch: is another way than --batches and --target; leave them out")
     folder = out or Path("runs/critical") / f"{branch.resolve().name}-branches"
     given: dict[str, Any] = {"data": data, "margin": margin, **of_command}
-    trunk = find_trunk(branch, task, out=folder, data=data, device=device, find=lambda: find_runner(task, recipe, sets, **given)[0])
+    base = find_base_run(branch, task, out=folder, data=data, device=device, find=lambda: find_runner(task, recipe, sets, **given)[0])
     how: dict[str, Any] = {"at": at, "multiples": multiples, "samples": samples, "windows": windows, "lr": lr, "lr_factors": lr_factors}
-    branch_study(trunk, **how, tolerance=tolerance, decays=not keep_rate, out=folder, json=json, quiet=quiet)
+    branch_study(base, **how, tolerance=tolerance, decays=not keep_rate, out=folder, json=json, quiet=quiet)

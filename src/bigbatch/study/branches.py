@@ -28,6 +28,7 @@ from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.version import __version__
 from bigbatch.noise.branches import Branches, expected_factor, largest_held, local_critical_batch
+from bigbatch.study.base_runs import TaskRun
 from bigbatch.study.branch_results import BranchPoint, BranchStudy, finite
 from bigbatch.train.branch import Branch, BranchResult
 from bigbatch.train.state.record import environment
@@ -47,7 +48,7 @@ POINTS = (0.1, 0.25, 0.5)
 """Of the run: where branches begin unless that is given."""
 
 
-class Trunk(Protocol):
+class BaseRun(Protocol):
     """A run with checkpoints to branch from.
 
     Attributes:
@@ -80,7 +81,7 @@ class Trunk(Protocol):
 
 
 def branches(
-    trunk: Trunk,
+    run: "BaseRun | str | Path",
     *,
     at: Sequence[int] | None = None,
     multiples: Sequence[int] | None = None,
@@ -97,7 +98,7 @@ def branches(
     """Measure the critical batch at points of a run.
 
     Args:
-        trunk: The run, such as `run_of_task(folder)`.
+        run: The folder of a run of `fit` or `bigbatch train`; or another with checkpoints, as in `bigbatch.study.base_runs`.
         at: Updates of its checkpoints; three at about a tenth, a quarter and half of the run if left out.
         multiples: Of its batch; 1 is always among them. Left out: 1, 4 and 16; or 1, 3 and 9; 1, 2 and 6; 1, 2 and 4: the first of
             which the largest makes ten updates in a branch.
@@ -115,21 +116,22 @@ def branches(
         UserError: On bad arguments, where a checkpoint is missing or another recipe's, where no branch gains anything, or all diverge.
         Interrupted: After Ctrl-C; the same call goes on with the next branch.
     """
-    tolerance = trunk.tolerance if tolerance is None else tolerance
+    base = TaskRun(run) if isinstance(run, str | Path) else run
+    tolerance = base.tolerance if tolerance is None else tolerance
     sizes = sorted({1, *(multiples or USUAL[0])})
     _check(sizes, windows, lr, lr_factors, tolerance, samples, confidence)
     passes, number = windows * (len(sizes) * len(lr_factors) + 0.5), windows * (len(sizes) * len(lr_factors) + 1)
-    length = samples or _length(trunk, passes, number)
+    length = samples or _length(base, passes, number)
     if multiples is None:
-        sizes = next((list(usual) for usual in USUAL if length >= ENOUGH_UPDATES * usual[-1] * trunk.global_batch), list(USUAL[-1]))
-    largest = sizes[-1] * trunk.global_batch
+        sizes = next((list(usual) for usual in USUAL if length >= ENOUGH_UPDATES * usual[-1] * base.global_batch), list(USUAL[-1]))
+    largest = sizes[-1] * base.global_batch
     if length < 2 * largest:
-        needed = f"{FEW_UPDATES * largest:,}" if FEW_UPDATES * largest < trunk.total_samples else "fewer multiples, or more"
+        needed = f"{FEW_UPDATES * largest:,}" if FEW_UPDATES * largest < base.total_samples else "fewer multiples, or more"
         raise UserError(f"{length:,} samples are {length / largest:.1f} updates of the largest batch, {largest:,}: take {needed} samples")
-    chosen = _points(trunk, at, length)
+    chosen = _points(base, at, length)
     tell = say or (lambda _: None)
-    held_out = _held_out(trunk, length)
-    cost = (passes * length + EVALUATION * number * held_out) / trunk.total_samples
+    held_out = _held_out(base, length)
+    cost = (passes * length + EVALUATION * number * held_out) / base.total_samples
     each = " at each checkpoint" if len(chosen) > 1 else ""
     over = f", each evaluated on {held_out:,}," if held_out else ""
     tell(f"{number} branches of {length:,} samples{over}{each}: {100 * cost:.0f} % of the run's cost")
@@ -141,29 +143,29 @@ def branches(
     with owned(Path(out)) as folder:
         found, lines = [], []
         for updates in chosen:
-            bench = _Bench(trunk, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
+            bench = _Bench(base, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
             found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
             lines += bench.lines
         told = tuple(found), tuple(notes), _seconds(lines)
-        study = BranchStudy(trunk.name, trunk.global_batch, length, tolerance, cost, confidence, *told)
+        study = BranchStudy(base.name, base.global_batch, length, tolerance, cost, confidence, *told)
         facts = {"multiples": sizes, "windows": windows, "lr": lr, "lr_factors": list(lr_factors), "decays": decays}
         facts |= {"version": __version__, "environment": environment(choose_device())}
         write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
         return study
 
 
-def _held_out(trunk: Trunk, length: int) -> int:
+def _held_out(base: BaseRun, length: int) -> int:
     """Samples of the validation set that losses are over."""
-    return min(trunk.num_held_out, max(length, LEAST_HELD_OUT))
+    return min(base.num_held_out, max(length, LEAST_HELD_OUT))
 
 
-def _length(trunk: Trunk, passes: float, number: int) -> int:
+def _length(base: BaseRun, passes: float, number: int) -> int:
     """Samples of a branch that make all of a checkpoint cost `COST` of the run."""
 
     def cost(length: int) -> float:
-        return passes * length + EVALUATION * number * _held_out(trunk, length)
+        return passes * length + EVALUATION * number * _held_out(base, length)
 
-    return max(1, bisect_right(range(1, trunk.total_samples + 1), COST * trunk.total_samples, key=cost))
+    return max(1, bisect_right(range(1, base.total_samples + 1), COST * base.total_samples, key=cost))
 
 
 def _check(
@@ -183,29 +185,29 @@ def _check(
     check_fraction("confidence", confidence)
 
 
-def _points(trunk: Trunk, at: Sequence[int] | None, length: int) -> list[int]:
+def _points(base: BaseRun, at: Sequence[int] | None, length: int) -> list[int]:
     """The checkpoints to branch from.
 
     Raises:
         UserError: If one is missing, or too near to the run's end.
     """
-    there = trunk.checkpoints()
-    room = {updates: samples for updates, samples in there.items() if 0 < samples <= trunk.total_samples - length}
+    there = base.checkpoints()
+    room = {updates: samples for updates, samples in there.items() if 0 < samples <= base.total_samples - length}
     if not there:
-        raise CheckpointError(f"{trunk.name}: the run kept no checkpoints to branch from; train it with --keep-checkpoints")
+        raise CheckpointError(f"{base.name}: the run kept no checkpoints to branch from; train it with --keep-checkpoints")
     if at is None:
         if not room:
             raise CheckpointError(
-                f"{trunk.name}: none of its {len(there)} checkpoints has {length:,} samples of the run after it; take fewer"
+                f"{base.name}: none of its {len(there)} checkpoints has {length:,} samples of the run after it; take fewer"
             )
-        nearest = {min(room, key=lambda updates: abs(room[updates] / trunk.total_samples - share)) for share in POINTS}
+        nearest = {min(room, key=lambda updates: abs(room[updates] / base.total_samples - share)) for share in POINTS}
         return sorted(nearest)
     for updates in at:
         if updates not in there:
             known = ", ".join(f"{each:,}" for each in sorted(there)[:12]) + (", ..." if len(there) > 12 else "")
             raise CheckpointError(f"at = {updates:,}: no checkpoint of that update; there are {known}")
         if updates not in room:
-            left = trunk.total_samples - there[updates]
+            left = base.total_samples - there[updates]
             raise UserError(
                 f"at = {updates:,}: the run has {left:,} samples left there, a branch takes {length:,}; take fewer, or branch earlier"
             )
@@ -223,7 +225,7 @@ def _measure(
     confidence: float,
 ) -> BranchPoint:
     """All branches from one checkpoint; the smallest batch first, which says what the others can be expected to tell."""
-    batch, start = bench.trunk.global_batch, bench.start_loss()
+    batch, start = bench.base.global_batch, bench.start_loss()
 
     def losses(multiple: int, samples: int, factor: float) -> list[float]:
         rate = factor * multiple**power
@@ -248,7 +250,7 @@ def _measure(
     estimate = local_critical_batch(start, points, confidence=confidence)
     held = largest_held(points[1:], tolerance=tolerance, confidence=confidence)
     updates = bench.updates
-    return BranchPoint(updates, bench.trunk.checkpoints()[updates], start, tuple(points), tuple(rates), estimate, held)
+    return BranchPoint(updates, bench.base.checkpoints()[updates], start, tuple(points), tuple(rates), estimate, held)
 
 
 def _best(by_factor: dict[float, list[float]]) -> tuple[list[float], float]:
@@ -270,15 +272,15 @@ def _best(by_factor: dict[float, list[float]]) -> tuple[list[float], float]:
 class _Bench:
     """Runs branches from one checkpoint, or finds that they have been run."""
 
-    def __init__(self, trunk: Trunk, updates: int, path: Path, tell: Callable[[str], None], *, held_out: int, decays: bool) -> None:
-        self.trunk, self.updates, self.tell, self.held_out, self.decays = trunk, updates, tell, held_out, decays
+    def __init__(self, base: BaseRun, updates: int, path: Path, tell: Callable[[str], None], *, held_out: int, decays: bool) -> None:
+        self.base, self.updates, self.tell, self.held_out, self.decays = base, updates, tell, held_out, decays
         self.lines: list[dict[str, Any]] = []
         self._path = path
         self._done = {self._identity(line): line for line in stored_lines(path, self._identity)}
 
     def start_loss(self) -> float:
         """Of the checkpoint."""
-        loss = self.trunk.start_loss(self.updates, self.held_out)
+        loss = self.base.start_loss(self.updates, self.held_out)
         if not math.isfinite(loss):
             raise UserError(
                 f"update {self.updates:,}: the held-out loss of the checkpoint is {loss}; branch from one before the run diverged"
@@ -287,11 +289,11 @@ class _Bench:
 
     def loss(self, branch: Branch) -> float:
         """At the branch's end; NaN of one that diverged."""
-        line = {"run": self.trunk.identity, "at": self.updates, **vars(branch)}
+        line = {"run": self.base.identity, "at": self.updates, **vars(branch)}
         if (key := self._identity(line)) not in self._done:
             rate = f", rate x {branch.rate_factor:.3g}" if branch.rate_factor != 1 else ""
-            title = f"update {self.updates:,}, batch {branch.multiple * self.trunk.global_batch:,}{rate}, window {branch.order}"
-            result = self.trunk.branch(self.updates, branch)
+            title = f"update {self.updates:,}, batch {branch.multiple * self.base.global_batch:,}{rate}, window {branch.order}"
+            result = self.base.branch(self.updates, branch)
             told = "diverged" if result.diverged else f"{result.loss:.4f}"
             self.tell(f"{title}, {branch.samples:,} samples: {told}")
             measured = {"loss": None if result.diverged else result.loss, "updates": result.updates, "train_s": result.train_s}

@@ -28,7 +28,7 @@ NEEDED = ("optimizer.lr", "batch.global_batch", "budget.samples")
 """What a function or a command must follow of a recipe to make a branch."""
 
 
-class RunOfTask:
+class TaskRun:
     """A run of `bigbatch.fit` that kept its checkpoints (`keep_checkpoints=True`).
 
     Args:
@@ -63,19 +63,19 @@ class RunOfTask:
         return numbered_checkpoints(self._run.folder)
 
     def checkpoints(self) -> dict[int, int]:
-        """As `Trunk.checkpoints`."""
+        """As `BaseRun.checkpoints`."""
         return {updates: min(updates * self.global_batch, self.total_samples) for updates in self._paths}
 
     def start_loss(self, updates: int, held_out: int) -> float:
-        """As `Trunk.start_loss`."""
+        """As `BaseRun.start_loss`."""
         return self.branch(updates, Branch(samples=0, held_out=held_out)).loss
 
     def branch(self, updates: int, branch: Branch) -> BranchResult:
-        """As `Trunk.branch`."""
+        """As `BaseRun.branch`."""
         return train_branch(self._run.task, self.recipe, self._paths[updates], branch, device=self._run.device)
 
 
-class RunOfScript:
+class ScriptRun:
     """A run of a function or a command that kept checkpoints of its own, and can begin from one.
 
     A branch is a short run of its own, by a recipe whose rate is the run's at the checkpoint times the branch's factor, and falls to zero
@@ -106,11 +106,11 @@ class RunOfScript:
         return self._runner.checkpoints(self._folder)
 
     def checkpoints(self) -> dict[int, int]:
-        """As `Trunk.checkpoints`."""
+        """As `BaseRun.checkpoints`."""
         return {updates: min(updates * self.global_batch, self.total_samples) for updates in self._paths}
 
     def start_loss(self, updates: int, held_out: int) -> float:  # noqa: ARG002 a script has data of its own
-        """As `Trunk.start_loss`: what the run told there.
+        """As `BaseRun.start_loss`: what the run told there.
 
         Raises:
             CheckpointError: If it told none at that update.
@@ -121,7 +121,7 @@ class RunOfScript:
         raise CheckpointError(f"{self._folder}: tells no validation score at update {updates:,}, of the checkpoint; tell one at each")
 
     def branch(self, updates: int, branch: Branch) -> BranchResult:
-        """As `Trunk.branch`."""
+        """As `BaseRun.branch`."""
         at = Clock(updates * self.global_batch, updates)
         rate = branch.rate_factor * schedule_of(self.recipe)(at)
         rates = [name for name in ("optimizer.lr", "optimizer.adam_lr") if self.recipe.get(name) is not None]
@@ -140,9 +140,9 @@ class RunOfScript:
         return BranchResult(loss, result.updates, branch.samples, result.train_s, diverged=result.diverged)
 
 
-def find_trunk(
+def find_base_run(
     folder: Path, task: str | None, *, out: Path, data: Path | None, device: str | None, find: Callable[[], Runner]
-) -> RunOfTask | RunOfScript:
+) -> TaskRun | ScriptRun:
     """The run in a folder, by what it is of.
 
     Args:
@@ -157,8 +157,8 @@ def find_trunk(
         UserError: If it can't be branched from.
     """
     if task is None or not (task.endswith(".toml") or ":" in task):
-        return RunOfTask(folder, task=task, data=data, device=device)
+        return TaskRun(folder, task=task, data=data, device=device)
     runner = find()
     if isinstance(runner, TaskRunner):
-        return RunOfTask(folder, task=runner.task, data=data, device=device)
-    return RunOfScript(runner, folder, out=out)
+        return TaskRun(folder, task=runner.task, data=data, device=device)
+    return ScriptRun(runner, folder, out=out)
