@@ -96,7 +96,7 @@ def test_the_command_prints_and_writes_it(tmp_path):
     (tmp_path / "branches.json").write_text(json.dumps(study((10_000, 200), (40_000, 800))))
     command = ["plan", "recipe.toml", "--batch-schedule", "branches.json", "--workers", "8", "--out", "new.toml"]
     done = bigbatch(*command, cwd=tmp_path)
-    for text in ("from sample", "25,600", "512", "346 updates in place of 1,563", "with 8 workers"):
+    for text in ("from sample", "25,600", "512", "2.83", "346 updates in place of 1,563", "with 8 workers"):
         assert text in done.stdout, text
     assert Recipe.load(tmp_path / "new.toml").batch.rule.steps == ((6400, 128), (12_800, 256), (25_600, 512))
     wrong = bigbatch("plan", "recipe.toml", cwd=tmp_path, expect=2)

@@ -90,7 +90,7 @@ def test_the_critical_batch_of_a_known_curve(tmp_path):
 
 def test_each_batch_takes_the_best_of_the_rates(tmp_path):
     study = branches(Curve(best_factor=0.5), at=[2000], samples=20_000, lr_factors=(0.5, 1.0), out=tmp_path)
-    assert study.points[0].rate_factors == (0.5,) * 4
+    assert study.points[0].rate_factors == (0.5, 0.5, 1.0, 2.0)
     assert study.points[0].estimate.critical_batch.value == pytest.approx(500, rel=0.03)
 
 

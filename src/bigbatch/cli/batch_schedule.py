@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, workers: int, out: Path | None, json: str | None) -> None:
     """Plan, print and write a schedule of the batch."""
+    from bigbatch.batching.batch_steps import rate_factor
     from bigbatch.cli.tables import console, show
     from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.study.batch_schedule import batch_schedule
@@ -22,10 +23,13 @@ def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, w
     stored = read_json("--batch-schedule", study, "bigbatch critical --branch")
     planned = batch_schedule(recipe, stored, largest=largest, workers=workers)
     if json != output.STANDARD:
-        rows = [[f"{samples:,}", f"{samples / recipe.num_train_samples:.3g}", f"{batch:,}"] for samples, batch in planned.steps]
-        first = ["0", "0", f"{recipe.batch.global_batch:,}"]
-        columns = ["from sample", "epoch", "batch"]
-        show(f"{recipe.task}: the batch over the run", columns, [first, *rows], numbers=set(columns))
+        first, columns = recipe.batch.global_batch, ["from sample", "epoch", "batch", "rate times"]
+        lr = getattr(planned.recipe.batch.rule, "lr", "none")
+        rows = [
+            [f"{samples:,}", f"{samples / recipe.num_train_samples:.3g}", f"{batch:,}", f"{rate_factor(batch, first, lr):.3g}"]
+            for samples, batch in ((0, first), *planned.steps)
+        ]
+        show(f"{recipe.task}: the batch over the run", columns, rows, numbers=set(columns))
         for text in (planned.sentence(), *(f"not known: {note}" for note in planned.notes)):
             console().print(text, highlight=False)
     if out is not None:

@@ -19,7 +19,7 @@ class BranchPoint(NamedTuple):
     samples: int
     start_loss: float
     branches: tuple[Branches, ...]  # at the best rate of each batch; the first is of half the samples
-    rate_factors: tuple[float, ...]  # of each, the best in the mean, apart from the multiple's
+    rate_factors: tuple[float, ...]  # what the run's rate was multiplied by in each: the best in the mean, where several were tried
     estimate: LocalCriticalBatch
     largest_held: float | None  # samples
 

@@ -246,7 +246,7 @@ def _measure(
         tried = by_factor.get(multiple) or {factor: losses(multiple, length, factor) for factor in factors}
         own, best = _best(tried)
         points.append(Branches(multiple * batch, length, tuple(own)))
-        rates.append(best)
+        rates.append(best * multiple**power)
     estimate = local_critical_batch(start, points, confidence=confidence)
     held = largest_held(points[1:], tolerance=tolerance, confidence=confidence)
     updates = bench.updates
