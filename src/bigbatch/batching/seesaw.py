@@ -9,7 +9,7 @@ Units:   batches in samples.
 Differs: the paper's steps are of a fixed factor, such as the halving that its abstract names; here the decay is followed as it goes, in
          multiples of `multiple_of`. Beyond B_max the rate takes the rest of the decay. For SGD see `increase_batch`, which keeps
          rate / batch.
-Limits:  for batches up to the critical one; beyond it more samples an update buy nothing. Not measured here yet.
+Limits:  for batches up to the critical one; beyond it more samples an update buy nothing. With Muon: studies/README.md.
 """
 
 import math

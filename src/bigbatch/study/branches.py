@@ -42,6 +42,8 @@ ENOUGH_UPDATES, FEW_UPDATES = 10, 4
 """Of the largest batch in a branch: what multiples are chosen for, and what is warned of: momentum and the noise of a jump take some."""
 RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """Power of the multiple that the rate is multiplied by."""
+ENOUGH_OWN_UPDATES = 100
+"""Of the run's own batch in a branch: see lengths in studies/README.md."""
 USUAL = (1, 4, 16), (1, 3, 9), (1, 2, 6), (1, 2, 4)
 """Multiples, unless they are given."""
 POINTS = (0.1, 0.25, 0.5)
@@ -138,6 +140,11 @@ def branches(
     notes = []
     if length < FEW_UPDATES * largest:
         notes.append(f"the largest batch, {largest:,}, makes {length / largest:.1f} updates: too few to say much of it")
+    if length < ENOUGH_OWN_UPDATES * base.global_batch:
+        notes.append(
+            f"the run's own batch makes {length / base.global_batch:,.0f} updates in a branch: in our studies short branches, of fewer than "
+            f"{ENOUGH_OWN_UPDATES}, put the critical batch too low, by up to a factor of 5; take more samples, in fewer windows if need be"
+        )
     if not decays and lr != "linear":
         notes.append("the rate is kept: a larger batch with a lower noise of the rate ends lower by that alone")
     with owned(Path(out)) as folder:
