@@ -142,8 +142,8 @@ def branches(
         notes.append(f"the largest batch, {largest:,}, makes {length / largest:.1f} updates: too few to say much of it")
     if length < ENOUGH_OWN_UPDATES * base.global_batch:
         notes.append(
-            f"the run's own batch makes {length / base.global_batch:,.0f} updates in a branch: in our studies short branches, of fewer than "
-            f"{ENOUGH_OWN_UPDATES}, put the critical batch too low, by up to a factor of 5; take more samples, in fewer windows if need be"
+            f"the run's own batch makes {length / base.global_batch:,.0f} updates in a branch: in our studies branches of fewer than "
+            f"{ENOUGH_OWN_UPDATES} put the critical batch too low, by up to a factor of 5; take more samples, in fewer windows if need be"
         )
     if not decays and lr != "linear":
         notes.append("the rate is kept: a larger batch with a lower noise of the rate ends lower by that alone")
