@@ -118,6 +118,9 @@ def critical_batch():
         print(f"\n{study['noise']['words']}" if study["noise"] else "")
     for path in sorted((HERE / "critical_batch").glob("*-side-by-side.json")):
         _side_by_side(json.loads(path.read_text()), json.loads(path.with_name(path.name.replace("side-by-side", "targets")).read_text()))
+    print("\nHow long branches must be:\n")
+    head("task", "windows", "multiples", "samples", "% of the run a point", "critical batch at each update")
+    lengths()
 
 
 def _side_by_side(study, full):
@@ -136,22 +139,32 @@ def _side_by_side(study, full):
             *shown,
         )
     print("\nThe full study, to targets of the validation loss at a constant rate, and the branches nearest in loss:\n")
-    head("target", "critical batch", "updates by batch", "branches over it")
+    head("target", "critical batch", "updates by batch", "branches over it", "plain noise scale over it")
     for target, fit in full["targets"].items():
+        losses = [float(loss) for loss in target.split(" to ")]
         updates = ", ".join(f"{int(batch):,}: {at:,.0f}" for batch, at in fit["updates"].items())
-        nearest = min(study["points"], key=lambda point: abs(point["start_loss"] - float(target)))["critical_batch"]["value"]
+        point = min(study["points"], key=lambda point: abs(point["start_loss"] - sum(losses) / len(losses)))
         if "error" in fit:
-            row(target, "no fit", updates, "-")
-        else:
-            critical = fit["critical_batch"]
-            ratio = nearest / critical["value"] if nearest and critical["value"] else None
-            row(target, within(critical["value"], critical["lower"], critical["upper"]), updates, "-" if ratio is None else f"{ratio:.2f}")
+            row(target, "no fit", updates, "-", "-")
+            continue
+        critical = fit["critical_batch"]
+        measured = point["critical_batch"]["value"], point["noise_scales"]["plain"][0]
+        ratios = [f"{each / critical['value']:.2f}" if each and critical["value"] else "-" for each in measured]
+        row(target, within(critical["value"], critical.get("lower"), critical["upper"]), updates, *ratios)
+
+
+def lengths():
+    """How long branches were, and what they said; a section of critical_batch."""
+    for row_of in json.loads((HERE / "critical_batch" / "lengths.json").read_text())["rows"]:
+        points = [f"{p['updates']:,}: {within(p['value'], p['lower'], p['upper'])}" for p in row_of["points"]]
+        multiples = ", ".join(map(str, row_of["multiples"]))
+        row(row_of["task"], row_of["windows"], multiples, f"{row_of['samples']:,}", f"{100 * row_of['cost']:.0f}", "; ".join(points))
 
 
 def within(value, lower, upper):
     """A value with its interval, rounded."""
     shown = ["no bound" if x is None or x == math.inf else two_digits(x) for x in (value, lower, upper)]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    return shown[0] if lower is None else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def batch_schedules():

@@ -68,7 +68,13 @@ def first_at(curve, target):
 
 
 def fit_of(updates):
-    """The critical batch of updates by batch, as plain values."""
+    """The critical batch of updates by batch, as plain values; of two batches the formula's own, without an interval."""
+    if len(updates) == 2:
+        (small, many), (large, few) = sorted(updates.items())
+        samples = (many - few) / (1 / small - 1 / large)
+        steps = many - samples / small
+        value = {"value": samples / steps if steps > 0 else None, "lower": None, "upper": None}
+        return {"critical_batch": value, "updates": {str(batch): at for batch, at in sorted(updates.items())}}
     try:
         fitted = fit_critical_batch([Run(batch, at, True) for batch, at in sorted(updates.items())])
         found = {name: getattr(fitted, name)._asdict() for name in ("critical_batch", "min_steps", "min_samples")}
