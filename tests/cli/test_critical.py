@@ -54,7 +54,7 @@ def test_branches_of_a_run_give_a_table_sentences_and_files(tmp_path):
     bigbatch("train", "digits/mlp", "--keep-checkpoints", "--out", "run", "--quiet", *settings, cwd=tmp_path)
     command = ["critical", "--branch", "run", "--samples", "1024", "--windows", "2", "--at", "82,163"]
     done = bigbatch(*command, cwd=tmp_path)
-    for text in ("digits/mlp: branches of 1,024 samples", "rate times", "worse by", "at update 82: critical batch", "at update 163: "):
+    for text in ("digits/mlp: branches of 1,024 samples", "rate times", "worse by", "at update 82: ", "at update 163: "):
         assert text in done.stdout, text
     folder = "runs/critical/run-branches"
     assert done.stdout.endswith(f"plot: {folder}/branches.svg, numbers: {folder}/branches.json\n")
