@@ -8,25 +8,17 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.values import numbers, whole_numbers
 
-PANEL = "Branches of one run"
-BranchOf = Annotated[Path | None, typer.Option("--branch", metavar="RUN", help="Branch from a run's checkpoints.", rich_help_panel=PANEL)]
-At = Annotated[str | None, typer.Option("--at", metavar="N,N", help="Updates of its checkpoints; three by default.", rich_help_panel=PANEL)]
-Multiples = Annotated[
-    str | None, typer.Option("--multiples", metavar="K,K", help="Of the run's batch; 1,4,16 or closer.", rich_help_panel=PANEL)
+BranchOf = Annotated[
+    Path | None, typer.Option("--branch", metavar="RUN", help="Branch from the checkpoints of a run, by the options below.")
 ]
-Samples = Annotated[
-    int | None,
-    typer.Option("--samples", help="Of a branch; by default a fifth of the run for all.", rich_help_panel=PANEL),
-]
-Windows = Annotated[int, typer.Option("--windows", help="Of data: branches of each batch.", rich_help_panel=PANEL)]
-LrRule = Annotated[str, typer.Option("--lr", help="How the rate goes with the batch: sqrt, linear, none.", rich_help_panel=PANEL)]
-LrFactors = Annotated[
-    str, typer.Option("--lr-factors", metavar="F,F", help="Of the rate besides: each batch takes the best.", rich_help_panel=PANEL)
-]
-Tolerance = Annotated[
-    float | None, typer.Option("--tolerance", help="Of the loss, for a batch that is not worse; 0.01 if left out.", rich_help_panel=PANEL)
-]
-KeepRate = Annotated[bool, typer.Option("--keep-rate", help="The run's schedule, not a fall to zero.", rich_help_panel=PANEL)]
+At = Annotated[str | None, typer.Option("--at", metavar="N,N", help="Updates of its checkpoints; three by default.")]
+Multiples = Annotated[str | None, typer.Option("--multiples", metavar="K,K", help="Of the run's batch; 1,4,16 or closer by default.")]
+Samples = Annotated[int | None, typer.Option("--samples", help="Of each branch; by default a checkpoint's cost a fifth of the run.")]
+Windows = Annotated[int, typer.Option("--windows", help="Of data: so many branches of each batch.")]
+LrRule = Annotated[str, typer.Option("--lr", help="How a branch's rate goes with its batch: sqrt, linear, none.")]
+LrFactors = Annotated[str, typer.Option("--lr-factors", metavar="F,F", help="Of a branch's rate besides: each batch takes the best.")]
+Tolerance = Annotated[float | None, typer.Option("--tolerance", help="By which the loss of a branch may be worse; 0.01 by default.")]
+KeepRate = Annotated[bool, typer.Option("--keep-rate", help="Branches keep the run's schedule, and don't fall to zero.")]
 
 
 def branch_study(
