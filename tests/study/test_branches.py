@@ -149,6 +149,14 @@ def test_all_that_diverge_and_no_gain_are_errors_with_a_remedy(tmp_path):
         branches(rising, at=[2000], samples=20_000, out=tmp_path / "b")
 
 
+def test_a_checkpoint_without_gain_is_told_and_leaves_the_others(tmp_path):
+    curve, branch = Curve(), Curve.branch
+    curve.branch = lambda updates, asked: BranchResult(2.1, 1, asked.samples, 0.1) if updates == 4000 else branch(curve, updates, asked)
+    study = branches(curve, at=[2000, 4000], samples=20_000, out=tmp_path)
+    assert [point.updates for point in study.points] == [2000]
+    assert study.notes[-1].startswith("at update 4,000: no branch is better than the checkpoint")
+
+
 def test_a_run_without_checkpoints_or_of_another_recipe_is_refused(run, tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         TaskRun(tmp_path)

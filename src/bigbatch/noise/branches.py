@@ -50,6 +50,10 @@ REACH, STEP = math.log(64), 0.02
 """Of log B_crit: how far beyond the batches it is looked for, and how finely."""
 
 
+class NothingToCompare(UserError):
+    """All branches diverged, or none is better than the checkpoint."""
+
+
 class Branches(NamedTuple):
     """The branches of one batch and length, one for each window of data, in the same order for all."""
 
@@ -195,10 +199,10 @@ def _gains(start_loss: float, branches: Sequence[Branches]) -> tuple[Array, Arra
         raise UserError("branches: each point needs a loss for each window of data; run the missing ones")
     losses = np.array([each.losses for each in branches], dtype=float).T
     if not np.isfinite(losses).any():
-        raise UserError("all branches diverged: their rates are too high; lower lr_factors, or take lr = 'none'")
+        raise NothingToCompare("all branches diverged: their rates are too high; lower lr_factors, or take lr = 'none'")
     gains = np.maximum(np.nan_to_num(start_loss - losses, nan=0.0, neginf=0.0), 0.0)
     if not gains.mean(axis=0).max() > 0:
-        raise UserError(
+        raise NothingToCompare(
             f"no branch is better than the checkpoint, whose held-out loss is {start_loss:.4g}: there is no gain to compare; take more "
             "samples, or a checkpoint before the held-out loss stops falling"
         )

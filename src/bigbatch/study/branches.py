@@ -27,7 +27,7 @@ from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.version import __version__
-from bigbatch.noise.branches import Branches, expected_factor, largest_held, local_critical_batch
+from bigbatch.noise.branches import Branches, NothingToCompare, expected_factor, largest_held, local_critical_batch
 from bigbatch.study.base_runs import TaskRun
 from bigbatch.study.branch_results import BranchPoint, BranchStudy, finite
 from bigbatch.train.branch import Branch, BranchResult
@@ -151,7 +151,12 @@ def branches(
         found, lines = [], []
         for updates in chosen:
             bench = _Bench(base, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
-            found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
+            try:
+                found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
+            except NothingToCompare as error:
+                if len(chosen) == 1 or (updates == chosen[-1] and not found):
+                    raise
+                notes.append(f"at update {updates:,}: {error}")
             lines += bench.lines
         told = tuple(found), tuple(notes), _seconds(lines)
         study = BranchStudy(base.name, base.global_batch, length, tolerance, cost, confidence, *told)
