@@ -1,7 +1,8 @@
 """The critical batch for several targets on the way, from the same runs: what branches are compared with.
 
-    python studies/critical_batch/targets.py fashion_mnist/mlp --targets 0.42 0.37 0.34 --batches 32 128 512 2048 8192 --max-epochs 30
-    python studies/critical_batch/targets.py text/gpt --targets 2.0 1.8 1.65 --batches 8 32 128 512
+    python studies/critical_batch/targets.py fashion_mnist/mlp --targets 0.42 0.37 0.34 --batches 32 128 512 2048 --factors 0.25 0.5 1
+    python studies/critical_batch/targets.py fashion_mnist/cnn --targets 0.35 0.29 0.25 --batches 32 128 512 --factors 0.25 0.5
+    python studies/critical_batch/targets.py text/gpt --targets 2.0 1.8 1.65 --batches 16 64 --factors 0.25 0.5 --every 0.05 --max-epochs 1
 
 As run.py: the named recipe at a constant rate after 10 updates of warm-up, from its rate times the root of the multiple; factors of two are
 tried from the middle outwards on one seed, and the range moves up to two steps where its edge is best for the last target; a run ends at

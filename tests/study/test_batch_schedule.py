@@ -60,6 +60,10 @@ def test_a_critical_batch_that_falls_later_does_not_end_the_growth_and_no_bound_
     assert batch_schedule(RECIPE, study((10_240, None)), largest=300).steps == ((1280, 128), (2560, 256))
 
 
+def test_branches_of_one_window_are_taken_as_they_are():
+    assert batch_schedule(RECIPE, study((10_000, 200), lower=None)).steps == ((6400, 128),)
+
+
 def test_a_small_critical_batch_leaves_the_recipe_as_it_is():
     planned = batch_schedule(RECIPE, study((10_000, 100)))
     assert (planned.steps, planned.recipe) == ((), RECIPE)

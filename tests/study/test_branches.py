@@ -8,14 +8,14 @@ import pytest
 from torch.utils.data import TensorDataset
 
 from bigbatch import Metric, Recipe, fit
-from bigbatch.core.checks import CheckpointError, UserError
+from bigbatch.core.checks import CheckpointError, Interrupted, UserError
 from bigbatch.runner.command import CommandRunner
 from bigbatch.runner.function import FunctionRunner
 from bigbatch.runner.protocol import Request
 from bigbatch.study.base_runs import ScriptRun, TaskRun
 from bigbatch.study.branches import branches
 from bigbatch.tasks import load_task
-from bigbatch.train.branch import BranchResult
+from bigbatch.train.branch import Branch, BranchResult
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": 6, "batch.micro_batch": 16, "batch.global_batch": 16})
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 class Curve:
     """A run whose branches end as the formula says, but for a shift of each window."""
 
-    name, identity, global_batch, total_samples, tolerance, num_held_out = "curve", "1", 64, 1_000_000, 0.01, 0
+    name, identity, global_batch, total_samples, tolerance, num_held_out, notes = "curve", "1", 64, 1_000_000, 0.01, 0, ()
 
     def __init__(self, critical_batch=500.0, diverges_from=math.inf, best_factor=1.0):
         self.critical_batch, self.diverges_from, self.best_factor = critical_batch, diverges_from, best_factor
@@ -149,6 +149,30 @@ def test_all_that_diverge_and_no_gain_are_errors_with_a_remedy(tmp_path):
         branches(rising, at=[2000], samples=20_000, out=tmp_path / "b")
 
 
+def test_a_stop_says_that_the_same_command_goes_on(tmp_path):
+    curve = Curve()
+
+    def stopped(updates, branch):
+        raise Interrupted("stopped after update 7; nothing was saved: no --out was given")
+
+    curve.branch = stopped
+    words = "stopped at update 2,000, batch 64, window 1; finished branches are kept, and the same command goes on with this one"
+    with pytest.raises(Interrupted, match=words):
+        branches(curve, at=[2000], samples=20_000, out=tmp_path)
+
+
+def test_branches_so_long_that_their_gain_has_flattened_are_told(tmp_path):
+    curve = Curve()
+    curve.branch = lambda updates, asked: BranchResult(1.9 + 1e-4 * asked.multiple + 1e-5 * asked.order, 9, asked.samples, 0.1)
+    assert "branches gain hardly more from twice the samples" in branches(curve, at=[2000], samples=20_000, out=tmp_path).notes[-1]
+
+
+def test_windows_that_are_all_alike_are_told(tmp_path):
+    curve, branch = Curve(), Curve.branch
+    curve.branch = lambda updates, asked: branch(curve, updates, Branch(**{**vars(asked), "order": 1}))
+    assert "does not follow the seed" in branches(curve, at=[2000], samples=20_000, out=tmp_path).notes[-1]
+
+
 def test_a_checkpoint_without_gain_is_told_and_leaves_the_others(tmp_path):
     curve, branch = Curve(), Curve.branch
     curve.branch = lambda updates, asked: BranchResult(2.1, 1, asked.samples, 0.1) if updates == 4000 else branch(curve, updates, asked)
@@ -247,6 +271,10 @@ def test_a_command_is_branched_from_its_own_checkpoints(tmp_path):
         ScriptRun(CommandRunner({**section, "checkpoint": None}, base=tmp_path), tmp_path / "run", out=tmp_path).checkpoints()
     with pytest.raises(UserError, match="must be a path with {updates} in it once"):
         ScriptRun(CommandRunner({**section, "checkpoint": "last.json"}, base=tmp_path), tmp_path / "run", out=tmp_path).checkpoints()
+    assert "keeps its own schedule" in base.notes[0]
+    unseeded = CommandRunner({**section, "run": section["run"].replace("{seed}", "0")}, base=tmp_path)
+    with pytest.raises(UserError, match="has no place for seed"):
+        ScriptRun(unseeded, tmp_path / "run", out=tmp_path)
     fixed = {**section, "run": section["run"].replace("{batch.global_batch}", "8")}
     with pytest.raises(UserError, match=r"has no place for batch\.global_batch"):
         ScriptRun(CommandRunner(fixed, base=tmp_path), tmp_path / "run", out=tmp_path)

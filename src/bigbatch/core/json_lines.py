@@ -1,6 +1,7 @@
 """Files of JSON lines, which grow while a run or a study goes on: what is damaged in one costs its own lines, not those after it."""
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -160,3 +161,16 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         raise OutputError(
             f"can't write {path}: {reason(error)}; its earlier lines are intact; free some space, then type the same command again"
         ) from error
+
+
+def finite(value: Any) -> Any:
+    """Plain values as JSON has them: None for a number that is not finite, lists for tuples.
+
+    >>> finite({"loss": float("nan"), "batches": (1, float("inf"))})
+    {'loss': None, 'batches': [1, None]}
+    """
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,8 @@ Differs: the paper smooths losses and takes 0.01 as tolerance without a test; th
          order, each only if the one before held, together err as rarely as one.
 Limits:  gains below zero, and branches that diverged, count as no gain. Local: the critical batch grows in training. It is of the rates
          that the branches had: near the best of each batch, or they say too little of large ones. The interval has the scatter of windows
-         in it and not what the formula misses: a quarter where the largest batch makes two updates (benchmarks/branch_coverage.py).
+         in it and not what the formula misses: a quarter where the largest batch makes two updates, and more where branches are so long
+         that the gain has flattened (a at its lower bound): benchmarks/branch_coverage.py.
 """
 
 import math

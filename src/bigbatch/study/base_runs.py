@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from bigbatch.train.state.record import read_record
 
 TOLERANCE = 0.01
 """Of a task's loss, as Merrill et al. 2025 have it."""
-NEEDED = ("optimizer.lr", "batch.global_batch", "budget.samples")
+NEEDED = ("seed", "optimizer.lr", "batch.global_batch", "budget.samples")
 """What a function or a command must follow of a recipe to make a branch."""
 
 
@@ -52,6 +53,7 @@ class TaskRun:
         self._run = open_run(folder, task=task, data=data, device=torch.device(device) if device is not None else choose_device())
         self.name, self.recipe = self._run.task.name, self._run.recipe
         self.global_batch, self.total_samples = self.recipe.batch.global_batch, self.recipe.total_samples
+        self.notes: tuple[str, ...] = ()
         self.tolerance = TOLERANCE
         self.identity = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()[:12]
         self.num_held_out = len(splits_of(self._run.task).validation)  # type: ignore[arg-type]
@@ -97,6 +99,9 @@ class ScriptRun:
         self.name, self.tolerance, self.num_held_out = runner.name, runner.metric.comparable_margin(), 0
         self.global_batch, self.total_samples = self.recipe.batch.global_batch, self.recipe.total_samples
         self.identity = hashlib.sha256(f"{self._folder.resolve()}{self.recipe.to_toml()}".encode()).hexdigest()[:12]
+        self.notes: tuple[str, ...] = ()
+        if not runner.can_change("schedule.decay.kind"):
+            self.notes = ("the script keeps its own schedule in a branch, where its rate should fall to zero in a straight line",)
         for field in NEEDED:
             if not runner.can_change(field):
                 raise UserError(f"{runner.name}: has no place for {field}, which branches change; add it to the command")
@@ -132,7 +137,8 @@ class ScriptRun:
         recipe = self.recipe.replace(changes)
         self._runner.check(recipe)
         digest = hashlib.sha256(f"{updates}{branch}{self.identity}".encode()).hexdigest()[:12]
-        request = Request(out=self._out / "runs" / digest, start=self._paths[updates], measure_test=False, evaluate_every=math.inf)
+        asked: dict[str, Any] = {"start": self._paths[updates], "measure_test": False, "evaluate_every": recipe.total_epochs}
+        request = Request(out=self._out / "runs" / digest, **asked)
         result = self._runner.run(recipe, request)
         if not result.diverged and not math.isfinite(result.validation_score):
             raise UserError(f"{self.name}: told no validation score at a branch's end; tell one there")

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from bigbatch.comm.ranks import SINGLE_PROCESS
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
-from bigbatch.train.control.build import build_scheduled_batch
+from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.train.control.build import build_sources
+from bigbatch.train.control.control import Control
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _curve(study: Mapping[str, Any], batch: int) -> tuple[list[tuple[float, floa
         if study["global_batch"] != batch:
             raise UserError(f"--batch-schedule: branches of a run at a batch of {study['global_batch']:,}; the recipe has {batch:,}")
         tried = max((int(each["global_batch"]) for point in study["points"] for each in point["branches"]), default=batch)
-        told = [point for point in study["points"] if point["critical_batch"]["lower"] or point["critical_batch"]["upper"] is not None]
+        told = [point for point in study["points"] if _tells(point["critical_batch"])]
         values = sorted((float(point["samples"]), float(point["critical_batch"]["value"] or tried)) for point in told)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         text = f"--batch-schedule: is no study of branches ({error}); give the branches.json of `bigbatch critical --branch`"
@@ -128,6 +131,11 @@ def _curve(study: Mapping[str, Any], batch: int) -> tuple[list[tuple[float, floa
         highest = max(highest, value)
         curve.append((samples, highest))
     return curve, tried
+
+
+def _tells(critical: Mapping[str, Any]) -> bool:
+    """Whether branches set the critical batch a bound; those of one window can't, and their estimate is taken as it is."""
+    return critical["lower"] is None or critical["lower"] > 0 or critical["upper"] is not None
 
 
 def _at(curve: Sequence[tuple[float, float]], samples: float) -> float:
@@ -148,15 +156,8 @@ def _reached(curve: Sequence[tuple[float, float]], batch: float) -> float | None
 
 def _updates(recipe: Recipe) -> list[int]:
     """Samples of each update of a run."""
-    total = recipe.total_samples
-    if recipe.batch.rule is None:
-        batch = recipe.batch.global_batch
-        return [min(batch, total - start) for start in range(0, total, batch)]
-    at, clock, sizes = build_scheduled_batch(recipe), Clock(), []
-    while clock.samples < total:
-        sizes.append(min(at(clock)[0], total - clock.samples))
-        clock = clock.after(sizes[-1])
-    return sizes
+    sources = build_sources(recipe, schedule_of(recipe), SINGLE_PROCESS)
+    return list(Control(*sources, recipe.total_samples).upcoming(Clock()))
 
 
 def _seconds(study: Mapping[str, Any], recipe: Recipe, sizes: Sequence[int], workers: int) -> tuple[float, float] | None:

@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bigbatch.core.json_lines import finite
 from bigbatch.noise.branches import Branches, LocalCriticalBatch, excess
 from bigbatch.noise.estimate import two_digits
 
@@ -108,12 +109,3 @@ class BranchStudy:
 
 def _samples(value: float) -> str:
     return "no bound" if value == math.inf else two_digits(value)
-
-
-def finite(value: Any) -> Any:
-    """JSON has no other numbers."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, list | tuple) else value

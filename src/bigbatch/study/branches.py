@@ -21,15 +21,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bigbatch.core.checks import CheckpointError, UserError, check_fraction, check_positive, unknown
+from bigbatch.batching.batch_steps import POWERS, rate_factor
+from bigbatch.core.checks import CheckpointError, Interrupted, UserError, check_fraction, check_positive, unknown
 from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
-from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.json_lines import append_line, finite, stored_lines
 from bigbatch.core.version import __version__
-from bigbatch.noise.branches import Branches, NothingToCompare, expected_factor, largest_held, local_critical_batch
+from bigbatch.noise.branches import LEAST_POWER, Branches, NothingToCompare, expected_factor, largest_held, local_critical_batch
 from bigbatch.study.base_runs import TaskRun
-from bigbatch.study.branch_results import BranchPoint, BranchStudy, finite
+from bigbatch.study.branch_results import BranchPoint, BranchStudy
 from bigbatch.train.branch import Branch, BranchResult
 from bigbatch.train.state.record import environment
 
@@ -40,10 +41,9 @@ LEAST_HELD_OUT, EVALUATION = 500, 1 / 3
 """Samples that losses are over at least; cost of evaluating a sample over that of training on it."""
 ENOUGH_UPDATES, FEW_UPDATES = 10, 4
 """Of the largest batch in a branch: what multiples are chosen for, and what is warned of: momentum and the noise of a jump take some."""
-RATES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
-"""Power of the multiple that the rate is multiplied by."""
 ENOUGH_OWN_UPDATES = 100
 """Of the run's own batch in a branch: see lengths in studies/README.md."""
+FLAT = "the critical batch may come out too high, and its interval too narrow; take fewer samples"
 USUAL = (1, 4, 16), (1, 3, 9), (1, 2, 6), (1, 2, 4)
 """Multiples, unless they are given."""
 POINTS = (0.1, 0.25, 0.5)
@@ -60,6 +60,7 @@ class BaseRun(Protocol):
         total_samples: Of the run.
         tolerance: Of the loss, unless another is asked for.
         num_held_out: Samples of the validation set; 0 where that is not known.
+        notes: Doubts.
     """
 
     name: str
@@ -68,6 +69,7 @@ class BaseRun(Protocol):
     total_samples: int
     tolerance: float
     num_held_out: int
+    notes: tuple[str, ...]
 
     def checkpoints(self) -> dict[int, int]:
         """Updates at which there is one, with the samples seen by then."""
@@ -118,7 +120,7 @@ def branches(
         UserError: On bad arguments, where a checkpoint is missing or another recipe's, where no branch gains anything, or all diverge.
         Interrupted: After Ctrl-C; the same call goes on with the next branch.
     """
-    base = TaskRun(run) if isinstance(run, str | Path) else run
+    base: BaseRun = TaskRun(run) if isinstance(run, str | Path) else run
     tolerance = base.tolerance if tolerance is None else tolerance
     sizes = sorted({1, *(multiples or USUAL[0])})
     _check(sizes, windows, lr, lr_factors, tolerance, samples, confidence)
@@ -137,7 +139,7 @@ def branches(
     each = " at each checkpoint" if len(chosen) > 1 else ""
     over = f", each evaluated on {held_out:,}," if held_out else ""
     tell(f"{number} branches of {length:,} samples{over}{each}: {100 * cost:.0f} % of the run's cost")
-    notes = []
+    notes = list(base.notes)
     if length < FEW_UPDATES * largest:
         notes.append(f"the largest batch, {largest:,}, makes {length / largest:.1f} updates: too few to say much of it")
     if length < ENOUGH_OWN_UPDATES * base.global_batch:
@@ -152,12 +154,17 @@ def branches(
         for updates in chosen:
             bench = _Bench(base, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
             try:
-                found.append(_measure(bench, sizes, length, windows, RATES[lr], list(lr_factors), tolerance, confidence))
+                found.append(_measure(bench, sizes, length, windows, lr, list(lr_factors), tolerance, confidence))
             except NothingToCompare as error:
                 if len(chosen) == 1 or (updates == chosen[-1] and not found):
                     raise
                 notes.append(f"at update {updates:,}: {error}")
+            else:
+                if found[-1].estimate.power < 1.05 * LEAST_POWER:
+                    notes.append(f"at update {updates:,} branches gain hardly more from twice the samples: {FLAT}")
             lines += bench.lines
+        if windows > 1 and all(len(set(each.losses)) == 1 for point in found for each in point.branches):
+            notes.append("the windows of data gave equal losses: what is run does not follow the seed, and the intervals say nothing")
         told = tuple(found), tuple(notes), _seconds(lines)
         study = BranchStudy(base.name, base.global_batch, length, tolerance, cost, confidence, *told)
         facts = {"multiples": sizes, "windows": windows, "lr": lr, "lr_factors": list(lr_factors), "decays": decays}
@@ -192,8 +199,8 @@ def _check(
         raise UserError("lr_factors = []: must hold one at least; (1.0,) is usual")
     if samples is not None:
         check_positive("samples", samples)
-    if lr not in RATES:
-        raise UserError(unknown("lr", lr, RATES))
+    if lr not in POWERS:
+        raise UserError(unknown("lr", lr, POWERS))
     check_fraction("confidence", confidence)
 
 
@@ -231,7 +238,7 @@ def _measure(
     sizes: Sequence[int],
     length: int,
     windows: int,
-    power: float,
+    lr: str,
     factors: Sequence[float],
     tolerance: float,
     confidence: float,
@@ -240,7 +247,7 @@ def _measure(
     batch, start = bench.base.global_batch, bench.start_loss()
 
     def losses(multiple: int, samples: int, factor: float) -> list[float]:
-        rate = factor * multiple**power
+        rate = factor * rate_factor(multiple, 1, lr)
         return [bench.loss(Branch(samples, multiple, rate, order, bench.held_out, bench.decays)) for order in range(1, windows + 1)]
 
     by_factor = {1: {factor: losses(1, length, factor) for factor in factors}}
@@ -258,7 +265,7 @@ def _measure(
         tried = by_factor.get(multiple) or {factor: losses(multiple, length, factor) for factor in factors}
         own, best = _best(tried)
         points.append(Branches(multiple * batch, length, tuple(own)))
-        rates.append(best * multiple**power)
+        rates.append(best * rate_factor(multiple, 1, lr))
     estimate = local_critical_batch(start, points, confidence=confidence)
     held = largest_held(points[1:], tolerance=tolerance, confidence=confidence)
     updates = bench.updates
@@ -305,7 +312,10 @@ class _Bench:
         if (key := self._identity(line)) not in self._done:
             rate = f", rate x {branch.rate_factor:.3g}" if branch.rate_factor != 1 else ""
             title = f"update {self.updates:,}, batch {branch.multiple * self.base.global_batch:,}{rate}, window {branch.order}"
-            result = self.base.branch(self.updates, branch)
+            try:
+                result = self.base.branch(self.updates, branch)
+            except Interrupted:
+                raise Interrupted(f"stopped at {title}; finished branches are kept, and the same command goes on with this one") from None
             told = "diverged" if result.diverged else f"{result.loss:.4f}"
             self.tell(f"{title}, {branch.samples:,} samples: {told}")
             measured = {"loss": None if result.diverged else result.loss, "updates": result.updates, "train_s": result.train_s}

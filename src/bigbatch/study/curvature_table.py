@@ -1,11 +1,11 @@
 """What came of a look at the curvature of runs: numbers, rows and words, each with what they don't know."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigbatch.core.clock import Clock
+from bigbatch.core.json_lines import finite
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.study.checkpoints import MATCHED, ratio
 from bigbatch.study.simulate import Table
@@ -181,13 +181,5 @@ def _band(value: float, low: float, high: float) -> str:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """JSON values, null where a number is not finite."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(each) for name, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     plain: dict[str, Any] = finite(values)
     return plain

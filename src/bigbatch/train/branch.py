@@ -12,7 +12,6 @@ from bigbatch.comm.ranks import process_group
 from bigbatch.core.checks import Diverged, RecipeError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
-from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.tasks.task import Task
 from bigbatch.train.control.batch_source import BatchSource
 from bigbatch.train.control.rate_source import RateSource
@@ -91,12 +90,12 @@ def train_branch(
             run.data = run.data._replace(validation=_evenly(run.data.validation, branch.held_out))
         if branch.order:
             seed_everything(ordered.seed, ranks.rank)
-        schedule = schedule_of(recipe)
+        own = run.control.rate
 
         def rate(clock: Clock) -> float:
             if branch.decays:
-                return branch.rate_factor * schedule(begin) * (end - clock.samples) / branch.samples
-            return branch.rate_factor * schedule(clock)
+                return branch.rate_factor * own.factor(begin, recipe.batch.global_batch) * (end - clock.samples) / branch.samples
+            return branch.rate_factor * own.factor(clock, recipe.batch.global_batch)
 
         run.control.batch = BatchSource(branch.multiple * recipe.batch.global_batch)
         run.control.rate, run.control.total_samples = RateSource(rate, end), end
