@@ -46,7 +46,7 @@ from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import PowerSGD
 from bigbatch.comm.gossip.d_psgd import DPSGD
 from bigbatch.comm.gossip.topology import topology
-from bigbatch.comm.local_sgd import LocalSGD
+from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.parameter_server.client import ParameterClient
 from bigbatch.comm.parameter_server.server import ParameterServer
 from bigbatch.comm.parameter_server.work_queue import WorkQueue

@@ -12,7 +12,7 @@ from bigbatch import Recipe
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import HalfPrecision, PowerSGD
 from bigbatch.comm.fully_shard import FullyShard
-from bigbatch.comm.local_sgd import LocalSGD
+from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import UserError

@@ -73,7 +73,7 @@ CASES = [
     ("optim.lars", "trust_ratio", "", None),
     ("optim.lars", "_ratio", "", None),
     ("comm.top_k", "num_sent", "", None),
-    ("comm.local_sgd", "next_average", "", None),
+    ("comm.local.local_sgd", "next_average", "", None),
     ("comm.gossip.decentlam", "corrected_gradient", "", None),
     ("comm.gossip.ad_psgd", "average_with_neighbour", "", None),
     ("comm.gossip.d_psgd", "Gossip._flat_weights", "", None),

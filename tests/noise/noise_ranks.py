@@ -11,7 +11,7 @@ from torch import nn
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import HalfPrecision
 from bigbatch.comm.fully_shard import FullyShard
-from bigbatch.comm.local_sgd import LocalSGD
+from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
 from bigbatch.comm.top_k import TopK

@@ -1,6 +1,6 @@
 """Gossip in a recipe: one section for its methods and topologies."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -19,6 +19,8 @@ METHODS: dict[str, type[Gossip]] = {"d_psgd": DPSGD, "dmsgd": DmSGD, "decentlam"
 
 class GossipSection(CommSection):
     """Workers take steps of their own and average their weights with their neighbours'."""
+
+    local_steps: ClassVar[bool] = True
 
     kind: Literal["gossip"] = "gossip"
     method: Literal["d_psgd", "dmsgd", "decentlam"] = "d_psgd"

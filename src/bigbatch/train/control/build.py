@@ -179,7 +179,7 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, apart: bool = False
             f"global_batch = {smallest} in fewer than three normalisation groups: the noise in {norm} needs three micro-batches; lower "
             "batch.ghost_batch, or set batch.rule.norm = 'euclidean'"
         )
-    if apart and own and comm.kind not in ("local_sgd", "gossip"):
+    if apart and own and not comm.local_steps:
         raise RecipeError(
             "noise of layers apart, and an exchange that loses something: only the whole model can be measured; leave out layers, or norms"
         )
@@ -191,7 +191,7 @@ def check_measurable(recipe: Recipe, *, world_size: int = 1, apart: bool = False
 def measures_own(recipe: Recipe) -> bool:
     """Whether each of several workers measures its own gradient, because none gets the mean of all as it is."""
     compression = getattr(recipe.comm, "compression", None)
-    return recipe.comm.kind in ("local_sgd", "gossip") or (compression is not None and compression.kind in LOSSY)
+    return recipe.comm.local_steps or (compression is not None and compression.kind in LOSSY)
 
 
 def rule_norm(recipe: Recipe, world_size: int) -> Literal["euclidean", "l1", "nuclear"]:

@@ -70,8 +70,8 @@ def build_model(task: Task, recipe: Recipe, device: torch.device = torch.device(
 
 
 def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
-    """How the workers go together; one alone needs nothing."""
-    if ranks.world_size == 1:
+    """How the workers go together; one alone needs nothing, but for an outer optimizer."""
+    if ranks.world_size == 1 and not recipe.comm.alone:
         return Comm(model, ranks)
     comm: Comm = COMMS[recipe.comm.kind].build(recipe.comm, model, ranks, recipe)
     return comm

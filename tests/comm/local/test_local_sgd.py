@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from bigbatch.comm.local_sgd import LocalSGD, next_average
+from bigbatch.comm.local.local_sgd import LocalSGD, next_average
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import UserError
 
