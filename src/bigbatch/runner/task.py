@@ -31,7 +31,7 @@ class TaskRunner:
     wants_folder = False
 
     def __init__(self, task: Task, **options: Any) -> None:
-        self.task, self.name, self._options = task, task.name, options
+        self.task, self.name, self.options = task, task.name, options
 
     @property
     def metric(self) -> Metric:
@@ -65,23 +65,31 @@ class TaskRunner:
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; an unfinished run is continued from its checkpoint."""
+        try:
+            return fit(self.task, recipe, **self.settings(request))
+        except Interrupted:
+            where = request.title or self.name
+            if request.out is not None:
+                raise Interrupted(f"stopped in {where} and saved; the same command goes on from here") from None
+            raise Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one") from None
+        except Diverged as error:
+            return self.diverged(error, recipe, request)
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """Keywords of `fit`."""
         out = request.out
         settings: dict[str, Any] = {"out": out, "resume": out is not None and (out / "last.pt").exists()}
         settings |= {"target": request.target, "evaluate_every": request.evaluate_every, "measure_test": request.measure_test}
         settings |= {"quiet": request.quiet, "title": request.title or None}
         if out is None:
             settings["tensorboard"] = False
-        try:
-            return fit(self.task, recipe, **{**settings, **self._options})
-        except Interrupted:
-            where = request.title or self.name
-            if out is not None:
-                raise Interrupted(f"stopped in {where} and saved; the same command goes on from here") from None
-            raise Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one") from None
-        except Diverged as error:
-            result = Result(self.name, updates=error.update or recipe.num_updates, samples=recipe.total_samples, diverged=True)
-            store_result(result, out, why=error)
-            return result
+        return {**settings, **self.options}
+
+    def diverged(self, error: Diverged, recipe: Recipe, request: Request) -> Result:
+        """The result of a run that has diverged, kept in its folder."""
+        result = Result(self.name, updates=error.update or recipe.num_updates, samples=recipe.total_samples, diverged=True)
+        store_result(result, request.out, why=error)
+        return result
 
 
 def runner_of(given: Any) -> Runner:
