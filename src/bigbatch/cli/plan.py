@@ -23,7 +23,7 @@ def plan(
         typer.Option("--batch-schedule", metavar="FILE", help="When the batch doubles, by a branches.json."),
     ] = None,
     largest: Annotated[int | None, typer.Option("--largest", help="Largest batch of a schedule.")] = None,
-    workers: Annotated[int, typer.Option("--workers", help="That share an update, for the seconds of a schedule.")] = 1,
+    workers: Annotated[int | None, typer.Option("--workers", help="For --rule local, and for the seconds of a schedule.")] = None,
     rule: Rule = "auto",
     sets: PlanSets = None,
     noise: NoiseFile = None,
@@ -41,12 +41,12 @@ def plan(
 
     file = Path(task) if task.endswith(".toml") or (exists(Path(task)) and Path(task).is_file()) else None
     if batch_schedule is not None:
-        show_batch_schedule(find_recipe(task, file, sets), batch_schedule, largest=largest, workers=workers, out=out, json=json)
+        show_batch_schedule(find_recipe(task, file, sets), batch_schedule, largest=largest, workers=workers or 1, out=out, json=json)
         return
     assert global_batch is not None
     sets, overrides = split_sets(sets)
     scale = read_noise_scale(noise)
-    how: dict[str, Any] = {"rule": rule, "noise_scale": scale, "overrides": overrides, "can_change": limits_of(file)}
+    how: dict[str, Any] = {"rule": rule, "workers": workers, "noise_scale": scale, "overrides": overrides, "can_change": limits_of(file)}
     planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, **how)
     output.check(json)
     if json != output.STANDARD:

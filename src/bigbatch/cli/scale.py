@@ -21,9 +21,10 @@ BAD = 'Share of runs that may be bad; "held" excludes more: 0.2 takes 14 seeds, 
 
 
 def scale(
-    to: Annotated[int, typer.Option("--to", "--global-batch", help="Global batch to scale to.")],
+    to: Annotated[int, typer.Option("--to", "--global-batch", help="Batch to scale to; by --rule local, samples between exchanges.")],
     task: What = None,
     rule: Rule = "auto",
+    workers: Annotated[int | None, typer.Option("--workers", help="For --rule local: processes of this machine that exchange.")] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", help="Runs an arm before the first verdict; what 80 % power asks for, if left out.")
     ] = None,
@@ -57,7 +58,7 @@ def scale(
     of_command: dict[str, Any] = {"command": command, "score": score, "curve": curve, "metric": metric, "better": better}
     runner, chosen = find_runner(task, recipe, sets, data=data, margin=margin, **of_command)
     pool, noise_scale = find_pool(parallel, on), read_noise_scale(noise)
-    arms: dict[str, Any] = {"rule": rule, "noise_scale": noise_scale, "overrides": overrides}
+    arms: dict[str, Any] = {"rule": rule, "workers": workers, "noise_scale": noise_scale, "overrides": overrides}
     planned = plan(chosen, global_batch=to, can_change=runner.can_change, **arms)
     if not quiet and json != output.STANDARD:
         show_plan(planned)

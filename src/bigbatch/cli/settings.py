@@ -24,7 +24,7 @@ PlanSets = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2; plan.FIELD: of the new recipe."),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
-Rule = Annotated[str, typer.Option("--rule", help=f"auto, {', '.join(RULES)}.")]
+Rule = Annotated[str, typer.Option("--rule", help=f"auto, local, {', '.join(RULES)}.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
 CommKind = Annotated[str | None, typer.Option("--comm", help=f"{', '.join(COMMS)}.")]
 TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]

@@ -15,7 +15,7 @@ from bigbatch.cli.tracking import Track
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.cli.workers import launch_workers
 from bigbatch.core.checks import UserError
-from bigbatch.core.environment import own_rank
+from bigbatch.core.environment import number_of_workers, own_rank
 
 
 def train(
@@ -55,9 +55,9 @@ def train(
     from bigbatch.cli.tables import console, show_plan
     from bigbatch.scaling import plan
 
-    scale = read_noise_scale(noise)
     if global_batch is not None:
-        chosen = (planned := plan(chosen, global_batch=global_batch, rule=rule, noise_scale=scale, overrides=overrides)).recipe
+        how: dict[str, Any] = {"rule": rule, "workers": number_of_workers(), "noise_scale": read_noise_scale(noise), "overrides": overrides}
+        chosen = (planned := plan(chosen, global_batch=global_batch, **how)).recipe
         if not quiet:
             show_plan(planned)
     from bigbatch.integrations.follow import tracked

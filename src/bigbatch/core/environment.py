@@ -214,6 +214,16 @@ def own_rank(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
+def number_of_workers() -> int:
+    """How many processes a launcher has started together; 1 where there is none.
+
+    Raises:
+        UserError: If a variable of the launcher is invalid.
+    """
+    join_launcher()
+    return int(read_variable("WORLD_SIZE", 1))
+
+
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 """Variables by which schedulers name a job, the same when they start it anew."""
 

@@ -76,7 +76,7 @@ def _comparison(folder: Path, path: Path) -> dict[str, Any]:
     reference, only, planned = comparison["arms"]
     return {
         "metric": metric_of(comparison["metric"]).name,
-        "title": f"{comparison['task']}: {reference['global_batch']:,} to {planned['global_batch']:,}",
+        "title": f"{comparison['task']}: {reference['global_batch']:,} to {only['global_batch']:,}",
         "comparison": comparison,
         "rows": rows_of(comparison),
         "plots": list(_plots(records, metric_of(comparison["metric"]))),

@@ -28,8 +28,6 @@ class WorkersRunner(TaskRunner):
         UserError: If the runner is not of a task: a command or function starts its own workers.
     """
 
-    in_process = False
-
     def __init__(self, runner: Any, num_workers: int) -> None:
         check_positive("workers", num_workers)
         if not isinstance(runner, TaskRunner):

@@ -9,8 +9,12 @@ from bigbatch.recipe import Recipe
 from bigbatch.scaling.auto import auto, fallbacks
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
+from bigbatch.scaling.local import LocalSteps, local_changes, local_steps
 from bigbatch.scaling.warmup_units import in_epochs, in_own_unit
-from bigbatch.scaling.warnings import PlanWarning, warnings_of
+from bigbatch.scaling.warnings import PlanWarning, local_warnings, warnings_of
+
+OTHERS = ("auto", "local")
+"""Rules beside those of the registry: one that chooses, and one that needs to know how many workers there are."""
 
 
 class Plan(NamedTuple):
@@ -22,11 +26,13 @@ class Plan(NamedTuple):
     rule: str  # the rule that was applied; never "auto"
     reason: str  # why this rule
     reference: Recipe
+    local: LocalSteps | None = None  # how workers exchange, by the rule "local"
 
     @property
     def multiple(self) -> float:
-        """k: the new global batch over the reference's."""
-        return self.recipe.batch.global_batch / self.reference.batch.global_batch
+        """k: the new global batch over the reference's; by the rule "local", the samples between two exchanges over it."""
+        samples = self.recipe.batch.global_batch if self.local is None else self.local.samples
+        return samples / self.reference.batch.global_batch
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the rule, its changes and warnings, and both recipes."""
@@ -35,6 +41,7 @@ class Plan(NamedTuple):
             "reason": self.reason,
             "changes": [change.to_dict() for change in self.changes],
             "warnings": list(self.warnings),
+            **({} if self.local is None else {"local": self.local._asdict()}),
             "recipe": self.recipe.to_dict(),
             "reference": self.reference.to_dict(),
         }
@@ -45,6 +52,7 @@ def plan(
     *,
     global_batch: int,
     rule: str = "auto",
+    workers: int | None = None,
     noise_scale: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     can_change: Callable[[str], bool] | None = None,
@@ -55,11 +63,12 @@ def plan(
 
     Args:
         recipe: Tuned at its own `batch.global_batch`.
-        global_batch: The batch to plan for, in samples per update over all workers.
+        global_batch: The batch to plan for, in samples per update over all workers; by the rule "local", between two exchanges.
         rule: "none" (only the batch changes), "linear", "sqrt", "legw"; "adamw", "sde", "timescale" (for recipes tuned with AdamW);
             "lars", "lamb", "adam", "adamp", "muon" (which change the optimizer, unless the recipe has it already, as "adamw" and "sde"
-            do where it is none of Adam's kind); "regime" (which keeps the updates, and trains longer); or "auto" (what held furthest
-            in our studies).
+            do where it is none of Adam's kind); "regime" (which keeps the updates, and trains longer); "local" (workers take small steps
+            of their own between two exchanges); or "auto" (what held furthest in our studies).
+        workers: That exchange, for the rule "local".
         noise_scale: Of the recipe, in samples, if it was measured (`bigbatch noise`): a batch above it is warned of, with what it costs.
         overrides: Dotted fields of the new recipe to set after the rule, such as {"schedule.warmup.epochs": 0.5}.
         can_change: Whether a dotted field of the recipe reaches what is trained; all do if left out. "auto" takes a rule that changes no
@@ -69,8 +78,8 @@ def plan(
         The new recipe with its changes and warnings.
 
     Raises:
-        UserError: If the rule is unknown, the batch is not positive, the recipe has AdaScale set its rate, or the plan changes a field
-            that can't be changed.
+        UserError: If the rule is unknown, the batch is not positive, the recipe has AdaScale set its rate, the plan changes a field
+            that can't be changed, or the rule "local" is not told how many workers there are.
         RecipeError: If the batch does not fit the training set, or an override does not fit the recipe.
 
     >>> plan(Recipe.named("digits/mlp"), global_batch=64, rule="sqrt").recipe.optimizer.lr  # doctest: +ELLIPSIS
@@ -79,12 +88,17 @@ def plan(
     check_positive("global_batch", global_batch)
     if noise_scale is not None:
         check_positive("noise_scale", noise_scale, "measure over more updates, or leave it out")
-    if rule not in ("auto", *RULES):
-        raise UserError(unknown("rule", rule, ["auto", *RULES]))
+    if rule not in (*OTHERS, *RULES):
+        raise UserError(unknown("rule", rule, [*OTHERS, *RULES]))
     if recipe.batch.rule is not None and recipe.batch.rule.kind == "adascale" and rule != "none":
         raise UserError(f'rule = {rule!r} and batch.rule.kind = "adascale": both would raise the rate; use rule "none", or drop batch.rule')
 
+    if rule == "local" and workers is None:
+        raise UserError('rule = "local": needs the number of workers that exchange; give workers (--workers)')
+
     def by(name: str) -> Plan:
+        if name == "local" and workers is not None:
+            return _local(recipe, local_steps(recipe, global_batch, workers), noise_scale, overrides or {})
         return _planned(recipe, global_batch, name, noise_scale, overrides or {})
 
     made = by(rule)
@@ -101,7 +115,22 @@ def plan(
     )
 
 
-def _planned(recipe: Recipe, global_batch: int, rule: str, noise_scale: float | None, overrides: Mapping[str, Any]) -> Plan:
+def _local(recipe: Recipe, steps: LocalSteps, noise_scale: float | None, overrides: Mapping[str, Any]) -> Plan:
+    how = {field.field: field for field in local_changes(recipe, steps)}
+    inner = _planned(recipe, steps.inner_batch, "auto", noise_scale, overrides, how)
+    doubts = (*inner.warnings, *local_warnings(recipe, steps))
+    reason = f"updates of {steps.inner_batch:,} by {inner.rule}: {inner.reason}"
+    return inner._replace(rule="local", reason=reason, local=steps, warnings=doubts)
+
+
+def _planned(
+    recipe: Recipe,
+    global_batch: int,
+    rule: str,
+    noise_scale: float | None,
+    overrides: Mapping[str, Any],
+    more: Mapping[str, Change] | None = None,
+) -> Plan:
     k = global_batch / recipe.batch.global_batch
     rule, reason = auto(recipe, k) if rule == "auto" else (rule, "asked for")
     ruled: dict[str, Change] = {}
@@ -109,6 +138,7 @@ def _planned(recipe: Recipe, global_batch: int, rule: str, noise_scale: float | 
         known = in_epochs(recipe)
         changed = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule].build(known, k))}
         ruled = in_own_unit(recipe, changed, global_batch)
+    ruled |= more or {}
     planned = recipe.replace({field: change.after for field, change in ruled.items() if change.before != change.after})
     own = {field: Change(field, recipe.get(field), value, "set by you") for field, value in overrides.items()}
     planned = planned.replace({field: change.after for field, change in own.items()})

@@ -11,6 +11,7 @@ from bigbatch.recipe.batch_rules import Scheduled
 from bigbatch.scaling.auto import keeper
 from bigbatch.scaling.change import readable
 from bigbatch.scaling.evidence import BEYOND, EVIDENCE, STUDY
+from bigbatch.scaling.local import LocalSteps, exchanges
 from bigbatch.scaling.sde import largest_inside, outside
 from bigbatch.scaling.switch import ADAMS
 from bigbatch.scaling.timescale import without_timescale
@@ -20,6 +21,8 @@ from bigbatch.schedules.step_decay import StepDecaySection
 
 FEW_UPDATES = 100
 """Below this many updates every method has trouble."""
+FEW_EXCHANGES = 10
+"""Below this many exchanges, local steps have trouble."""
 MEASURE = "measure whether it holds (`bigbatch scale`), at a part of the budget if need be"
 LOW_PEAK = 0.9
 """Largest part of the peak rate that a run may stay below without a warning."""
@@ -91,6 +94,30 @@ def warnings_of(
     yield from _batch_rule(reference, planned, k, overrides)
     if k < 1:
         yield PlanWarning("smaller", "the batch shrinks: the rules were made, and tested, for growing it; compare by measurement")
+
+
+def local_warnings(reference: Recipe, steps: LocalSteps) -> Iterator[PlanWarning]:
+    """What is doubtful about a plan of local steps, besides its updates."""
+    number, local = exchanges(steps, reference), steps.inner_batch // steps.workers
+    if steps.period == 1:
+        yield PlanWarning(
+            "every update",
+            f"{steps.samples:,} samples are one update: workers exchange after each, as by all-reduce; plan for more samples",
+        )
+    if number < FEW_EXCHANGES:
+        smaller = reference.total_samples // FEW_EXCHANGES
+        yield PlanWarning(
+            "few exchanges",
+            f"only {number} exchange{'s' * (number != 1)}: below about {FEW_EXCHANGES} workers drift apart on their own samples; exchange "
+            "more often",
+            *([Remedy(global_batch=smaller)] if smaller >= reference.batch.global_batch else []),
+        )
+    if steps.ghost_batch is not None:
+        yield PlanWarning(
+            "groups",
+            f"{local} samples of a worker in an update: normalisation groups shrink from {reference.batch.ghost_batch} to "
+            f"{steps.ghost_batch}, which is part of what was tuned; use fewer workers",
+        )
 
 
 def _beyond_noise_scale(before: int, after: int, noise_scale: float | None) -> Iterator[PlanWarning]:

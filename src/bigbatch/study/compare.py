@@ -21,6 +21,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
+from bigbatch.runner.workers import WorkersRunner
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import FEWEST_SEEDS, expectation, seeds_asked_for
 from bigbatch.study.stored_comparison import SUFFIX
@@ -108,10 +109,17 @@ class Comparison:
 
     def sentence(self, arm: Arm) -> str:
         """The verdict in words."""
-        start = f"{arm.name} at {arm.recipe.batch.global_batch:,}"
+        start = f"{arm.name} at {self._size(arm)}"
         if why := self.cannot_be_judged(arm):
             return f"{start}: can't be judged: {why}"
         return f"{start}: {self._in_words(self.verdict(arm), self.arms[0].num_diverged)}"
+
+    def _size(self, arm: Arm) -> str:
+        """The batch of an arm; where workers take steps of their own, the samples between two exchanges."""
+        steps = self.plan.local
+        if steps is None or arm is not self.arms[2]:
+            return f"{arm.recipe.batch.global_batch:,}"
+        return f"{steps.samples:,} samples between exchanges of {steps.workers} workers (updates of {steps.inner_batch:,})"
 
     def _in_words(self, verdict: SeedsVerdict, reference_diverged: int) -> str:
         design, confidence, metric = self.design, self.design.confidence, self.metric
@@ -150,14 +158,14 @@ class Comparison:
     def advice(self) -> str:
         """What to do now, in one sentence."""
         reference, only, planned = self.arms
-        large, small = planned.recipe.batch.global_batch, reference.recipe.batch.global_batch
+        large, small = only.recipe.batch.global_batch, reference.recipe.batch.global_batch
         if why := self.cannot_be_judged(planned) or self.cannot_be_judged(only):
             return f"nothing can be said yet: {why}"
         outcomes = self.verdict(only).outcome, self.verdict(planned).outcome
         fewer = f"{reference.recipe.num_updates:,} to {planned.recipe.num_updates:,} updates"
         if outcomes[1] == "held":
             also = "; changing the batch alone held too" if outcomes[0] == "held" else ""
-            return f"train at {large:,} with the planned recipe ({planned.name}): {self.metric} held ({fewer}){also}"
+            return f"train at {self._size(planned)} with the planned recipe ({planned.name}): {self.metric} held ({fewer}){also}"
         if outcomes[0] == "held":
             return f"train at {large:,} with only the batch changed: {self.metric} held there ({fewer}), and not with the plan"
         between = round(math.sqrt(small * large))
@@ -212,6 +220,7 @@ def scale(
     *,
     to: int,
     rule: str = "auto",
+    workers: int | None = None,
     seeds: int | None = None,
     max_seeds: int | None = None,
     recipe: Recipe | None = None,
@@ -230,8 +239,9 @@ def scale(
 
     Args:
         task: A task, or its name; a function `train(recipe, run)`; or another way to run recipes (`bigbatch.runner`), such as a command.
-        to: Global batch to scale to.
+        to: Global batch to scale to; by the rule "local", samples between two exchanges.
         rule: As in `plan`.
+        workers: Processes of this machine that run what the rule "local" plans.
         seeds: Runs an arm before the first verdict, from the recipe's own seed on; as many as the power of the test asks for at the spread
             of the first three runs of the reference, if left out.
         max_seeds: Runs an arm at most; 14, or `seeds` if that is more, if left out. The same as `seeds` for a fixed number.
@@ -255,7 +265,7 @@ def scale(
         RunFailed: If a run of a function or a command failed, after the others.
         Interrupted: After Ctrl-C; run the same call again to go on.
     """
-    runner = runner_of(task)
+    runner = runner_of(task) if workers is None else WorkersRunner(runner_of(task), workers)
     metric = runner.metric
     most = max(seeds or 0, MOST_SEEDS) if max_seeds is None else max_seeds
     design = Design(metric.comparable_margin(margin), min(FEWEST_SEEDS, most) if seeds is None else seeds, most, bad_share)
@@ -263,16 +273,18 @@ def scale(
     if to == reference.batch.global_batch:
         raise UserError(f"to = {to}: is the reference's own batch; choose another")
     can_change = runner.can_change
-    planned = plan(reference, global_batch=to, rule=rule, noise_scale=noise_scale, overrides=overrides, can_change=can_change)
+    how: dict[str, Any] = {"noise_scale": noise_scale, "overrides": overrides, "can_change": can_change, "workers": workers}
+    planned = plan(reference, global_batch=to, rule=rule, **how)
     only = plan(reference, global_batch=to, rule="none", can_change=can_change).recipe
     for each in (reference, only, planned.recipe):
         runner.check(each)
     if num_test_samples := runner.num_test_samples:
         design = replace(design, resolution=metric.resolution_of_a_sample / num_test_samples)
+    name = f"batch-{to}-{planned.rule}" + (f"-{planned.local.workers}-workers" if planned.local is not None else "")
     arms = [
         Arm("reference", "reference", reference, (), metric),
         Arm("batch only", f"batch-{to}-only", only, (), metric),
-        Arm(planned.rule if planned.rule != "none" else "none (planned)", f"batch-{to}-{planned.rule}", planned.recipe, (), metric),
+        Arm(planned.rule if planned.rule != "none" else "none (planned)", name, planned.recipe, (), metric),
     ]
 
     def compared() -> Comparison:
@@ -296,7 +308,7 @@ def scale(
                 say(compared().expectation())
         comparison = compared()
         content = json.dumps(comparison.to_dict(), indent=2).encode()
-        write_atomically(folder / f"batch-{to}-{planned.rule}{SUFFIX}", content)
+        write_atomically(folder / f"{name}{SUFFIX}", content)
         return comparison
 
 

@@ -1,0 +1,104 @@
+r"""Local steps: the samples between two exchanges grow, and each update stays small.
+
+Paper:   Therien, Huang, Defazio, Rish, Belilovsky 2025, MuLoCo: Muon is a Practical Inner Optimizer for DiLoCo, arXiv:2505.23725 (v2),
+         Section 5: DiLoCo with Muon inside; as many workers as wished, H = 30, outer rate 0.7, outer momentum 0.6.
+Formula: with the reference's batch B, W workers, and k B samples between two exchanges,
+             inner batch  b = m B over all workers, planned by the rule that `auto` takes for m times the batch
+             H            = k / m updates between two exchanges, rounded
+Units:   m (INNER_MULTIPLE) and k are multiples of the reference's batch; H in updates.
+Differs: H follows from the samples between two exchanges. The outer optimizer is the plain average (outer rate 1, momentum 0), and the
+         inner state is averaged too, as in local SGD: on our tasks it lost least (studies/local).
+"""
+
+import math
+from typing import NamedTuple
+
+from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.paper import Paper
+from bigbatch.recipe import Recipe
+from bigbatch.scaling.change import Change
+
+PAPER = Paper(
+    method="MuLoCo",
+    title="MuLoCo: Muon is a Practical Inner Optimizer for DiLoCo",
+    authors="Therien, Huang, Defazio, Rish, Belilovsky",
+    year=2025,
+    arxiv="2505.23725",
+    where="Section 5",
+    study="studies/local",
+)
+LIN = "Lin et al. 2018"
+INNER_MULTIPLE = 8.0
+"""m: at so many times the tuned batch the planned updates lost nothing on any task (studies/optimizers)."""
+STUDY = "studies/local"
+
+
+class LocalSteps(NamedTuple):
+    """How the samples between two exchanges are cut into updates.
+
+    Attributes:
+        workers: W.
+        samples: Between two exchanges, over all workers: as near to what was asked for as whole updates come.
+        inner_batch: b, samples of an update over all workers.
+        period: H, updates between two exchanges.
+        ghost_batch: Of a worker's normalisation groups; None where it need not change.
+    """
+
+    workers: int
+    samples: int
+    inner_batch: int
+    period: int
+    ghost_batch: int | None = None
+
+
+def local_steps(recipe: Recipe, samples: int, workers: int) -> LocalSteps:
+    """Cut the samples between two exchanges into updates.
+
+    Args:
+        recipe: The reference.
+        samples: Between two exchanges, asked for.
+        workers: W.
+
+    Raises:
+        UserError: If there are no workers to exchange with, or fewer samples than one update of all of them.
+
+    >>> local_steps(Recipe.named("digits/mlp"), 64 * 32, workers=4)
+    LocalSteps(workers=4, samples=2048, inner_batch=256, period=8, ghost_batch=None)
+    """
+    check_positive("workers", workers)
+    B, total = recipe.batch.global_batch, recipe.total_samples
+    if samples < workers:
+        raise UserError(f"{samples} samples between exchanges of {workers} workers: fewer than one each; raise the batch to plan for")
+    if samples > total:
+        raise UserError(f"{samples:,} samples between exchanges: more than the run has, {total:,}; lower the batch to plan for")
+    multiple = min(INNER_MULTIPLE, max(samples / B, 1.0))
+    period = max(1, round(samples / (multiple * B)))
+    inner = max(round(samples / period), workers)
+    ghost, local = recipe.batch.ghost_batch, inner // workers
+    smaller = local if isinstance(ghost, int) and ghost > local else None
+    return LocalSteps(workers, inner * period, inner, period, smaller)
+
+
+def exchanges(steps: LocalSteps, recipe: Recipe) -> int:
+    """How often workers exchange in a run of the recipe's samples.
+
+    >>> recipe = Recipe.named("digits/mlp")  # of 25,940 samples
+    >>> exchanges(local_steps(recipe, 2048, workers=4), recipe)
+    13
+    """
+    return math.ceil(recipe.total_samples / steps.samples)
+
+
+def local_changes(recipe: Recipe, steps: LocalSteps) -> list[Change]:
+    """What changes besides the inner updates: how the workers go together."""
+    of = {field: recipe.get(f"comm.{field}") for field in ("kind", "period", "momentum")}
+    several = f"{steps.samples:,} samples between exchanges, in updates of {steps.inner_batch:,}"
+    changes = [
+        Change("comm.kind", of["kind"], "local_sgd", "workers take steps of their own, and average their weights", PAPER),
+        Change("comm.period", of["period"], steps.period, several),
+        Change("comm.momentum", of["momentum"], "average", f"with the weights ({LIN}): it lost least in {STUDY}"),
+    ]
+    if steps.ghost_batch is not None:
+        why = f"a worker's share of an update, {steps.ghost_batch}: no normalisation group is cut in two"
+        changes.append(Change("batch.ghost_batch", recipe.batch.ghost_batch, steps.ghost_batch, why))
+    return changes
