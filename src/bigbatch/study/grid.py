@@ -12,7 +12,7 @@ from bigbatch.core.files import make_folder
 from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.recipe import Recipe
-from bigbatch.runner.protocol import Request
+from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
@@ -35,6 +35,7 @@ def run_grid(
     facts: Mapping[str, Any],
     measure_test: bool = True,
     measure_distance: bool = False,
+    runner: Runner | None = None,
 ) -> list[dict[str, Any]]:
     """Run every cell and seed that the file does not hold yet; the test set is used once a run, with the final weights.
 
@@ -49,6 +50,8 @@ def run_grid(
         measure_test: Whether the test set is used at all; not in a search.
         measure_distance: Whether a line also gets the weights' distance from their start, as pairs of update and distance.
 
+        runner: Runs the recipes, such as by several workers; the task's own if left out.
+
     Returns:
         The lines of the cells, in order.
     """
@@ -61,7 +64,8 @@ def run_grid(
             recipe = cell.recipe.replace({"seed": seed})
             identity = _identity(cell.key, recipe.to_dict())
             if identity not in done:
-                run = _run(task, recipe, measure_test, measure_distance)
+                runs = runner or TaskRunner(task, tensorboard=False, measure_distance=measure_distance)
+                run = _run(runs, recipe, measure_test, measure_distance)
                 done[identity] = {"key": dict(cell.key), "seed": seed, **run, **facts, "recipe": recipe.to_dict()}
                 if first:
                     append_line(path, done[identity])
@@ -113,10 +117,9 @@ def _identity(key: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     return json.dumps([key, recipe], sort_keys=True)
 
 
-def _run(task: Task, recipe: Recipe, measure_test: bool, measure_distance: bool) -> dict[str, Any]:
+def _run(runner: Runner, recipe: Recipe, measure_test: bool, measure_distance: bool) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run" if measure_distance else None
-        runner = TaskRunner(task, tensorboard=False, measure_distance=measure_distance)
         result = runner.run(recipe, Request(out=out, evaluate_every=recipe.total_epochs, measure_test=measure_test))
         record = read_record(out / "record.jsonl") if out is not None and not result.diverged else []
     if result.diverged:
