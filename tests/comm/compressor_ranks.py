@@ -135,6 +135,18 @@ def check_failures(make, rank, world):
     compressor.state_dict()  # does not wait forever, nor raise
 
 
+def check_overlap(make, rank, world):
+    """Rank 0 starts first, and goes on meanwhile with a collective of the default group: in the same thread this would hang."""
+    compressor = make()
+    if rank == 0:
+        future = compressor.comm_hook(Bucket(torch.ones(40)))
+        assert not future.done()
+    dist.barrier()
+    if rank != 0:
+        future = compressor.comm_hook(Bucket(torch.ones(40)))
+    assert future.wait().isfinite().all()
+
+
 def check_training(make, rank, world):
     """In DistributedDataParallel, with several buckets: the same weights on all ranks, near those of an exchange without compression."""
     ends = []
@@ -166,7 +178,8 @@ def main():
     for kind in sys.argv[1:]:
         make, reference = KINDS[kind]
         check_reference(make, reference, rank, world)
-        for check in (check_equal_bits, check_nothing_is_lost, check_resume, check_bytes, check_failures, check_training):
+        checks = check_equal_bits, check_nothing_is_lost, check_resume, check_bytes, check_failures, check_overlap, check_training
+        for check in checks:
             torch.manual_seed(0)
             check(make, rank, world)
     leave()
