@@ -13,7 +13,9 @@ from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression import HalfPrecision, PowerSGD
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.local.local_sgd import LocalSGD
+from bigbatch.comm.quantized import Quantized
 from bigbatch.comm.ranks import Ranks
+from bigbatch.comm.sparse_loco import SparseLoCo
 from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import UserError
 from bigbatch.core.sharding import local
@@ -90,7 +92,12 @@ def main():
 
     seen = []
     observer = lambda own, mean: seen.append((own.clone(), mean.clone()))  # noqa: E731
-    for compressor in (None, TopK(0.3)):  # an observer sees what was measured here and what came back, compressed or not
+    for compressor in (
+        None,
+        TopK(0.3),
+        Quantized(),
+        SparseLoCo(chunk=16, top=4),
+    ):  # an observer sees what was measured here and what came back, compressed or not
         seen.clear()
         model, *_ = trained(lambda m, c=compressor: observed(AllReduce(m, ranks, compressor=c), observer))
         own, mean = seen[0]
@@ -103,6 +110,10 @@ def main():
 
     model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=TopK(1.0)))  # everything is sent
     close(model, expected)
+    model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=SparseLoCo(chunk=2, top=2)))  # two values, two magnitudes: everything
+    close(model, expected, atol=1e-6)
+    model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=Quantized()))
+    close(model, expected, atol=2e-2)
     model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=HalfPrecision()))
     close(model, expected, atol=2e-3)
     model, *_ = trained(lambda m: AllReduce(m, ranks, compressor=PowerSGD(rank=4, start_updates=2)))  # full rank of the smaller matrix
@@ -187,7 +198,12 @@ def check_top_k(rank, world):
 
 def check_memory(ranks, start, stop):
     """Half-way through a compressed run a new compressor takes up the memories: the end is the same to the last bit."""
-    for make in (lambda: TopK(0.3), lambda: PowerSGD(rank=1, start_updates=2)):
+    for make in (
+        lambda: TopK(0.3),
+        lambda: PowerSGD(rank=1, start_updates=2),
+        lambda: Quantized("int4", block=16),
+        lambda: SparseLoCo(chunk=16, top=4),
+    ):
         ends = []
         for interrupted in (False, True):
             model = net()

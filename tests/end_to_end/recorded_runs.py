@@ -295,6 +295,9 @@ RUNS: dict[str, Run] = {
     "fp16": Run({"comm.compression": {"kind": "fp16"}}, workers=2, shipped=True),
     "powersgd": Run({"comm.compression": {"kind": "powersgd", "rank": 2, "start_updates": 5}}, workers=2),
     "top_k": Run({"comm.compression": {"kind": "top_k", "share": 0.1}}, workers=2),
+    "int8": Run({"comm.compression": {"kind": "int8", "block": 64}}, workers=2),
+    "int4": Run({"comm.compression": {"kind": "int4", "block": 64}}, workers=2),
+    "sparse_loco": Run({"comm.compression": {"kind": "sparse_loco", "chunk": 256, "top": 16}}, workers=2),
     "local_sgd": Run(LOCAL, workers=2),
     "local_sgd, resumed": Run(LOCAL, workers=2, stopped_after=10),
     "local_sgd, norm_test": Run(

@@ -4,6 +4,7 @@ A compressor is a communication hook of DistributedDataParallel: it replaces the
 over ranks. With error feedback, each rank adds its own compression error to its next gradient; the errors are part of a checkpoint.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -51,6 +52,19 @@ class Compressor:
         which is what the weights have yet to receive, stays the same.
         """
 
+    def sent_bytes(self, num_elements: int, element_size: int, world_size: int) -> float:
+        """Bytes that one rank sends for one mean, by the algorithm's own count, without what the transport adds.
+
+        Args:
+            num_elements: Of the vector.
+            element_size: Bytes of an element before compression.
+            world_size: W, the number of ranks.
+
+        >>> Compressor().sent_bytes(1000, 4, 4)  # a ring sends 2 (W - 1) / W of the vector
+        6000.0
+        """
+        return 2 * (world_size - 1) / world_size * num_elements * element_size
+
 
 class HalfPrecision(Compressor):
     """float16, or bfloat16 with a backend that can reduce it (NCCL, not gloo).
@@ -71,6 +85,10 @@ class HalfPrecision(Compressor):
     def comm_hook(self, bucket: GradBucket) -> Future[Tensor]:
         """All-reduce in half precision."""
         return self._hook(None, bucket)  # type: ignore[arg-type]
+
+    def sent_bytes(self, num_elements: int, element_size: int, world_size: int) -> float:  # noqa: ARG002
+        """Of an all-reduce with 2 bytes an element."""
+        return super().sent_bytes(num_elements, 2, world_size)
 
 
 class PowerSGD(Compressor):
@@ -106,6 +124,10 @@ class PowerSGD(Compressor):
             return
         s.iter, s.p_memory_dict, s.q_memory_dict = first["iter"], dict(first["p"]), dict(first["q"])
         s.error_dict = redistribute_errors([state["errors"] for state in states], rank, world_size)
+
+    def sent_bytes(self, num_elements: int, element_size: int, world_size: int) -> float:  # noqa: ARG002
+        """NaN: torch's hook does not tell, and it depends on the shapes of the matrices, not on the number of elements alone."""
+        return math.nan
 
 
 def redistribute_errors(errors: list[dict[int, Tensor]], rank: int, world_size: int) -> dict[int, Tensor]:

@@ -105,6 +105,10 @@ class TopK(Compressor):
         if states[0]:
             self._errors = redistribute_errors([state["errors"] for state in states], rank, world_size)
 
+    def sent_bytes(self, num_elements: int, element_size: int, world_size: int) -> float:
+        """(W - 1) times indices of 4 bytes and values, along a ring."""
+        return (world_size - 1.0) * num_sent(num_elements, self.share) * (4 + element_size)
+
 
 class TopKSection(CompressionSection):
     """The largest gradients are exchanged, with error feedback."""

@@ -127,5 +127,5 @@ BATCH_RULES = Registry(
     "adascale",
 )
 COMMS = Registry("COMMS", "comm", first="all_reduce local_sgd diloco streaming_diloco noloco gossip fully_shard parameter_server")
-COMPRESSIONS = Registry("COMPRESSIONS", "comm", first="fp16 bf16 powersgd top_k")
+COMPRESSIONS = Registry("COMPRESSIONS", "comm", first="fp16 bf16 powersgd top_k int8 int4 sparse_loco")
 RULES = Registry("RULES", "scaling", first="none linear sqrt legw adamw sde timescale lars lamb adam adamp muon regime")

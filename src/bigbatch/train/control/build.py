@@ -48,7 +48,7 @@ LOOKS = {"l1": 4, "nuclear": 20}
 """Updates from one look at the noise in an optimizer's norm to the next: 2 and 5 % of the time (benchmarks/dual_norm_overhead.json)."""
 GROUPS = 4
 """Micro-batches of an update, over all workers, while noise is measured; more where they are small anyway."""
-LOSSY = ("powersgd", "top_k")
+LOSSY = ("powersgd", "top_k", "int8", "int4", "sparse_loco")
 """Ways of compression that leave something out of an exchange, and make up for it in later ones."""
 UNIT = 16
 """Samples of which a batch is a multiple, where neither normalisation groups nor a micro-batch say otherwise."""
