@@ -43,7 +43,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.compression import PowerSGD
+from bigbatch.comm.compression.compressor import PowerSGD
 from bigbatch.comm.gossip.d_psgd import DPSGD
 from bigbatch.comm.gossip.topology import topology
 from bigbatch.comm.local.local_sgd import LocalSGD

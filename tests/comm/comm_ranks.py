@@ -10,13 +10,13 @@ from torch import nn
 
 from bigbatch import Recipe
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.compression import HalfPrecision, PowerSGD
+from bigbatch.comm.compression.compressor import HalfPrecision, PowerSGD
+from bigbatch.comm.compression.quantized import Quantized
+from bigbatch.comm.compression.sparse_loco import SparseLoCo
+from bigbatch.comm.compression.top_k import TopK
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.local.local_sgd import LocalSGD
-from bigbatch.comm.quantized import Quantized
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.sparse_loco import SparseLoCo
-from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import UserError
 from bigbatch.core.sharding import local
 from bigbatch.tasks import load_task

@@ -9,12 +9,12 @@ from tests.distributed.ranks import leave
 from torch import nn
 
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.compression import HalfPrecision
+from bigbatch.comm.compression.compressor import HalfPrecision
+from bigbatch.comm.compression.top_k import TopK
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.top_k import TopK
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.reader import ALL, Pending, Reader
 

@@ -1,4 +1,4 @@
-"""The rule of arXiv:2508.15706, literally, and the four levels of comm/sparse_loco.py by trying all splits; in one process."""
+"""The rule of arXiv:2508.15706, literally, and the four levels of comm/compression/sparse_loco.py by trying all splits; in one process."""
 
 import numpy as np
 

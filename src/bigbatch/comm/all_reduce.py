@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.comm.compression import Compressor
+from bigbatch.comm.compression.compressor import Compressor
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 

@@ -15,7 +15,7 @@ What `build` gets and gives, by family:
     DECAYS        section, span (schedules/span.py)                                            a schedule: clock to factor
     BATCH_RULES   section, recipe, bounds (batching/decision.py; not checked)                  what sets the next batch
     COMMS         section, model, ranks, recipe                                                a bigbatch.comm.protocol.Comm
-    COMPRESSIONS  section, seed, device                                                        a bigbatch.comm.compression.Compressor
+    COMPRESSIONS  section, seed, device                                                        a Compressor of bigbatch.comm.compression
     RULES         recipe, k; there is no section                                               changes besides the batch
 """
 

@@ -18,14 +18,14 @@ from tests.reference.streaming_diloco import streaming_diloco
 from torch import nn
 
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.compression import HalfPrecision
+from bigbatch.comm.compression.compressor import HalfPrecision
+from bigbatch.comm.compression.top_k import TopK
 from bigbatch.comm.gossip.topology import topology
 from bigbatch.comm.local.diloco import DiLoCo
 from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.local.noloco import NoLoCo
 from bigbatch.comm.local.streaming_diloco import StreamingDiLoCo
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.top_k import TopK
 from bigbatch.core.checks import CheckpointError, UserError
 
 DIMENSION, LR, MOMENTUM, UPDATES = 6, 0.05, 0.9, 40

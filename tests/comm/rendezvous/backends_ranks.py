@@ -12,7 +12,7 @@ from tests.distributed.ranks import leave
 from torch import nn
 
 from bigbatch.comm import ranks
-from bigbatch.comm.compression import HalfPrecision
+from bigbatch.comm.compression.compressor import HalfPrecision
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.ranks import process_group
 from bigbatch.comm.rendezvous import backends

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.optim import Optimizer
 
-from bigbatch.comm.compression import Compressor
+from bigbatch.comm.compression.compressor import Compressor
 from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.local.outer import OuterState, outer_state, outer_step_
 from bigbatch.comm.model_averaging import split_like

@@ -14,9 +14,9 @@ from tests.reference.sparse_loco import sparse_loco
 from torch import nn
 
 from bigbatch.comm.all_reduce import AllReduce
-from bigbatch.comm.quantized import Quantized
+from bigbatch.comm.compression.quantized import Quantized
+from bigbatch.comm.compression.sparse_loco import SparseLoCo
 from bigbatch.comm.ranks import Ranks
-from bigbatch.comm.sparse_loco import SparseLoCo
 
 SIZES = (50, 1, 37)
 """Of buckets: neither blocks nor chunks divide them."""

@@ -9,7 +9,7 @@ from tests.comm.buckets import Bucket
 from tests.distributed.ranks import run_ranks
 from tests.reference.sparse_loco import four_levels
 
-from bigbatch.comm.sparse_loco import SparseLoCo, decode, encode, num_sent, payload_bytes, two_magnitudes
+from bigbatch.comm.compression.sparse_loco import SparseLoCo, decode, encode, num_sent, payload_bytes, two_magnitudes
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import COMPRESSIONS
 

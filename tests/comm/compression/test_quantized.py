@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tests.comm.buckets import Bucket
 from tests.distributed.ranks import run_ranks
 
-from bigbatch.comm.compression import Compressor, HalfPrecision, PowerSGD
-from bigbatch.comm.packing import pack, pack_12_bits, packed_bytes, unpack, unpack_12_bits
-from bigbatch.comm.quantized import Quantized, block_scales, decode, encode, payload_bytes, shard_size
-from bigbatch.comm.top_k import TopK
+from bigbatch.comm.compression.compressor import Compressor, HalfPrecision, PowerSGD
+from bigbatch.comm.compression.packing import pack, pack_12_bits, packed_bytes, unpack, unpack_12_bits
+from bigbatch.comm.compression.quantized import Quantized, block_scales, decode, encode, payload_bytes, shard_size
+from bigbatch.comm.compression.top_k import TopK
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import COMPRESSIONS
 

@@ -37,10 +37,6 @@ class Compressor:
         """
         return default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
-    def sent_bytes(self, num_elements: int, element_size: int, world_size: int) -> float:
-        """Bytes that a rank sends for one mean: a ring's."""
-        return 2 * (world_size - 1) / world_size * num_elements * element_size
-
     def state_dict(self) -> dict[str, Any]:
         """State of this rank, such as its compression errors."""
         return {}

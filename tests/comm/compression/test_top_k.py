@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigbatch.comm.compression import redistribute_errors
-from bigbatch.comm.top_k import TopK, num_sent, top_k_indices
+from bigbatch.comm.compression.compressor import redistribute_errors
+from bigbatch.comm.compression.top_k import TopK, num_sent, top_k_indices
 from bigbatch.core.checks import UserError
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
-from bigbatch.comm.compression import Compressor, redistribute_errors
+from bigbatch.comm.compression.compressor import Compressor, redistribute_errors
 from bigbatch.core.checks import check_fraction, check_positive
 from bigbatch.core.methods import COMPRESSIONS
 from bigbatch.core.paper import Paper

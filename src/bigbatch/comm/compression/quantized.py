@@ -24,9 +24,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
-from bigbatch.comm.background import Background, sum_in_order, used_here
-from bigbatch.comm.compression import Compressor, redistribute_errors
-from bigbatch.comm.packing import as_bytes, from_bytes, pack, packed_bytes, unpack
+from bigbatch.comm.compression.background import Background, sum_in_order, used_here
+from bigbatch.comm.compression.compressor import Compressor, redistribute_errors
+from bigbatch.comm.compression.packing import as_bytes, from_bytes, pack, packed_bytes, unpack
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.methods import COMPRESSIONS
 from bigbatch.core.paper import Paper

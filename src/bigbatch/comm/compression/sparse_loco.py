@@ -25,9 +25,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
-from bigbatch.comm.background import Background, used_here
-from bigbatch.comm.compression import Compressor, redistribute_errors
-from bigbatch.comm.packing import as_bytes, from_bytes, pack, pack_12_bits, packed_bytes, unpack, unpack_12_bits
+from bigbatch.comm.compression.background import Background, used_here
+from bigbatch.comm.compression.compressor import Compressor, redistribute_errors
+from bigbatch.comm.compression.packing import as_bytes, from_bytes, pack, pack_12_bits, packed_bytes, unpack, unpack_12_bits
 from bigbatch.core.checks import UserError, check_fraction
 from bigbatch.core.methods import COMPRESSIONS
 from bigbatch.core.paper import Paper

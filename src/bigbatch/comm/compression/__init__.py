@@ -1,0 +1,1 @@
+"""Compressors: gradients, or displacements of local steps, made smaller before they are averaged over ranks."""
