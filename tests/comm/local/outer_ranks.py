@@ -19,6 +19,8 @@ from torch import nn
 
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.compression.compressor import HalfPrecision
+from bigbatch.comm.compression.quantized import Quantized
+from bigbatch.comm.compression.sparse_loco import SparseLoCo
 from bigbatch.comm.compression.top_k import TopK
 from bigbatch.comm.gossip.topology import topology
 from bigbatch.comm.local.diloco import DiLoCo
@@ -160,6 +162,11 @@ COMPRESSED = {
     "diloco": lambda m, r: DiLoCo(m, r, period=4, **OUTER),
     "inner state averaged": lambda m, r: DiLoCo(m, r, period=4, momentum="average", **OUTER),
     "top-k": lambda m, r: DiLoCo(m, r, period=4, compressor=TopK(0.3), **OUTER),
+    "4 bits": lambda m, r: DiLoCo(m, r, period=4, compressor=Quantized("int4", block=4), **OUTER),
+    "streaming in 4 bits": lambda m, r: StreamingDiLoCo(
+        m, r, period=6, fragments=2, overlap=3, compressor=Quantized("int4", block=2), **OUTER
+    ),
+    "SparseLoCo": lambda m, r: DiLoCo(m, r, period=4, outer_lr=1.0, outer_momentum=0.0, compressor=SparseLoCo(chunk=4, top=1)),
     "streaming": lambda m, r: StreamingDiLoCo(m, r, period=6, fragments=3, overlap=3, **OUTER),
     "noloco": lambda m, r: NoLoCo(m, r, period=4),
     "after all-reduce": lambda m, r: DiLoCo(m, r, period=4, start_updates=12, **OUTER),
@@ -193,7 +200,7 @@ def elastic(rank, world):
         for saved in (states[:-1], [*states, states[-1]]):
             other = Run(rank, world, make).load(saved, full)
             np.testing.assert_allclose(other.value(), mean, rtol=0, atol=1e-12)
-            if name != "streaming":
+            if "streaming" not in name:
                 assert torch.equal(other.comm._outer[0].weights, states[0]["outer"][0][0])
             other.go(14, 30)
             everyone = [None] * world
@@ -228,13 +235,21 @@ def groups(rank, world):
 def compressed(rank, world):
     """Half precision rounds; the error of top-k comes later; both send less."""
     ends, sent = {}, {}
-    for name, make in (("all", None), ("half", HalfPrecision), ("top-k", lambda: TopK(0.34))):
+    for name, make in (
+        ("all", None),
+        ("half", HalfPrecision),
+        ("top-k", lambda: TopK(0.34)),
+        ("8 bits", lambda: Quantized("int8", block=2)),
+        ("4 bits", lambda: Quantized("int4", block=2)),
+    ):
         run = Run(rank, world, lambda m, r, c=make: DiLoCo(m, r, period=4, compressor=c and c(), **OUTER), momentum=0.0).go(0, 200)
         ends[name], sent[name] = run.value(), run.comm.metrics()["sent_bytes"]
     np.testing.assert_allclose(ends["half"], ends["all"], rtol=0, atol=2e-2)
     assert not np.array_equal(ends["half"], ends["all"])
     assert np.linalg.norm(ends["top-k"] - ends["all"]) < 0.2 * np.linalg.norm(ends["all"] - run.start)
     assert sent["all"] == 50 * 2 * (world - 1) / world * DIMENSION * 8
+    np.testing.assert_allclose(ends["8 bits"], ends["all"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(ends["4 bits"], ends["all"], rtol=0, atol=2e-2)
     assert sent["half"] < sent["all"]
 
 
