@@ -1,0 +1,80 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigbatch import Recipe, UserError, plan
+from bigbatch.scaling.local import INNER_MULTIPLE, exchanges, local_steps
+
+MLP = Recipe.named("fashion_mnist/mlp")
+RESNET = Recipe.named("fashion_mnist/resnet8")
+
+
+def test_hand_worked():  # 64 x 128 samples between exchanges, in updates of 8 x 128: 8 of them; 550,000 samples are 67.1 exchanges
+    steps = local_steps(MLP, 64 * 128, workers=4)
+    assert steps[1:] == (8192, 1024, 8, None)
+    assert exchanges(steps, MLP) == 68
+
+
+@settings(max_examples=60, deadline=None)
+@given(multiple=st.floats(0.1, 400), workers=st.integers(1, 64))
+def test_the_samples_are_those_asked_for(multiple, workers):
+    asked = max(round(multiple * 128), workers)
+    steps = local_steps(RESNET, asked, workers)
+    assert steps.samples == steps.inner_batch * steps.period
+    assert abs(steps.samples - asked) <= steps.period / 2 or steps.inner_batch == workers
+    assert steps.inner_batch <= 1.5 * INNER_MULTIPLE * 128 or steps.inner_batch == workers
+    assert steps.ghost_batch is None or steps.ghost_batch == steps.inner_batch // workers < 128
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist/mlp", "fashion_mnist/resnet8", "text/gpt", "text/gpt-muon", "digits/mlp"])
+@pytest.mark.parametrize("multiple", [1, 2, 16, 64])
+def test_the_inner_updates_are_planned_for_their_batch(name, multiple):
+    named = Recipe.named(name)
+    planned = plan(named, global_batch=multiple * named.batch.global_batch, rule="local", workers=4)
+    recipe, steps = planned.recipe, planned.local
+    inner = plan(named, global_batch=steps.inner_batch)
+    assert recipe.optimizer == inner.recipe.optimizer
+    assert recipe.schedule == inner.recipe.schedule
+    assert recipe.total_samples == named.total_samples
+    assert (recipe.comm.kind, recipe.comm.period, recipe.batch.global_batch) == ("local_sgd", steps.period, steps.inner_batch)
+    assert planned.multiple == pytest.approx(multiple)
+    assert planned.rule == "local"
+    assert planned.to_dict()["local"]["workers"] == 4
+    for change in planned.changes:
+        assert change.why
+        assert named.get(change.field) == change.before
+        assert recipe.get(change.field) == change.after
+
+
+def test_groups_are_not_cut_in_two():
+    few, many = (plan(RESNET, global_batch=64 * 128, rule="local", workers=n) for n in (4, 16))
+    assert few.recipe.batch.ghost_batch == 128
+    assert many.recipe.batch.ghost_batch == 64
+    assert any("groups shrink from 128 to 64" in text for text in many.warnings)
+
+
+def test_what_is_doubtful_is_said():
+    assert any("67 exchanges" in text or "exchange" in text for text in plan(MLP, global_batch=512 * 128, rule="local", workers=4).warnings)
+    assert any("as by all-reduce" in text for text in plan(MLP, global_batch=8 * 128, rule="local", workers=4).warnings)
+    assert not any("exchange" in text for text in plan(MLP, global_batch=64 * 128, rule="local", workers=4).warnings)
+
+
+def test_overrides_come_last():
+    planned = plan(MLP, global_batch=64 * 128, rule="local", workers=4, overrides={"comm.period": 5, "optimizer.lr": 0.25})
+    assert (planned.recipe.comm.period, planned.recipe.optimizer.lr) == (5, 0.25)
+    outer = {"kind": "diloco", "period": 8, "outer_lr": 0.7}
+    assert plan(MLP, global_batch=64 * 128, rule="local", workers=4, overrides={"comm": outer}).recipe.comm.outer_lr == 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"global_batch": 8192}, "needs the number of workers that exchange; give workers"),
+        ({"global_batch": 8192, "workers": 0}, "workers = 0"),
+        ({"global_batch": 3, "workers": 4}, "3 samples between exchanges of 4 workers: fewer than one each"),
+        ({"global_batch": 10**6, "workers": 4}, "more than the run has, 550,000"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(UserError, match=message):
+        plan(MLP, rule="local", **arguments)
