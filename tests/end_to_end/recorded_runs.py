@@ -237,6 +237,8 @@ SHIFTED = {"augmentation": {"padding": 1, "flip": True}, "model.dropout": 0.2}
 MEASURED_OFTEN = {"every_updates": 5, "largest": 256}
 ABSA = {"every_epochs": 0.2, "patience_epochs": 0.4, "drop": 1.5, "samples": 128, "tolerance": 1e-3, "share": 0.25, "eps": 0.05}
 LOCAL = {"comm": {"kind": "local_sgd", "period": 3, "start_updates": 4}, "model.dropout": 0.2}
+DILOCO = {"comm": {"kind": "diloco", "period": 4, "outer_lr": 0.7, "outer_momentum": 0.6}}
+MUON = optimizer("muon", lr=0.02, adam_lr=2e-3)
 
 RUNS: dict[str, Run] = {
     # every optimizer, every schedule
@@ -303,6 +305,14 @@ RUNS: dict[str, Run] = {
     "local_sgd, norm_test": Run(
         {**ruled("norm_test", theta=0.5, **MEASURED_OFTEN), "comm": {"kind": "local_sgd", "period": 3, "momentum": "reset"}}, workers=2
     ),
+    "local_sgd, period warm-up": Run({"comm": {"kind": "local_sgd", "period": 4, "period_warmup": 12}}, workers=2),
+    "diloco": Run(DILOCO, workers=2),
+    "diloco, resumed": Run(DILOCO, workers=2, stopped_after=10),
+    "diloco, 4 bits": Run({"comm": {**DILOCO["comm"], "compression": {"kind": "int4", "block": 64}}, **MUON}, workers=2),
+    "diloco, alone": Run(DILOCO),
+    "diloco in groups": Run({"comm": {**DILOCO["comm"], "group_size": 2, "nesterov": False}}, workers=4),
+    "streaming_diloco": Run({"comm": {"kind": "streaming_diloco", "period": 6, "fragments": 2, "overlap": 2}}, normed=True, workers=2),
+    "noloco": Run({"comm": {"kind": "noloco", "period": 4, "pull": 0.5}, **MUON}, workers=4),
     "fully_shard, muon and adascale": Run(
         {
             "comm": {"kind": "fully_shard"},

@@ -69,7 +69,9 @@ def test_what_cannot_be_handed_over_is_refused():
     task.unpicklable = lambda: None
     with pytest.raises(UserError, match="can't be handed to worker processes"):
         WorkersRunner(runner_of(task), 2).run(LOCAL, Request())
-    command = CommandRunner({"run": "true", "score": "x", "metric": {"name": "accuracy", "better": "higher"}}, name="mine")
+    command = CommandRunner(
+        {"run": "true", "score": "acc ([0-9.]+)", "metric": {"name": "accuracy", "better": "higher", "margin": 0.005}}, name="mine"
+    )
     with pytest.raises(UserError, match="--workers 2: mine starts its own processes"):
         WorkersRunner(command, 2)
     with pytest.raises(UserError, match="workers = 0"):

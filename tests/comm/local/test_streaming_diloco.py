@@ -4,12 +4,16 @@ from tests.comm.local.test_diloco import trained
 from torch import nn
 
 from bigbatch.comm.local.diloco import DiLoCo
-from bigbatch.comm.local.streaming_diloco import StreamingDiLoCo, fragments_of, starts
+from bigbatch.comm.local.streaming_diloco import StreamingDiLoCo, fragments_of, mixed, starts
 from bigbatch.core.checks import UserError
 
 
 def test_hand_worked():  # a period of 5 in 2 fragments: the first after 3, 8, 13; the second after 5, 10, 15
     assert [[t for t in range(1, 16) if starts(t, fragment=p, num_fragments=2, period=5)] for p in (0, 1)] == [[3, 8, 13], [5, 10, 15]]
+
+
+def test_mixed_by_hand():  # a quarter of one's own, three quarters of the outer weights
+    assert mixed(torch.tensor([1.0]), torch.tensor([5.0]), 0.25).item() == 4.0
 
 
 def test_every_parameter_is_in_one_fragment():

@@ -69,6 +69,15 @@ def starts(update: int, *, fragment: int, num_fragments: int, period: int) -> bo
     return update >= offset and (update - offset) % period == 0
 
 
+def mixed(own: Tensor, outer: Tensor, alpha: float) -> Tensor:
+    """A worker's weights after an outer step: alpha theta_i + (1 - alpha) theta.
+
+    >>> mixed(torch.tensor([4.0]), torch.tensor([8.0]), 0.25)
+    tensor([7.])
+    """
+    return alpha * own + (1 - alpha) * outer
+
+
 class StreamingDiLoCo(DiLoCo):
     """See the module's docstring for the rule.
 
@@ -127,7 +136,7 @@ class StreamingDiLoCo(DiLoCo):
     def go_on_from(self, number: int, weights: Tensor) -> None:
         """Mix a fragment's new weights, shape (n,), with those of this worker."""
         for w, values in split_like(weights, self.parts[number]):
-            w.mul_(self.mix if self.overlap else 0.0).add_(values, alpha=1 - self.mix if self.overlap else 1.0)
+            w.copy_(mixed(w, values, self.mix) if self.overlap else values)
 
     def average_weights(self, optimizer: Optimizer) -> None:
         """End: take the outer steps that are still due, then average."""
