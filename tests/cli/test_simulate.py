@@ -68,7 +68,8 @@ INTERNET = [
 
 def test_links_between_sites_in_80_columns(tmp_path):
     """No table is wider, no name or number is cut in two, and who wins and what is not known is said."""
-    done = bigbatch(*INTERNET, cwd=tmp_path, FORCE_COLOR="1", NO_COLOR="1", COLUMNS="80", TERM="xterm")
+    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
+    done = bigbatch(*INTERNET, cwd=tmp_path, **terminal)
     lines = re.sub("\x1b\\[[0-9;]*m", "", done.stdout).splitlines()
     assert max(map(len, lines)) <= 80
     strategies = [line.split()[1] for line in lines if line.startswith("│")]

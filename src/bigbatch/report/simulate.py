@@ -14,7 +14,7 @@ FILE = "simulate.svg"
 SHOWN = {  # strategy: colour, line
     "ring_all_reduce": (0, "-"),
     "halving_doubling": (0, "--"),
-    "tree": (0, ":"),
+    "one_bucket": (0, ":"),
     "parameter_server": (0, "-."),
     "powersgd": (1, "-"),
     "local_sgd": (1, "--"),
