@@ -12,7 +12,7 @@ import json
 import statistics
 from pathlib import Path
 
-from slow_links import LAYERS, PERIOD, Weights
+from slow_links import LAYERS, Weights, period_of
 
 from bigbatch.comm.gossip.gossip import AHEAD_BYTES
 from bigbatch.simulate.alpha_beta import fit_alpha_beta
@@ -31,6 +31,12 @@ STRATEGIES = {  # arm of slow_links.py to a strategy of the simulator
     "local SGD": "local_sgd",
     "PowerSGD": "powersgd",
     "server": "parameter_server",
+    "local SGD 30": "local_sgd",
+    "DiLoCo 30": "diloco",
+    "DiLoCo 30 int8": "diloco_int8",
+    "DiLoCo 30 int4": "diloco_int4",
+    "Streaming DiLoCo 30": "streaming_diloco",
+    "NoLoCo 30": "noloco",
 }
 
 
@@ -60,9 +66,10 @@ def case_of(line, arm, lines):
         bucket_bytes=min(max(model_bytes / 2**20 / LAYERS, 1.0), 25.0) * 2**20,
         streams=2,
         all_reduce="gloo_ring",
-        local_steps=PERIOD,
+        local_steps=period_of(arm),
+        outer_period=period_of(arm),
         powersgd_all_reduces=2,  # these models have no vectors
-        compress_s=beside(line, "compress", lines),
+        compress_s=beside(line, "compress", lines) if arm == "PowerSGD" else 0.0,  # what rounding takes was not measured
         powersgd_ratio=model_bytes / powersgd_bytes(shapes, rank=4),
     )
 

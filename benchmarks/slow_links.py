@@ -15,6 +15,7 @@ gradient, and a step of SGD. Arms, alternating; each runs some updates in a row,
     local SGD        weights averaged every 8 updates
     PowerSGD         all-reduce of rank 4, error feedback
     server           one parameter server beside the first host's worker; synchronous
+    local SGD 30, DiLoCo 30, with int8 or int4, Streaming DiLoCo 30, NoLoCo 30    on request: exchanges every 30 updates
     compress, mix    what PowerSGD, and taking up one neighbour's weights, cost without any network: for `simulate`
 
 Before them, `link`: each host sends to the next and receives from the one before, all at once, messages of four sizes; the latency and
@@ -33,7 +34,9 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -52,10 +55,19 @@ from bigbatch.comm.parameter_server.server import ParameterServer
 from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
+from bigbatch.core.methods import COMMS
 from bigbatch.train.state.record import environment
 
 LAYERS, PERIOD = 12, 8
 ARMS = ["none", "all-reduce", "buckets", "D-PSGD ring", "one peer", "local SGD", "PowerSGD", "server", "compress", "mix"]
+RARE = {  # arms on request: kind and settings of their [comm]
+    "local SGD 30": ("local_sgd", {"period": 30}),
+    "DiLoCo 30": ("diloco", {"period": 30}),
+    "DiLoCo 30 int8": ("diloco", {"period": 30, "compression": {"kind": "int8"}}),
+    "DiLoCo 30 int4": ("diloco", {"period": 30, "compression": {"kind": "int4"}}),
+    "Streaming DiLoCo 30": ("streaming_diloco", {"period": 30, "fragments": 2, "overlap": 1}),
+    "NoLoCo 30": ("noloco", {"period": 30}),
+}
 HERE = Path(__file__)
 SIZES = (4_000, 100_000, 3_000_000, 25_000_000)  # bytes of a message
 
@@ -87,8 +99,20 @@ def arms(num_bytes, ranks, wanted):
         "PowerSGD": lambda m: AllReduce(m, ranks, compressor=PowerSGD(4, start_updates=2)),
         "compress": lambda m: CompressAlone(m, ranks),
         "mix": lambda m: MixAlone(m),
+        **{name: partial(of_recipe, ranks=ranks, kind=kind, settings=settings) for name, (kind, settings) in RARE.items()},
     }
     return {name: Loop(made[name](Weights(num_bytes))) if name in made else Served(num_bytes, ranks) for name in wanted}
+
+
+def of_recipe(model, ranks, kind, settings):
+    """What a recipe's [comm] would build."""
+    method = COMMS[kind]
+    return method.build(method.section(**settings), model, ranks, SimpleNamespace(seed=0))
+
+
+def period_of(arm):
+    """Updates from one exchange to the next."""
+    return RARE[arm][1]["period"] if arm in RARE else PERIOD if arm == "local SGD" else 1
 
 
 class Loop:
@@ -201,9 +225,9 @@ def rank_main(num_bytes, rounds, budget_s, wanted):
     for name, loop in loops.items():
         for _ in range(3 if name in ("PowerSGD", "compress") else 1):  # compression begins with the third
             once = timed(loop, 1)
-        multiple = PERIOD if name == "local SGD" else 1  # whole periods, beginning with one
-        if name == "local SGD":
-            once = timed(loop, PERIOD - 1)  # to the end of the first, with its average
+        multiple = period_of(name)  # whole periods, beginning with one
+        if multiple > 1:
+            once = timed(loop, multiple - 1)  # to the end of the first, with its exchange
         counts[name] = multiple * max(1, min(10, int(budget_s / len(loops) / rounds / max(once * multiple, 1e-4))))
     times = {name: [] for name in loops}
     for number in range(rounds):
@@ -231,7 +255,8 @@ def table(lines):
         beside = line["median_s"].get("all-reduce") or of_cell.get("all-reduce", (None,))[0]
         for arm, seconds in line["median_s"].items():
             of_cell[arm] = (seconds, beside)
-    shown = [arm for arm in ARMS if arm not in ("none", "compress", "mix")]
+    measured = {arm for of_cell in cells.values() for arm in of_cell}
+    shown = [arm for arm in (*ARMS, *RARE) if arm in measured - {"none", "compress", "mix"}]
     print(f"| model, MB | hosts | Mbit/s | delay, ms | {' | '.join(shown)} |")
     print("|---" * (4 + len(shown)) + "|")
     for mb, hosts, rate, delay in sorted(cells, key=lambda cell: (-cell[0], -cell[1], cell[2] or math.inf, cell[3])):
@@ -250,7 +275,7 @@ def main():
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 1000.0, 100.0])
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 5.0, 20.0])
     parser.add_argument("--mb", type=float, nargs="+", default=[25.0, 0.1])
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, *RARE])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget-s", type=float, default=45.0, help="seconds of a cell's rounds, about")
     parser.add_argument("--table", action="store_true", help="print what is there as a table, and measure nothing")

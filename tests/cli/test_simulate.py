@@ -60,6 +60,42 @@ def test_several_numbers_a_doctor_and_a_target(tmp_path):
     assert json.loads((tmp_path / "out/simulate.json").read_text())["case"]["link"]["alpha_s"] == 1e-3
 
 
+INTERNET = [
+    *("simulate", "--workers", "16,256,4096", "--model-bytes", "2GB", "--step", "1s", "--bandwidth", "1Gbit", "--latency", "100ms"),
+    *("--spread", "0.1", "--lost-every", "24h"),
+]
+
+
+def test_links_between_sites_in_80_columns(tmp_path):
+    """No table is wider, no name or number is cut in two, and who wins and what is not known is said."""
+    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
+    done = bigbatch(*INTERNET, cwd=tmp_path, **terminal)
+    lines = re.sub("\x1b\\[[0-9;]*m", "", done.stdout).splitlines()
+    assert max(map(len, lines)) <= 80
+    strategies = [line.split()[1] for line in lines if line.startswith("│")]
+    assert strategies[:3] == ["16", "256", "4,096"]
+    stored = json.loads((tmp_path / "runs/simulate/simulate.json").read_text())
+    assert strategies[3:] == [row["strategy"] for row in stored["rows"] if row["workers"] == 4096]  # a row is a line
+    text = " ".join(lines)
+    for words in (
+        "it wins if it needs less than",
+        "a worker lost every 21.1 s",
+        "1.08 to 1.92 times",
+        "with 120 columns: goodput, samples/s",
+    ):
+        assert words in " ".join(text.split()), words
+
+
+def test_every_option_reaches_the_case(tmp_path):
+    some = ["--outer-period", "50", "--fragments", "5", "--overlap-updates", "2", "--all-reduce", "tree", "--recovery", "2min"]
+    inside = ["--host-bandwidth", "400Gbit", "--host-latency", "10ms", "--workers-per-host", "8", "--lost-every", "12h"]
+    bigbatch(*COMMAND, *some, *inside, cwd=tmp_path)
+    case = json.loads((tmp_path / "runs/simulate/simulate.json").read_text())["case"]
+    assert [case[name] for name in ("outer_period", "fragments", "overlap_updates", "all_reduce")] == [50, 5, 2, "tree"]
+    assert [case[name] for name in ("recovery_s", "lost_every_s", "workers_per_host")] == [120.0, 43200.0, 8]
+    assert case["host_link"] == {"alpha_s": 0.01, "beta_s_per_byte": 2e-11, "gamma_s_per_byte": 0.0}
+
+
 def test_needs_no_torch(tmp_path):
     code = f"import sys; sys.argv = ['bigbatch', *{COMMAND}]; from bigbatch.cli.app import app; app(standalone_mode=False)"
     check = f"{code}\nassert not {{'torch', 'sklearn', 'scipy'}} & set(sys.modules)"
@@ -92,6 +128,12 @@ def test_a_mistake_is_one_readable_line(tmp_path):
         ({"step": "120"}, "--step 120: has no unit; write one of ns, us, µs, ms, s, min, h behind the number, such as 50us"),
         ({"model_bytes": "100Mb"}, "--model-bytes 100Mb: unknown unit 'Mb'; write one of B, kB, KB, MB"),
         ({"model_bytes": "digits/mpl"}, "unknown task 'digits/mpl': did you mean 'digits/mlp'"),
+        ({"host_latency": "10us"}, "--host-bandwidth or --host-latency alone: the link inside a host needs both, such as 400Gbit and 10us"),
+        ({"host_latency": "10", "host_bandwidth": "1GB"}, "--host-latency 10: has no unit"),
+        ({"lost_every": "daily"}, "--lost-every daily: must be a number and a unit"),
+        ({"recovery": "60"}, "--recovery 60: has no unit"),
+        ({"all_reduce": "rings"}, "unknown all-reduce 'rings': did you mean 'ring'"),
+        ({"outer_period": 0}, "outer_period = 0: must be 1 or more"),
         ({"spread": -1.0}, "spread = -1.0: must be zero or above"),
         ({"doctor": Path("absent.json")}, "--doctor absent.json: can't be read: "),
         ({"critical": Path("absent.json")}, "--critical absent.json: can't be read: "),

@@ -29,3 +29,11 @@ def test_only_strategies_are_shown():
 
 def test_one_number_of_workers_and_no_end_of_bandwidth():
     assert "any bandwidth" in draw_simulation(simulate(Case(1, Link(0.0, 0.0), 1e8, 0.12)).to_dict())
+
+
+def test_a_way_that_is_never_done_has_no_line():
+    """Between losses of 0.88 s, no ring over 4,096 is."""
+    far = link_of(bandwidth_bytes_per_s=125e6, latency_s=0.1)
+    svg = draw_simulation(simulate(Case(4096, far, 2e9, 1.0, lost_every_s=3600.0), workers=[1024, 4096]).to_dict())
+    assert "noloco" in svg
+    assert "ring_all_reduce" not in svg

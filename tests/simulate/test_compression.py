@@ -22,6 +22,7 @@ def test_powersgd_never_sends_more_than_there_is(shapes, rank):
 def test_top_k_hand_worked():
     """1 % of 100 elements of 4 bytes: one index and one value, 8 bytes, three times on."""
     assert top_k_s(Link(0.5, 0.25, 0.125), 400, hosts=4, share=0.01) == 3 * (0.5 + 8 * 0.375)
+    assert top_k_s(Link(0.5, 0.25, 0.125), 400, hosts=4, share=0.01, ring=False) == 2 * 0.5 + 3 * 8 * 0.375
     assert top_k_s(Link(0.5, 0.25), 400, hosts=1, share=0.01) == 0.0
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from bigbatch.comm.gossip.topology import TOPOLOGIES, topology
 from bigbatch.core.checks import UserError
-from bigbatch.simulate.gossip import DEGREES, degree, exchange_s
+from bigbatch.simulate.gossip import DEGREES, degree, exchange_s, mean_degree
 from bigbatch.simulate.link import Link
 
 
@@ -15,6 +15,8 @@ def test_degrees_are_those_of_the_topologies(name):
         graph = topology(name, n)
         counts = [len(side) for update in range(graph.period or 3) for i in range(n) for side in graph.neighbours(i, update)]
         assert degree(name, n) == max(counts), n
+        sent = [len(graph.neighbours(i, update)[0]) for update in range(graph.period or 3) for i in range(n)]
+        assert mean_degree(name, n) == pytest.approx(sum(sent) / len(sent)), n
 
 
 def test_all_topologies_are_known():

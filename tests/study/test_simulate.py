@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 
 import pytest
 
@@ -9,16 +11,18 @@ from bigbatch.simulate.strategies import seconds_per_update
 from bigbatch.study.simulate import simulate
 
 CASE = Case(workers=4, link=Link(0.5, 0.25, 0.125), model_bytes=8, step_s=3.0, bucket_bytes=4, servers=2)
+INTERNET = Case(4096, link_of(bandwidth_bytes_per_s=125e6, latency_s=0.1), 2e9, 1.0, spread=0.1, lost_every_s=86400.0)
 
 
 def test_a_row_hand_worked():
-    """4 workers of 32 samples in 9.75 s, by halving and doubling: 13.1 samples/s; a million takes 76,172 s of 4 workers, 84.6 hours."""
+    """4 workers of 32 samples in 8.5 s, in one bucket: 15.1 samples/s; a million takes 66,406 s of 4 workers, 73.8 hours."""
     row = simulate(CASE).fastest(4, exact=True)
-    assert row.strategy == "halving_doubling"
-    assert row.seconds == 9.75
-    assert row.efficiency == pytest.approx(3 / 9.75)
-    assert row.samples_per_s == pytest.approx(4 * 32 / 9.75)
-    assert row.worker_hours == pytest.approx(1e6 / (4 * 32 / 9.75) * 4 / 3600)
+    assert row.strategy == "one_bucket"
+    assert row.seconds == 8.5
+    assert row.efficiency == pytest.approx(3 / 8.5)
+    assert row.samples_per_s == pytest.approx(4 * 32 / 8.5)
+    assert row.worker_hours == pytest.approx(1e6 / (4 * 32 / 8.5) * 4 / 3600)
+    assert (row.sent_bytes, row.goodput) == (12.0, 1.0)
 
 
 def test_servers_are_paid_for():
@@ -28,11 +32,11 @@ def test_servers_are_paid_for():
 
 
 def test_sentence_names_both_winners_and_what_the_faster_needs():
-    """9.75 s against 10.5 s of gloo's ring; gossip with one peer takes 3.5 s."""
+    """8.5 s against 9.75 s of halving and doubling; a step hides a fragment of 4 bytes in 4 bits."""
     found = simulate(CASE)
     assert found.sentence() == (
-        "4 workers: halving_doubling wins among exact updates, 9.75 s at 30.8 %, 1.08 times as fast as gloo_ring; "
-        "gossip_one_peer_exponential takes 3.5 s: it wins if it needs less than 179 % more updates"
+        "4 workers: one_bucket wins among exact updates, 8.5 s at 35.3 %, 1.15 times as fast as halving_doubling; "
+        "streaming_diloco_int4 takes 3 s: it wins if it needs less than 183 % more updates"
     )
     assert found.sentence(2).startswith("2 workers: ")
 
@@ -61,9 +65,48 @@ def test_what_is_stored_and_shown():
     assert [(row["workers"], row["strategy"]) for row in stored["rows"]] == [(n, row.strategy) for n in (2, 4) for row in found.rows[n]]
     table = found.tables()[1]
     cells = {row[0]: row for row in table.rows}
-    assert table.columns[5] == "cost / 1M samples"
-    assert cells["halving_doubling"][1:6] == ["exact", "9.75 s", "30.8 %", "13", "169"]
-    assert simulate(CASE).tables()[1].columns[5] == "worker-hours / 1M samples"
+    assert table.columns[4:7] == ["sent", "samples/s", "cost / 1M samples"]
+    assert cells["halving_doubling"][1:7] == ["exact", "9.75 s", "30.8 %", "0.012 kB", "13.1", "169"]
+    assert table.narrow == {"samples/s", "cost / 1M samples", "what happens"}
+    assert simulate(CASE).tables()[1].columns[6] == "worker-hours / 1M samples"
+
+
+def test_losses_are_in_every_number():
+    """4,096 workers, each lost once a day: one every 21.1 s. What takes 35 s alone stops for 60 s with each."""
+    found = simulate(INTERNET, workers=[16, 4096])
+    assert found.sentence() == (
+        "4,096 workers: one_bucket wins among exact updates, 361 s at 0.277 %, 6,684 times as fast as halving_doubling; "
+        "noloco takes 2.09 s: it wins if it needs less than 172 times as many updates; "
+        "with a worker lost every 21.1 s, 9.91 % of the time counts in one_bucket, 99.9 % in noloco"
+    )
+    rows = {row.strategy: row for row in found.rows[4096]}
+    alone = seconds_per_update("one_bucket", dataclasses.replace(INTERNET, lost_every_s=None))
+    losses = 4096 * alone / 86400
+    assert rows["one_bucket"].seconds == pytest.approx(alone * (1 + 60 * 4096 / 86400) * (math.exp(losses) - 1) / losses)
+    assert rows["noloco"].efficiency == pytest.approx(1 / rows["noloco"].seconds)
+    assert found.tables()[1].columns[4:6] == ["sent", "goodput"]
+    assert "ring_all_reduce" not in rows
+    assert "ring_all_reduce" in {row.strategy for row in found.rows[16]}
+    assert "not in the table, never done between two losses: ring_all_reduce, " in " ".join(found.doubts())
+    assert json.loads(json.dumps(found.to_dict()))["case"]["lost_every_s"] == 86400.0
+
+
+def test_where_no_exact_update_is_ever_done():
+    """One of 4,096 is lost every 0.88 s; two workers that live for a millisecond do nothing at all."""
+    found = simulate(dataclasses.replace(INTERNET, lost_every_s=3600.0))
+    sentence = "4,096 workers: no exact update is done before a worker is lost, one every 879 ms; of the others noloco is fastest, 2."
+    assert found.sentence().startswith(sentence)
+    assert found.fastest(4096, exact=True) is None
+    over, _ = found.tables()
+    assert over.rows[-1][1:5] == ["none", "", "", "noloco"]
+    with pytest.raises(UserError, match="lost_every_s = 0.001: with 2 workers no update is done between two losses; give a longer time"):
+        simulate(dataclasses.replace(INTERNET, lost_every_s=0.001))
+
+
+def test_the_only_exact_way_is_said_to_be():
+    """10 s between losses: one bucket of 35 s now and then, 80 buckets never."""
+    found = simulate(dataclasses.replace(INTERNET, lost_every_s=30.0 * 4096 / 3), workers=[4096])
+    assert ", the only one that is ever done; " in found.sentence()
 
 
 def test_doubts_are_those_of_the_case():
@@ -74,6 +117,17 @@ def test_doubts_are_those_of_the_case():
     other = " ".join(simulate(Case(**{**vars(CASE), "spread": 0.1, "workers_per_host": 2})).doubts())
     assert "give --spread" not in other
     assert "workers of one host" in other
+    near = dataclasses.replace(CASE, link=Link(0.0099, 0.25))
+    assert "1.08 to 1.92 times" not in " ".join(simulate(near).doubts())
+    far = dataclasses.replace(CASE, link=Link(0.01, 0.25))
+    assert "1.08 to 1.92 times" in " ".join(simulate(far).doubts())
+    assert "--lost-every, such as 24h" in " ".join(simulate(far).doubts())
+    assert "--all-reduce gloo_ring" in " ".join(simulate(far).doubts())
+    rings = dataclasses.replace(far, all_reduce="gloo_ring", lost_every_s=1e6, workers_per_host=2, host_link=Link(0.0, 0.0))
+    of_losses = " ".join(simulate(rings).doubts())
+    assert "one by one and at random" in of_losses
+    assert "never done" not in of_losses
+    assert not any(text in of_losses for text in ("--all-reduce", "--lost-every", "workers of one host"))
 
 
 def test_seconds_are_those_of_the_strategies():

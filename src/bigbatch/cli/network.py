@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bigbatch.study.time_to_target import TradeOff
 
 
-def read_link(doctor: Path | None, bandwidth: str | None, latency: str | None) -> "Link":
+def read_link(doctor: Path | None, bandwidth: str | None, latency: str | None, *, prefix: str = "--") -> "Link":
     """The link that was measured; what is given besides replaces its part.
 
     Raises:
@@ -27,10 +27,23 @@ def read_link(doctor: Path | None, bandwidth: str | None, latency: str | None) -
             raise UserError(f"--doctor {doctor}: no exchange was measured; run `bigbatch doctor --workers N --json FILE` with 2 or more")
     elif bandwidth is None or latency is None:
         raise UserError("the link is not known: give --bandwidth and --latency, such as 50Gbit and 50us, or --doctor FILE")
-    alpha_s = measured["alpha_s"] if latency is None else units.seconds("--latency", latency)
+    alpha_s = measured["alpha_s"] if latency is None else units.seconds(f"{prefix}latency", latency)
     if bandwidth is None:
         return Link(alpha_s, measured["beta_s_per_byte"])
-    return link_of(bandwidth_bytes_per_s=units.bytes_per_second("--bandwidth", bandwidth), latency_s=alpha_s)
+    return link_of(bandwidth_bytes_per_s=units.bytes_per_second(f"{prefix}bandwidth", bandwidth), latency_s=alpha_s)
+
+
+def read_host_link(bandwidth: str | None, latency: str | None) -> "Link | None":
+    """The link inside a host, if one is given.
+
+    Raises:
+        UserError: If only one of bandwidth and latency is.
+    """
+    if bandwidth is None and latency is None:
+        return None
+    if bandwidth is None or latency is None:
+        raise UserError("--host-bandwidth or --host-latency alone: the link inside a host needs both, such as 400Gbit and 10us; or neither")
+    return read_link(None, bandwidth, latency, prefix="--host-")
 
 
 def model_size(text: str) -> dict[str, Any]:

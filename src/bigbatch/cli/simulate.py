@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.cli import output, units
-from bigbatch.cli.network import model_size, read_link, read_trade_off
+from bigbatch.cli.network import model_size, read_host_link, read_link, read_trade_off
 from bigbatch.cli.values import whole_numbers
 
 
@@ -21,8 +21,18 @@ def simulate(
     spread: Annotated[float, typer.Option("--spread", help="Standard deviation of a step over its mean, such as 0.05.")] = 0.0,
     local_batch: Annotated[int, typer.Option("--local-batch", help="Samples of a worker in a step.")] = 32,
     per_host: Annotated[int, typer.Option("--workers-per-host", help="Workers that share a link.")] = 1,
+    host_bandwidth: Annotated[str | None, typer.Option("--host-bandwidth", help="Between workers of a host; free if not given.")] = None,
+    host_latency: Annotated[str | None, typer.Option("--host-latency", help="Of a message inside a host.")] = None,
+    all_reduce: Annotated[str, typer.Option("--all-reduce", help="Of the ways that name none: fastest, or gloo_ring.")] = "fastest",
     bucket: Annotated[str, typer.Option("--bucket", metavar="SIZE", help="Gradients that are sent together.")] = "25MiB",
     local_steps: Annotated[int, typer.Option("--local-steps", help="Updates between averages of local SGD.")] = 8,
+    outer_period: Annotated[int, typer.Option("--outer-period", help="Updates between outer steps (DiLoCo and its like).")] = 30,
+    fragments: Annotated[int, typer.Option("--fragments", help="Pieces that Streaming DiLoCo exchanges in turn.")] = 2,
+    overlap_updates: Annotated[int, typer.Option("--overlap-updates", help="Updates that hide a piece's exchange.")] = 1,
+    lost_every: Annotated[
+        str | None, typer.Option("--lost-every", metavar="TIME", help="Mean time to the loss of one worker: 24h.")
+    ] = None,
+    recovery: Annotated[str, typer.Option("--recovery", metavar="TIME", help="From a loss until work goes on.")] = "60s",
     servers: Annotated[int, typer.Option("--servers", help="Hosts that serve parameters.")] = 1,
     overlap: Annotated[bool, typer.Option(help="Gossip while computing, not after.")] = True,
     price: Annotated[float | None, typer.Option("--price", help="Of a worker-hour.")] = None,
@@ -42,10 +52,12 @@ def simulate(
     output.check(json)
     numbers, link, size = whole_numbers("--workers", workers), read_link(doctor, bandwidth, latency), model_size(model_bytes)
     sizes = {**size, "step_s": units.seconds("--step", step), "bucket_bytes": units.num_bytes("--bucket", bucket)}
-    shape: dict[str, Any] = {"backward_share": backward_share, "spread": spread, "workers_per_host": per_host}
-    case = Case(max(numbers), link, **sizes, **shape, local_steps=local_steps, servers=servers, overlap=overlap)
+    shape: dict[str, Any] = {"workers_per_host": per_host, "host_link": read_host_link(host_bandwidth, host_latency), "servers": servers}
+    shape |= {"local_steps": local_steps, "outer_period": outer_period, "fragments": fragments, "overlap_updates": overlap_updates}
+    lossy = {"lost_every_s": lost_every and units.seconds("--lost-every", lost_every), "recovery_s": units.seconds("--recovery", recovery)}
+    shape |= {"backward_share": backward_share, "spread": spread, "overlap": overlap, "all_reduce": all_reduce, **lossy}
     prices: dict[str, Any] = {"local_batch": local_batch, "price": price}
-    result = study(case, workers=numbers if len(numbers) > 1 else (), **prices)
+    result = study(Case(max(numbers), link, **sizes, **shape), workers=numbers if len(numbers) > 1 else (), **prices)
     stored, tables, words = result.to_dict(), result.tables(), [result.sentence()]
     if critical is not None:
         from bigbatch.study.time_to_target import time_to_target
@@ -60,7 +72,7 @@ def simulate(
     plot = write_simulation(stored, out)
     if json != output.STANDARD:
         for table in tables:
-            show(table.title, table.columns, table.rows, numbers=table.numbers)
+            show(*table[:3], numbers=table.numbers, narrow=table.narrow)
         for text in (*words, *(f"not known: {doubt}" for doubt in result.doubts())):
             console().print(text, highlight=False)
         console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)

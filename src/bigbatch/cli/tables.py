@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bigbatch.scaling import Plan
     from bigbatch.study.compare import Comparison
 
+WIDE = 120  # columns
+
 
 def console() -> Console:
     """Standard output, as wide as the terminal, or wide enough for a table where there is none."""
@@ -21,14 +23,23 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=160)
 
 
-def show(title: str, columns: list[str], rows: list[list[Any]], *, numbers: set[str] | None = None) -> None:
-    """Print a table, its title as it is (no markup, no emoji); columns in `numbers` are aligned to the right."""
+def show(
+    title: str, columns: list[str], rows: list[list[Any]], *, numbers: set[str] | None = None, narrow: frozenset[str] = frozenset()
+) -> None:
+    """Print a table, its title as it is (no markup, no emoji); columns in `numbers` are aligned to the right.
+
+    Those in `narrow` are left out where the terminal has fewer than 120, and named below.
+    """
+    wide = console()
+    shown = [i for i, column in enumerate(columns) if wide.width >= WIDE or column not in narrow]
     table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="right" if column in (numbers or set()) else "left", overflow="fold")
+    for i in shown:
+        table.add_column(columns[i], justify="right" if columns[i] in (numbers or set()) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    console().print(table)
+        table.add_row(*(Text(str(row[i])) for i in shown))
+    wide.print(table)
+    if left := [column for column in columns if column in narrow and wide.width < WIDE]:
+        wide.print(f"with {WIDE} columns: {', '.join(left)}", style="dim", highlight=False)
 
 
 def say(text: str) -> None:

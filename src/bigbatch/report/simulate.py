@@ -14,16 +14,21 @@ FILE = "simulate.svg"
 SHOWN = {  # strategy: colour, line
     "ring_all_reduce": (0, "-"),
     "halving_doubling": (0, "--"),
-    "tree": (0, ":"),
+    "one_bucket": (0, ":"),
     "parameter_server": (0, "-."),
     "powersgd": (1, "-"),
     "local_sgd": (1, "--"),
     "asynchronous_server": (1, "-."),
+    "diloco": (3, "-"),
+    "diloco_int4": (3, "--"),
+    "streaming_diloco": (3, ":"),
+    "noloco": (3, "-."),
     "gossip_ring": (2, "-"),
     "gossip_one_peer_exponential": (2, "--"),
     "gossip_exponential": (2, ":"),
 }
-"""Drawn of all strategies; one colour for exact updates, one for compressed, rare and stale ones, one for gossip."""
+"""Drawn of all strategies; one colour for exact updates, one for compressed, rare and stale ones, one for outer steps, one for gossip."""
+FOUR = (*COLOURS, "#7d5ba6")
 
 
 def write_simulation(simulation: Mapping[str, Any], folder: Path) -> Path:
@@ -56,8 +61,10 @@ def draw_simulation(simulation: Mapping[str, Any]) -> str:
         axes = figure.add_subplot()
         for name, (colour, line) in SHOWN.items():
             points = [(row["workers"], 100 * row["efficiency"]) for row in simulation["rows"] if row["strategy"] == name]
+            if not points:  # never done between two losses of a worker
+                continue
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=COLOURS[colour], ls=line, lw=1.6, marker=".", ms=4, label=name)
+            axes.plot(xs, ys, color=FOUR[colour], ls=line, lw=1.6, marker=".", ms=4, label=name)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(simulation["workers"]))
         axes.xaxis.set_minor_locator(NullLocator())

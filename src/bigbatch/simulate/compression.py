@@ -12,6 +12,7 @@ from math import prod
 
 from bigbatch.core.checks import check_fraction, check_positive
 from bigbatch.simulate.link import Link
+from bigbatch.simulate.outer import gather_s
 
 POWERSGD_ALL_REDUCES = 3
 """Vectors, P and Q, each its own."""
@@ -35,14 +36,28 @@ def powersgd_bytes(shapes: Iterable[tuple[int, ...]], rank: int, element_bytes: 
     return numbers * element_bytes
 
 
-def top_k_s(link: Link, num_bytes: float, *, hosts: int, share: float) -> float:
-    """Seconds of gathering what each host keeps, along a ring: n - 1 messages.
+def top_k_bytes(num_bytes: float, share: float) -> float:
+    """Bytes of what a host keeps: an index and a value of 4 bytes each.
+
+    Raises:
+        UserError: If the share is out of range.
+
+    >>> top_k_bytes(400, 0.01)
+    8.0
+    """
+    check_fraction("share", share)
+    return 2 * share * num_bytes
+
+
+def top_k_s(link: Link, num_bytes: float, *, hosts: int, share: float, ring: bool = True) -> float:
+    """Seconds of gathering what each host keeps.
 
     Args:
         link: Between neighbours.
         num_bytes: Of the gradient, 4 an element.
         hosts: n.
         share: k over the number of elements.
+        ring: Whether it goes along a ring (gloo's), n - 1 messages; else by doubling, lg n of them, and as many bytes.
 
     Raises:
         UserError: If the share is out of range.
@@ -50,5 +65,4 @@ def top_k_s(link: Link, num_bytes: float, *, hosts: int, share: float) -> float:
     >>> top_k_s(Link(0.5, 0.25), 400, hosts=4, share=0.01)  # 3 messages of one index and one value
     7.5
     """
-    check_fraction("share", share)
-    return (hosts - 1) * (link.alpha_s + 2 * share * num_bytes * link.reduced_s_per_byte)
+    return gather_s(link, hosts, top_k_bytes(num_bytes, share), ring=ring)

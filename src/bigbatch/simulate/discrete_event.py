@@ -10,7 +10,7 @@ so that 4,096 hosts take a second. Hosts may begin at different times, and none 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,6 +166,60 @@ def gossip(link: Link, hops: Sequence[Sequence[int]], num_bytes: float, compute:
             targets = (here + hop) % n
             heard[targets] = np.maximum(heard[targets], network.send(here, targets, num_bytes, leave, added=True))
         ends[i] = now = heard
+    return ends
+
+
+def streaming(link: Link, name: str, num_bytes: float, compute: Seconds, *, every: int, delay: int) -> Seconds:
+    """When each host ends each update, where every few updates an all-reduce begins and is applied some updates later.
+
+    Args:
+        link: Between hosts.
+        name: Of the all-reduce.
+        num_bytes: Of a fragment.
+        compute: Seconds that each host computes in each update, shape (updates, hosts).
+        every: Updates from the beginning of one exchange to that of the next.
+        delay: Updates that a host makes before it waits for what was exchanged.
+
+    Returns:
+        Seconds, shape (updates, hosts).
+    """
+    updates, n = compute.shape
+    network, now = Network(link, n), np.zeros(n)
+    ends, due = np.zeros((updates, n)), dict[int, Seconds | float]()
+    for i in range(updates):
+        now = np.maximum(now + compute[i], due.pop(i, 0.0))
+        if (i + 1) % every == 0:
+            there = ALL_REDUCES[name](network, num_bytes, now)
+            now = np.maximum(now, there) if delay == 0 else now
+            due[i + delay] = there
+        ends[i] = now
+    return ends
+
+
+def pairs(link: Link, num_bytes: float, compute: Seconds, *, every: int, peers: Callable[[int], Hosts]) -> Seconds:
+    """When each host ends each update, where it exchanges with one peer every few updates and waits for nobody else.
+
+    Args:
+        link: Between hosts.
+        num_bytes: Of a message.
+        compute: Seconds that each host computes in each update, shape (updates, hosts).
+        every: Updates from one exchange to the next.
+        peers: Number of an exchange, from 0, to the peer of each host; a host whose peer it is itself sits out.
+
+    Returns:
+        Seconds, shape (updates, hosts).
+    """
+    updates, n = compute.shape
+    network, here, now = Network(link, n), np.arange(n), np.zeros(n)
+    ends = np.zeros((updates, n))
+    for i in range(updates):
+        now = now + compute[i]
+        if (i + 1) % every == 0:
+            peer = peers(i // every)
+            sends = here[peer != here]
+            there = network.send(sends, peer[sends], num_bytes, now[sends], added=True)
+            now[peer[sends]] = np.maximum(now[peer[sends]], there)
+        ends[i] = now
     return ends
 
 

@@ -42,6 +42,16 @@ def degree(topology: str, hosts: int) -> int:
     return DEGREES[topology](hosts)
 
 
+def mean_degree(topology: str, hosts: int) -> float:
+    """Messages that a host sends in one update, mean over hosts: as many for each, but in a star.
+
+    >>> mean_degree("ring", 8), mean_degree("star", 8)  # 7 from the centre, 7 to it
+    (2.0, 1.75)
+    """
+    busiest = degree(topology, hosts)
+    return 2 * busiest / hosts if topology == "star" else float(busiest)
+
+
 def exchange_s(link: Link, num_bytes: float, degree: int) -> float:
     """Seconds until a host has sent to all its neighbours and heard from them.
 

@@ -2,21 +2,34 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.simulate.all_reduce import FASTEST
 from bigbatch.simulate.case import Case
-from bigbatch.simulate.strategies import STRATEGIES, seconds_of_all
+from bigbatch.simulate.strategies import STRATEGIES, cost_of_all
 
 RESULT = "simulate.json"
 MILLION = 1e6  # samples, that costs are given for
+MANY = 10.0  # times as many updates: no more given in percent
+BYTES = (("kB", 1e3, 1e5), ("MB", 1e6, 1e9), ("GB", 1e9, 1e12), ("TB", 1e12, math.inf))
 TIE = 0.005  # strategies nearer than this are named together
 DOUBTS = (
     "seconds are per update: where the update differs from that of one worker, more of them may be needed; train to compare",
     "not modelled: switches that hosts share, lost packets and TCP's slow start, loading data, computing slowed by exchanging",
     "a worker that is slow for good sets the pace of all, here as in any of these ways but an asynchronous server",
+)
+FAR_S = 0.01  # of latency: a link between sites
+BETWEEN_SITES = (
+    "between sites, exchanges took 1.08 to 1.92 times what such a model says (one report): measure with `bigbatch doctor --workers N`",
+    "the best all-reduce and gathering are taken for each size; torch's gloo has rings: --all-reduce gloo_ring shows what those cost",
+)
+OF_LOSSES = (
+    "workers are lost one by one and at random; a site, a provider or an hour that takes many at once costs more",
+    "a lost worker is replaced after --recovery, by one as fast; gossip, NoLoCo and an asynchronous server notice it at once",
 )
 
 
@@ -29,6 +42,8 @@ class Row(NamedTuple):
     efficiency: float  # against workers that never wait: step over seconds
     samples_per_s: float  # of all workers
     worker_hours: float  # per million samples, hosts of parameter servers counted as a worker each
+    sent_bytes: float  # that a host sends to others in an update, mean over hosts and updates
+    goodput: float  # share of the time that counts: what losses of workers leave
 
 
 class Table(NamedTuple):
@@ -38,6 +53,7 @@ class Table(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
     numbers: set[str]  # columns that are aligned to the right
+    narrow: frozenset[str] = frozenset()  # columns that a narrow terminal leaves out
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Simulation:
         workers: Numbers of workers, ascending.
         local_batch: Samples of a worker in an update.
         price: Of a worker-hour; None where it is not known.
-        rows: For each number of workers, fastest first.
+        rows: For each number of workers, fastest first. A way whose update is never done between two losses is not among them.
     """
 
     case: Case
@@ -58,57 +74,98 @@ class Simulation:
     price: float | None
     rows: dict[int, tuple[Row, ...]]
 
-    def fastest(self, workers: int, *, exact: bool) -> Row:
-        """The fastest strategy; of those that make the exact update, if `exact`."""
-        return next(row for row in self.rows[workers] if row.exact or not exact)
+    def fastest(self, workers: int, *, exact: bool) -> Row | None:
+        """The fastest strategy; of those that make the exact update, if `exact`. None if losses leave none."""
+        return next((row for row in self.rows[workers] if row.exact or not exact), None)
 
     def sentence(self, workers: int | None = None) -> str:
         """Who wins, by how much, and what that needs; with the most workers, if no number is given."""
         n = workers or self.case.workers
-        best, winner = self.fastest(n, exact=True), self.fastest(n, exact=False)
-        others = [row for row in self.rows[n] if row.exact and row is not best]
-        second = others[0]
-        ahead = f"{second.seconds / best.seconds:.2f} times as fast as {second.strategy}"
-        if second.seconds <= (1 + TIE) * best.seconds:
-            ahead = f"as fast as {second.strategy}, to {100 * TIE:g} %"
-        text = f"{n:,} workers: {best.strategy} wins among exact updates, {in_time(best.seconds)} at {_percent(best.efficiency)}, {ahead}"
+        winner = self.rows[n][0]
+        best = self.fastest(n, exact=True)
+        if best is None:
+            lost = f"{n:,} workers: no exact update is done before a worker is lost, one every {self._loss_in_time(n)}"
+            return f"{lost}; of the others {winner.strategy} is fastest, {in_time(winner.seconds)} at {_percent(winner.efficiency)}"
+        text = f"{n:,} workers: {best.strategy} wins among exact updates, {in_time(best.seconds)} at {_percent(best.efficiency)}"
+        text += self._ahead(n, best)
         gain = best.seconds / winner.seconds - 1
         if gain <= TIE:
-            return f"{text}; no other way is faster per update"
-        return f"{text}; {winner.strategy} takes {in_time(winner.seconds)}: it wins if it needs less than {_percent(gain)} more updates"
+            text = f"{text}; no other way is faster per update"
+        else:
+            more = f"{_percent(gain)} more" if gain < MANY - 1 else f"{in_figures(1 + gain)} times as many"
+            text = f"{text}; {winner.strategy} takes {in_time(winner.seconds)}: it wins if it needs less than {more} updates"
+        if self.case.lost_every_s is None:
+            return text
+        counts = f"{_percent(best.goodput)} of the time counts in {best.strategy}"
+        counts += f", {_percent(winner.goodput)} in {winner.strategy}" if winner is not best else ""
+        return f"{text}; with a worker lost every {self._loss_in_time(n)}, {counts}"
+
+    def _ahead(self, workers: int, best: Row) -> str:
+        second = next((row for row in self.rows[workers] if row.exact and row is not best), None)
+        if second is None:
+            return ", the only one that is ever done"
+        if second.seconds <= (1 + TIE) * best.seconds:
+            return f", as fast as {second.strategy}, to {100 * TIE:g} %"
+        return f", {in_figures(second.seconds / best.seconds, 2)} times as fast as {second.strategy}"
+
+    def _loss_in_time(self, workers: int) -> str:
+        return in_time((self.case.lost_every_s or math.inf) / workers)
+
+    def never(self, workers: int) -> list[str]:
+        """Ways whose update is never done between two losses."""
+        case = dataclasses.replace(self.case, workers=workers)
+        return [name for name, cost in cost_of_all(case).items() if math.isinf(cost.seconds)]
 
     def doubts(self) -> Iterator[str]:
         """What the numbers don't know, each in one line."""
         yield from DOUBTS
         if self.case.spread == 0:
             yield "every worker takes the same time for every step: give --spread, such as 0.05, to see what waiting costs"
-        if self.case.workers_per_host > 1:
+        if self.case.workers_per_host > 1 and self.case.host_link is None:
             yield "what workers of one host say to each other costs nothing here"
+        if self.case.link.alpha_s >= FAR_S:
+            yield BETWEEN_SITES[0]
+            if self.case.all_reduce == FASTEST:
+                yield BETWEEN_SITES[1]
+            if self.case.lost_every_s is None:
+                yield "no worker is ever lost: give --lost-every, such as 24h, to see what losses cost"
+        if self.case.lost_every_s is not None:
+            yield from OF_LOSSES
+            if gone := self.never(self.case.workers):
+                yield f"not in the table, never done between two losses: {', '.join(gone)}"
 
     def tables(self) -> list[Table]:
         """Who is fastest over the numbers of workers, and every strategy with the most of them."""
-        cost = "worker-hours / 1M samples" if self.price is None else "cost / 1M samples"
-        columns = ["strategy", "update", "time", "efficiency", "samples/s", cost, "what happens"]
-        rows = [
-            [
-                *(row.strategy, "exact" if row.exact else "differs"),
-                *(*_speed(row), f"{row.samples_per_s:,.0f}", in_figures(row.worker_hours * (self.price or 1))),
-                STRATEGIES[row.strategy].words,
-            ]
-            for row in self.rows[self.case.workers]
-        ]
-        most = Table(f"{self.case.workers:,} workers", columns, rows, set(columns[2:6]))
+        most = self._table_of_most()
         if len(self.workers) == 1:
             return [most]
         columns = ["workers", "fastest exact update", "time", "efficiency", "fastest of all", "its time", "its efficiency"]
-        pairs = [(n, self.fastest(n, exact=True), self.fastest(n, exact=False)) for n in self.workers]
-        rows = [[f"{n:,}", a.strategy, *_speed(a), b.strategy, *_speed(b)] for n, a, b in pairs]
-        return [Table("Over workers", columns, rows, set(columns) - {columns[1], columns[4]}), most]
+        rows = []
+        for n in self.workers:
+            exact, winner = self.fastest(n, exact=True), self.rows[n][0]
+            rows.append([f"{n:,}", *((exact.strategy, *_speed(exact)) if exact else ("none", "", "")), winner.strategy, *_speed(winner)])
+        narrow = frozenset({columns[3], columns[6]})
+        return [Table("Over workers", columns, rows, set(columns) - {columns[1], columns[4]}, narrow), most]
+
+    def _table_of_most(self) -> Table:
+        cost = "worker-hours / 1M samples" if self.price is None else "cost / 1M samples"
+        lossy = self.case.lost_every_s is not None
+        columns = ["strategy", "update", "time", "efficiency", "sent", *(["goodput"] if lossy else []), "samples/s", cost, "what happens"]
+        rows = [
+            [
+                *(row.strategy, "exact" if row.exact else "differs", *_speed(row), in_bytes(row.sent_bytes)),
+                *([_percent(row.goodput)] if lossy else []),
+                *(in_figures(row.samples_per_s), in_figures(row.worker_hours * (self.price or 1)), STRATEGIES[row.strategy].words),
+            ]
+            for row in self.rows[self.case.workers]
+        ]
+        return Table(f"{self.case.workers:,} workers", columns, rows, set(columns[2:-1]), frozenset(columns[5:]))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values: what the plot reads."""
         table = [{"workers": n, **row._asdict()} for n, rows in self.rows.items() for row in rows]
-        case = {**dataclasses.asdict(self.case), "link": self.case.link._asdict()}
+        inside = self.case.host_link and self.case.host_link._asdict()
+        case = {**dataclasses.asdict(self.case), "link": self.case.link._asdict(), "host_link": inside}
         words = {"sentence": self.sentence(), "doubts": list(self.doubts())}
         whole = {"case": case, "workers": self.workers, "local_batch": self.local_batch, "price": self.price, **words, "rows": table}
         plain: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
@@ -143,6 +200,11 @@ def simulate(case: Case, *, workers: Sequence[int] = (), local_batch: int = 32, 
     if numbers[0] < 1:
         raise UserError(f"workers = {numbers[0]}: must be 1 or more; give how many there are")
     rows = {n: tuple(_rows(dataclasses.replace(case, workers=n), local_batch)) for n in numbers}
+    for n, found in rows.items():
+        if not found:
+            raise UserError(
+                f"lost_every_s = {case.lost_every_s}: with {n:,} workers no update is done between two losses; give a longer time"
+            )
     return Simulation(dataclasses.replace(case, workers=numbers[-1]), tuple(numbers), local_batch, price, rows)
 
 
@@ -158,22 +220,36 @@ def in_time(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h" if seconds < 3.6e6 else f"{seconds / 3600:,.0f} h"
 
 
-def in_figures(number: float) -> str:
-    """Three digits at least, without an exponent above one.
+def in_bytes(number: float) -> str:
+    """Bytes in three digits and a unit.
 
-    >>> in_figures(0.0123), in_figures(1234.5)
-    ('0.0123', '1,234')
+    >>> in_bytes(0.0), in_bytes(4200.0), in_bytes(130e3), in_bytes(13.25e6), in_bytes(4e9), in_bytes(8.19e12)
+    ('0 kB', '4.2 kB', '0.13 MB', '13.2 MB', '4 GB', '8.19 TB')
     """
-    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+    unit, size = next((unit, size) for unit, size, limit in BYTES if number < limit)
+    return f"{number / size:.3g} {unit}"
+
+
+def in_figures(number: float, decimals: int | None = None) -> str:
+    """Three digits at least, without an exponent above one; below 1,000 so many decimals, if given.
+
+    >>> in_figures(0.0123), in_figures(1234.5), in_figures(2.6249, 2)
+    ('0.0123', '1,234', '2.62')
+    """
+    if number >= 1000:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if decimals is None else f"{number:.{decimals}f}"
 
 
 def _rows(case: Case, local_batch: int) -> list[Row]:
     found = []
-    for name, seconds in seconds_of_all(case).items():
+    for name, cost in cost_of_all(case).items():
+        if math.isinf(cost.seconds):
+            continue
         paid = case.workers + (case.servers if "server" in name else 0)
-        samples_per_s = case.workers * local_batch / seconds
-        worker_hours = paid * MILLION / samples_per_s / 3600
-        found.append(Row(name, STRATEGIES[name].exact, seconds, case.step_s / seconds, samples_per_s, worker_hours))
+        samples_per_s = case.workers * local_batch / cost.seconds
+        spent = {"worker_hours": paid * MILLION / samples_per_s / 3600, "sent_bytes": cost.sent_bytes, "goodput": cost.goodput}
+        found.append(Row(name, STRATEGIES[name].exact, cost.seconds, case.step_s / cost.seconds, samples_per_s, **spent))
     return sorted(found, key=lambda row: row.seconds)
 
 

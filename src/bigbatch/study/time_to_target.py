@@ -75,7 +75,7 @@ class TimeToTarget:
             ]
             for way in self.fastest
         ]
-        return Table("To the target", columns, rows, set(columns[:-1]))
+        return Table("To the target", columns, rows, set(columns[:-1]), frozenset({"updates", "an update"}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -125,7 +125,10 @@ def time_to_target(
 
 
 def _way(case: Case, trade_off: TradeOff, batch: int) -> Way:
-    times = {name: seconds for name, seconds in seconds_of_all(case).items() if STRATEGIES[name].exact}
+    times = {name: seconds for name, seconds in seconds_of_all(case).items() if STRATEGIES[name].exact and seconds < math.inf}
+    if not times:
+        lost = f"lost_every_s = {case.lost_every_s}: with {case.workers:,} workers no exact update is done between two losses"
+        raise UserError(f"{lost}; give a longer time or fewer workers")
     strategy = min(times, key=lambda name: times[name])
     updates = steps_needed(batch, min_steps=trade_off.min_steps, critical_batch=trade_off.critical_batch)
     seconds = updates * times[strategy]
