@@ -46,7 +46,7 @@ def recipe_of(named, arm, multiple, workers):
     steps, outer = planned.local, OUTER[arm]
     inner = "muon" if arm == "muloco" else keeper(named.optimizer.name)
     by = plan(named, global_batch=steps.inner_batch, rule=inner).recipe
-    comm = {"kind": "diloco", "period": steps.period, "outer_lr": outer[0], "outer_momentum": outer[1]}
+    comm = {"kind": arm, "period": steps.period, "outer_lr": outer[0], "outer_momentum": outer[1]}
     ghost = {} if steps.ghost_batch is None else {"batch.ghost_batch": steps.ghost_batch}
     return by.replace({"comm": comm, **ghost})
 

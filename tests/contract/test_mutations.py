@@ -84,6 +84,7 @@ CASES = [
     ("comm.compression.compressor", "Compressor.sent_bytes", "", "comm/compression/test_quantized.py"),
     ("comm.local.local_sgd", "next_average", "", None),
     ("comm.local.diloco", "displacement_of", "", None),
+    ("comm.local.muloco", "DiLoCo.displacement", "", None),
     ("comm.local.streaming_diloco", "mixed", "", None),
     ("comm.local.noloco", "noloco_step", "", None),
     ("scaling.local", "local_steps", "period", None),

@@ -309,6 +309,7 @@ RUNS: dict[str, Run] = {
     "diloco": Run(DILOCO, workers=2),
     "diloco, resumed": Run(DILOCO, workers=2, stopped_after=10),
     "diloco, 4 bits": Run({"comm": {**DILOCO["comm"], "compression": {"kind": "int4", "block": 64}}, **MUON}, workers=2),
+    "muloco": Run({"comm": {"kind": "muloco", "period": 4}, **MUON}, workers=2),
     "diloco, alone": Run(DILOCO),
     "diloco in groups": Run({"comm": {**DILOCO["comm"], "group_size": 2, "nesterov": False}}, workers=4),
     "streaming_diloco": Run({"comm": {"kind": "streaming_diloco", "period": 6, "fragments": 2, "overlap": 2}}, normed=True, workers=2),

@@ -7,6 +7,7 @@ import typer
 
 from bigbatch.cli import output
 from bigbatch.cli.batch_schedule import show_batch_schedule
+from bigbatch.cli.local_steps import Bandwidth, Doctor, Latency, ModelBytes, Step, find_savings
 from bigbatch.cli.sets import split_sets
 from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, limits_of
 from bigbatch.cli.values import read_noise_scale
@@ -25,6 +26,11 @@ def plan(
     largest: Annotated[int | None, typer.Option("--largest", help="Largest batch of a schedule.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="For --rule local, and for the seconds of a schedule.")] = None,
     rule: Rule = "auto",
+    doctor: Doctor = None,
+    bandwidth: Bandwidth = None,
+    latency: Latency = None,
+    step: Step = None,
+    model_bytes: ModelBytes = None,
     sets: PlanSets = None,
     noise: NoiseFile = None,
     groups: Annotated[bool, typer.Option("--groups", help="Also show which group each parameter falls into, and why.")] = False,
@@ -49,8 +55,12 @@ def plan(
     how: dict[str, Any] = {"rule": rule, "workers": workers, "noise_scale": scale, "overrides": overrides, "can_change": limits_of(file)}
     planned = make_plan(find_recipe(task, file, sets), global_batch=global_batch, **how)
     output.check(json)
+    link = {"doctor": doctor, "bandwidth": bandwidth, "latency": latency, "step": step, "model_bytes": model_bytes}
+    saved = find_savings(planned, planned.reference.task, link) if planned.local is not None else None
     if json != output.STANDARD:
         show_plan(planned)
+        for text in saved.sentences() if saved is not None else ():
+            typer.echo(text)
         if groups:
             from bigbatch.cli.tables import show_groups
             from bigbatch.tasks import load_task
@@ -63,4 +73,4 @@ def plan(
         make_folder(out.parent)
         write_atomically(out, planned.recipe.to_toml().encode())
         typer.echo(f"wrote {out}", err=json == output.STANDARD)
-    output.write_json(json, planned.to_dict())
+    output.write_json(json, planned.to_dict() | ({"savings": saved.to_dict()} if saved is not None else {}))

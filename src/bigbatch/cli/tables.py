@@ -52,6 +52,8 @@ def show_plan(plan: "Plan") -> None:
     from bigbatch.scaling import readable
 
     title = f"{plan.reference.task or 'recipe'}: batch {plan.reference.batch.global_batch:,} to {plan.recipe.batch.global_batch:,}"
+    if (steps := plan.local) is not None:
+        title += f" over {steps.workers} workers, which exchange every {steps.samples:,} samples"
     rows = [[c.field, readable(c.before), readable(c.after), c.why, c.paper.short if c.paper else ""] for c in plan.changes]
     show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
     for warning in plan.warnings:

@@ -126,6 +126,6 @@ BATCH_RULES = Registry(
     first="increase_batch adabatch seesaw schedule ramp late noise_scale norm_test inner_product_test cabs simigrad divebatch goodput absa "
     "adascale",
 )
-COMMS = Registry("COMMS", "comm", first="all_reduce local_sgd diloco streaming_diloco noloco gossip fully_shard parameter_server")
+COMMS = Registry("COMMS", "comm", first="all_reduce local_sgd diloco muloco streaming_diloco noloco gossip fully_shard parameter_server")
 COMPRESSIONS = Registry("COMPRESSIONS", "comm", first="fp16 bf16 powersgd top_k int8 int4 sparse_loco")
 RULES = Registry("RULES", "scaling", first="none linear sqrt legw adamw sde timescale lars lamb adam adamp muon regime")

@@ -1,35 +1,24 @@
 r"""Local steps: the samples between two exchanges grow, and each update stays small.
 
-Paper:   Therien, Huang, Defazio, Rish, Belilovsky 2025, MuLoCo: Muon is a Practical Inner Optimizer for DiLoCo, arXiv:2505.23725 (v2),
-         Section 5: DiLoCo with Muon inside; as many workers as wished, H = 30, outer rate 0.7, outer momentum 0.6.
 Formula: with the reference's batch B, W workers, and k B samples between two exchanges,
              inner batch  b = m B over all workers, planned by the rule that `auto` takes for m times the batch
              H            = k / m updates between two exchanges, rounded
-Units:   m (INNER_MULTIPLE) and k are multiples of the reference's batch; H in updates.
-Differs: H follows from the samples between two exchanges. The outer optimizer is the plain average (outer rate 1, momentum 0), and the
-         inner state is averaged too, as in local SGD: on our tasks it lost least (studies/local).
+Units:   m and k are multiples of the reference's batch; H in updates. m is 8, or the largest at which auto's rule was not shown to lose if
+         that is less, or 1 where no study stands behind the reference's optimizer.
+Source:  studies/local. Workers average their weights and the state of their optimizers (local SGD): outer momentum, as DiLoCo and MuLoCo
+         have it, lost more there.
 """
 
 import math
 from typing import NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive
-from bigbatch.core.paper import Paper
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change
+from bigbatch.scaling.evidence import EVIDENCE
 
-PAPER = Paper(
-    method="MuLoCo",
-    title="MuLoCo: Muon is a Practical Inner Optimizer for DiLoCo",
-    authors="Therien, Huang, Defazio, Rish, Belilovsky",
-    year=2025,
-    arxiv="2505.23725",
-    where="Section 5",
-    study="studies/local",
-)
-LIN = "Lin et al. 2018"
 INNER_MULTIPLE = 8.0
-"""m: at so many times the tuned batch the planned updates lost nothing on any task (studies/optimizers)."""
+"""Largest m."""
 STUDY = "studies/local"
 
 
@@ -71,12 +60,22 @@ def local_steps(recipe: Recipe, samples: int, workers: int) -> LocalSteps:
         raise UserError(f"{samples} samples between exchanges of {workers} workers: fewer than one each; raise the batch to plan for")
     if samples > total:
         raise UserError(f"{samples:,} samples between exchanges: more than the run has, {total:,}; lower the batch to plan for")
-    multiple = min(INNER_MULTIPLE, max(samples / B, 1.0))
+    multiple = min(inner_multiple(recipe), max(samples / B, 1.0))
     period = max(1, round(samples / (multiple * B)))
     inner = max(round(samples / period), workers)
     ghost, local = recipe.batch.ghost_batch, inner // workers
     smaller = local if isinstance(ghost, int) and ghost > local else None
     return LocalSteps(workers, inner * period, inner, period, smaller)
+
+
+def inner_multiple(recipe: Recipe) -> float:
+    """M of a reference.
+
+    >>> [inner_multiple(Recipe.named(name)) for name in ("fashion_mnist/mlp", "text/gpt")]
+    [8.0, 4.0]
+    """
+    evidence = EVIDENCE.get(recipe.optimizer.name)
+    return 1.0 if evidence is None else min(INNER_MULTIPLE, evidence.reach)
 
 
 def exchanges(steps: LocalSteps, recipe: Recipe) -> int:
@@ -94,9 +93,9 @@ def local_changes(recipe: Recipe, steps: LocalSteps) -> list[Change]:
     of = {field: recipe.get(f"comm.{field}") for field in ("kind", "period", "momentum")}
     several = f"{steps.samples:,} samples between exchanges, in updates of {steps.inner_batch:,}"
     changes = [
-        Change("comm.kind", of["kind"], "local_sgd", "workers take steps of their own, and average their weights", PAPER),
+        Change("comm.kind", of["kind"], "local_sgd", "workers take steps of their own, and average their weights"),
         Change("comm.period", of["period"], steps.period, several),
-        Change("comm.momentum", of["momentum"], "average", f"with the weights ({LIN}): it lost least in {STUDY}"),
+        Change("comm.momentum", of["momentum"], "average", f"with the weights: it lost least ({STUDY})"),
     ]
     if steps.ghost_batch is not None:
         why = f"a worker's share of an update, {steps.ghost_batch}: no normalisation group is cut in two"

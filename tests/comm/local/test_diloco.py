@@ -41,10 +41,10 @@ def test_on_real_processes(tmp_path, what, world):
     run_ranks(SCRIPT, world, tmp_path, what)
 
 
-def trained(make, updates=12):
+def trained(make, updates=12, make_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1)):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    comm, optimizer = make(model), torch.optim.AdamW(model.parameters(), lr=0.1)
+    comm, optimizer = make(model), make_optimizer(model)
     for update in range(updates):
         inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(update), dtype=torch.float64)
         with comm.sync_context(last=True):

@@ -148,6 +148,10 @@ class DiLoCo(LocalSGD):
         for number in range(len(self.parts)):
             self.finish(number, self.start(number))
 
+    def displacement(self, number: int) -> Tensor:
+        """How far this worker has taken a part from the outer weights: theta - theta_i, shape (n,)."""
+        return self._outer[number].weights - flat(self.parts[number])
+
     @torch.no_grad()
     def start(self, number: int) -> Future[Tensor]:
         """Start the exchange of a part.
@@ -155,8 +159,7 @@ class DiLoCo(LocalSGD):
         Returns:
             The mean displacement over workers, shape (n,), once it is there.
         """
-        outer = self._outer[number]
-        displacement = outer.weights - flat(self.parts[number])
+        displacement = self.displacement(number)
         if self.ranks.world_size == 1:
             alone: Future[Tensor] = Future()
             alone.set_result(displacement)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bigbatch.comm.local.diloco import DiLoCo
+    from bigbatch.comm.local.muloco import MuLoCo
     from bigbatch.comm.local.noloco import NoLoCo
     from bigbatch.comm.local.streaming_diloco import StreamingDiLoCo
     from bigbatch.comm.ranks import Ranks
@@ -50,6 +51,21 @@ class DiLoCoSection(OuterSection):
     momentum: Literal["average", "keep", "reset"] = "keep"  # what becomes of the inner optimizer's state at an exchange
 
 
+class MuLoCoSection(DiLoCoSection):
+    """DiLoCo with Muon inside."""
+
+    kind: Literal["muloco"] = "muloco"  # type: ignore[assignment]
+    outer_momentum: Momentum = 0.6
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse another optimizer."""
+        if recipe.optimizer.name != "muon":
+            raise ValueError(
+                f'comm.kind = "muloco" with optimizer.name = "{recipe.optimizer.name}": has Muon inside; set optimizer.name = "muon" and '
+                'its rates (rule "muon"), or comm.kind = "diloco"'
+            )
+
+
 class StreamingDiLoCoSection(OuterSection):
     """DiLoCo in fragments, which are exchanged while workers go on."""
 
@@ -85,6 +101,14 @@ def build(c: DiLoCoSection, model: "nn.Module", ranks: "Ranks", recipe: Recipe) 
     from bigbatch.comm.local.diloco import DiLoCo
 
     return DiLoCo(model, ranks, **_settings(c, ranks, recipe))
+
+
+@COMMS.register("muloco", MuLoCoSection)
+def build_muloco(c: MuLoCoSection, model: "nn.Module", ranks: "Ranks", recipe: Recipe) -> "MuLoCo":
+    """How the recipe's workers go together."""
+    from bigbatch.comm.local.muloco import MuLoCo
+
+    return MuLoCo(model, ranks, **_settings(c, ranks, recipe))
 
 
 @COMMS.register("streaming_diloco", StreamingDiLoCoSection)
