@@ -1,5 +1,6 @@
 """What a plan of local steps saves: exchanges, bytes and seconds, against all-reduce. `bigbatch plan --rule local` says it."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError
@@ -9,6 +10,10 @@ from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import Link
 from bigbatch.simulate.strategies import STRATEGIES, update_cost
 from bigbatch.study.simulate import in_time
+
+STATES = {"sgd": 1, "sgdp": 1, "lars": 1, "muon": 1}
+"""Values that an optimizer keeps for each weight, and that are averaged with it; 2 of those that are not here, and of what Muon leaves to
+AdamW, which is little."""
 
 
 class Way(NamedTuple):
@@ -84,6 +89,9 @@ def savings(planned: Plan, *, model_bytes: float | None = None, link: Link | Non
     case = Case(workers=steps.workers, step_s=step_s or 1.0, **shape)
     smaller = Case(workers=steps.workers, step_s=case.step_s * reference.batch.global_batch / steps.inner_batch, **shape)
 
+    states = STATES.get(recipe.optimizer.name, 2) if recipe.get("comm.momentum") == "average" else 0
+    averaged = dataclasses.replace(case, model_bytes=(1 + states) * model_bytes)
+
     def counted(way: Way, names: list[str], case: Case, updates: int) -> Way:
         costs = [update_cost(name, case) for name in names]
         best = min(costs, key=lambda cost: cost.seconds)
@@ -92,7 +100,7 @@ def savings(planned: Plan, *, model_bytes: float | None = None, link: Link | Non
     exact = [name for name, way in STRATEGIES.items() if way.exact and "server" not in name]
     return Savings(
         steps.workers,
-        counted(local, ["local_sgd"], case, recipe.num_updates),
+        counted(local, ["local_sgd"], averaged, recipe.num_updates),
         counted(same, exact, case, recipe.num_updates),
         counted(tuned, exact, smaller, reference.num_updates),
     )
