@@ -7,7 +7,8 @@
 Fixed beforehand: the named recipe as reference (its runs, and those of all-reduce at each multiple, are those of studies/optimizers: rule
 auto), final weights, test set once a run, the margin of the task's metric. The same samples are seen in every run. ARMS:
 
-    local     what `plan --rule local` writes: inner updates of 8 times the tuned batch by auto's rule, plain average of weights and state
+    local     what `plan --rule local` writes: inner updates of 4 times the tuned batch by auto's rule, plain average of weights and state
+    local-8   the same with 8 times the tuned batch: what the rule wrote first
     diloco    the same inner batch by the rule that keeps the reference's optimizer; outer Nesterov 0.7 / 0.9, inner state kept
     muloco    the same inner batch by rule muon; outer Nesterov 0.7 / 0.6, inner state kept
 
@@ -32,7 +33,7 @@ from bigbatch.tasks import load_task, metric_of
 from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
-ARMS = ("local", "diloco", "muloco")
+ARMS = ("local", "local-8", "diloco", "muloco")
 OUTER = {"diloco": (0.7, 0.9), "muloco": (0.7, 0.6)}
 DEVELOPMENT = ("fashion_mnist/mlp", "fashion_mnist/cnn")
 SEARCH_SEEDS = (100, 101)
@@ -43,7 +44,13 @@ def recipe_of(named, arm, multiple, workers):
     planned = plan(named, global_batch=multiple * named.batch.global_batch, rule="local", workers=workers)
     if arm == "local":
         return planned.recipe
-    steps, outer = planned.local, OUTER[arm]
+    steps = planned.local
+    if arm == "local-8":
+        by = plan(named, global_batch=8 * named.batch.global_batch).recipe
+        ghost = min(by.batch.ghost_batch or by.batch.global_batch, by.batch.global_batch // workers)
+        own = {"batch.ghost_batch": ghost} if by.batch.ghost_batch else {}
+        return by.replace({"comm": {"kind": "local_sgd", "period": multiple // 8}, **own})
+    outer = OUTER[arm]
     inner = "muon" if arm == "muloco" else keeper(named.optimizer.name)
     by = plan(named, global_batch=steps.inner_batch, rule=inner).recipe
     comm = {"kind": arm, "period": steps.period, "outer_lr": outer[0], "outer_momentum": outer[1]}

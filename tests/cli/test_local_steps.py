@@ -13,12 +13,12 @@ def test_a_plan_says_what_it_saves(tmp_path):
         *PLAN, "--bandwidth", "1Gbit", "--latency", "50ms", "--step", "20ms", "--json", "plan.json", "--out", "local.toml", cwd=tmp_path
     )
     said = " ".join(done.stdout.split())
-    assert "batch 32 to 256 over 4 workers, which exchange every 1,024 samples" in said
-    assert "exchanges of 4 workers: 26, where all-reduce makes 102 with these updates and 811 at the tuned batch" in said
+    assert "batch 32 to 128 over 4 workers, which exchange every 1,024 samples" in said
+    assert "exchanges of 4 workers: 26, where all-reduce makes 203 with these updates and 811 at the tuned batch" in said
     assert "bytes that each sends: " in said
     assert "time of the run, simulated: " in said
     saved = json.loads((tmp_path / "plan.json").read_text())
-    assert saved["local"] == {"workers": 4, "samples": 1024, "inner_batch": 256, "period": 4, "ghost_batch": None}
+    assert saved["local"] == {"workers": 4, "samples": 1024, "inner_batch": 128, "period": 8, "ghost_batch": None}
     ways = saved["savings"]
     assert ways["local"]["seconds"] < ways["same_updates"]["seconds"] < ways["tuned_updates"]["seconds"]
     assert 'kind = "local_sgd"\n' in (tmp_path / "local.toml").read_text()
@@ -35,7 +35,7 @@ def test_a_run_of_two_workers(tmp_path):
     done = bigbatch(*command, cwd=tmp_path)
     assert "over 2 workers, which exchange every 512 samples" in " ".join(done.stdout.split())
     start = json.loads((tmp_path / "run" / "record.jsonl").read_text().splitlines()[0])
-    assert (start["workers"], start["recipe"]["comm"]["kind"], start["recipe"]["comm"]["period"]) == (2, "local_sgd", 2)
+    assert (start["workers"], start["recipe"]["comm"]["kind"], start["recipe"]["comm"]["period"]) == (2, "local_sgd", 4)
 
 
 def test_a_comparison(tmp_path):
@@ -55,7 +55,7 @@ def test_a_comparison(tmp_path):
     ]
     done = bigbatch(*command, "--seeds", 1, "--max-seeds", 1, "--quiet", "--out", "cmp", cwd=tmp_path)
     said = " ".join(done.stdout.split())
-    assert "local at 512 samples between exchanges of 2 workers (updates of 256): " in said
+    assert "local at 512 samples between exchanges of 2 workers (updates of 128): " in said
     records = {path.parts[-3]: json.loads(path.read_text().splitlines()[0])["workers"] for path in (tmp_path / "cmp").rglob("record.jsonl")}
     assert records == {"reference": 1, "batch-512-only": 1, "batch-512-local-2-workers": 2}
     assert "digits/mlp: 32 to 512" in (tmp_path / "cmp" / "report.html").read_text()

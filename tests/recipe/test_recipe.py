@@ -78,7 +78,7 @@ def test_is_frozen():
         ({"num_train_samples": None}, "num_train_samples: is missing"),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
         ({"precision": "float16"}, "precision = 'float16': input should be 'float32', 'bfloat16' or 'float64'"),
-        ({"comm": {"kind": "gosip"}}, "comm.kind = 'gosip': must be one of all_reduce, local_sgd, gossip"),
+        ({"comm": {"kind": "gosip"}}, "comm.kind = 'gosip': must be one of all_reduce, local_sgd, diloco, "),
         ({"comm": {"kind": "gossip", "topology": "rng"}}, "comm.topology = 'rng': input should be 'ring', 'torus'"),
         ({"comm.topology": "ring"}, "unknown field 'comm.topology'"),
         ({"comm": {"kind": "gossip", "method": "decentlam"}}, "with optimizer.nesterov = true: is made for heavy-ball momentum; set"),
