@@ -7,7 +7,7 @@ displacements an update, where the others wait at the bound of staleness; and a 
 beyond which a displacement is refused. First one worker is 4 times slower: samples a second. Then all are equally fast, and one is killed
 (SIGKILL) or stopped (SIGSTOP) in the middle of an item, and is not started again: the longest time without an update, less the usual one.
 
-Workers are processes that sleep instead of computing (5 ms an update), so that a small machine's cores don't decide; weights and
+Workers are processes that sleep instead of computing (10 ms an update), so that a small machine's cores don't decide; weights and
 displacements of 1 MB really travel. An item that takes longer than 5 s is assigned again (by default 120 s). Prints a table and writes
 decoupled.json beside this script.
 """
@@ -31,7 +31,7 @@ from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.train.state.record import environment
 
 PATH = Path(__file__).with_suffix(".json")
-WORKERS, SLOWER, LOCAL_BATCH, PERIOD, UPDATE_S, NUMBERS, TIMEOUT_S = 4, 4, 16, 10, 0.005, 250_000, 5.0
+WORKERS, SLOWER, LOCAL_BATCH, PERIOD, UPDATE_S, NUMBERS, TIMEOUT_S = 4, 4, 16, 10, 0.01, 250_000, 5.0
 BACKUP = {"gradients_per_update": 3, "backup_workers": 1}
 ARMS = {
     "synchronous": {"gradients_per_update": 4},

@@ -55,7 +55,8 @@ def test_several_servers_change_nothing_and_workers_clip(tmp_path):
     assert not torch.equal(saved(tmp_path / "unclipped")["model"][key], one["model"][key])
 
 
-def test_a_quorum_learns_and_each_sample_is_used_once(tmp_path, capsys):
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_quorum_learns_and_each_sample_is_used_once(tmp_path, capsys, servers):
     changes = {
         "comm.mode": "asynchronous",
         "comm.backup_workers": 1,
@@ -63,14 +64,38 @@ def test_a_quorum_learns_and_each_sample_is_used_once(tmp_path, capsys):
         "comm.period": 4,
         "comm.outer_momentum": 0.3,
     }
-    recipe = NAMED.replace({**changes, "budget.epochs": 20, "budget.updates": None})
+    recipe = NAMED.replace({**PLAIN, **changes, "comm.servers": servers, "budget.epochs": 20, "budget.updates": None})
     result = run(Digits(), recipe, tmp_path, workers=4, quiet=False)
-    assert "staleness adds to outer_momentum = 0.3: if it diverges, set outer_momentum to 0" in capsys.readouterr().err
+    assert "staleness adds to outer_momentum = 0.3: if it diverges, set outer_momentum to 0, or set" in capsys.readouterr().err
     assert result.test_score > 0.9
     end = read_record(tmp_path / "record.jsonl")[-1]
     assert end["applied"] == [[0, recipe.total_samples]]
     assert max(map(int, end["staleness"])) <= 2
     assert result.updates >= recipe.total_samples // (3 * 4 * recipe.batch.global_batch // 4)
+
+
+@pytest.mark.parametrize("changes", [{"comm.backup_workers": 1}, {"comm.gradients_per_update": 3}], ids=["quorum", "asynchronous"])
+def test_all_servers_take_the_same_displacements_and_give_the_same_version(tmp_path, monkeypatch, changes):
+    """Every weight goes the same way, by the item's place: so all are equal whenever a worker has pulled them."""
+    equal = []
+
+    class FromZero(Digits):
+        def model(self, **options):
+            model = super().model(**options)
+            for p in model.parameters():
+                nn.init.zeros_(p)
+            return model
+
+    def take(steps, work):
+        weights = torch.cat([p.detach().flatten() for p in steps._parameters])
+        equal.append(torch.allclose(weights, weights[0].expand_as(weights), rtol=1e-9, atol=1e-9))
+        return torch.tensor(1.0), [torch.full_like(p, work.start % 977 / 1e5) for p in steps._parameters]
+
+    monkeypatch.setattr(LocalSteps, "take", take)
+    asynchronous = {"comm.mode": "asynchronous", "comm.staleness_bound": 2, "comm.servers": 3}
+    run(FromZero(), NAMED.replace({**PLAIN, **LOCAL, **asynchronous, **changes, "budget.updates": 300}), tmp_path, workers=4)
+    assert len(equal) >= 240
+    assert all(equal)
 
 
 def test_items_updates_and_rates():

@@ -16,7 +16,8 @@ Units:   H (period) and j in updates of a worker; T (staleness_bound) in updates
 Differs: the whole model is exchanged at once, not in fragments. A displacement weighs by its samples, in the paper by its tokens times its
          tokens per step. The grace window is counted in updates, not in seconds: in seconds an update would take as many displacements as
          came in time, and the staleness bound counts on M of them (`can_meet_deadlines` in `async_sgd`). Nothing is refused without backup
-         workers: fast workers wait at the bound instead. The inner optimizer's state stays with its worker, and is lost with it.
+         workers: fast workers wait at the bound instead. The inner optimizer's state stays with its worker, and is lost with it; the item
+         of a lost worker is taken by another, from the newest weights. We know the paper by its abstract and summaries of it.
 """
 
 from collections.abc import Sequence

@@ -291,10 +291,10 @@ def _warning(recipe: Recipe) -> str:
     assert isinstance(c, ParameterServerSection)
     if c.mode == "synchronous" and not c.backup_workers:
         return "a worker's optimizer remembers its own local steps, and which worker takes which is chance: not reproducible bit for bit"
-    name, momentum = "momentum", getattr(recipe.optimizer, "momentum", 0.0)
-    if c.has_outer_optimizer:
-        name, momentum = "outer_momentum", c.outer_momentum
+    momenta = {"momentum": getattr(recipe.optimizer, "momentum", 0.0), "outer_momentum": c.outer_momentum}
+    momenta = {name: value for name, value in momenta.items() if value}
     text = "updates depend on which gradient arrives first: not reproducible bit for bit"
-    if c.mode == "asynchronous" and momentum and c.damping == "none":
-        text += f"; staleness adds to {name} = {momentum}: if it diverges, set {name} to 0, or set comm.damping (studies/staleness)"
+    if c.mode == "asynchronous" and momenta and c.damping == "none":
+        found, which = " and ".join(f"{name} = {value}" for name, value in momenta.items()), " and ".join(momenta)
+        text += f"; staleness adds to {found}: if it diverges, set {which} to 0, or set comm.damping (studies/staleness)"
     return text
