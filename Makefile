@@ -88,6 +88,7 @@ bench-links: $(VENV)/dev  ## measure on slow links between network namespaces (r
 	$(BIN)/python benchmarks/kill_workers.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/parameter_server.py
+	$(BIN)/python benchmarks/decoupled.py
 	$(BIN)/python benchmarks/kill_server.py
 
 gpu:  ## all that needs a GPU, in nine minutes, without installing: make gpu PYTHON=python3; see docs/gpu.md

@@ -99,6 +99,7 @@ CASES = [
     ("comm.parameter_server.staleness", "damped", "factor", None),
     ("comm.parameter_server.backup_workers", "num_gradients", "", None),
     ("comm.parameter_server.backup_workers", "update_seconds", "", None),
+    ("comm.parameter_server.decoupled_diloco", "LocalUpdates.clock", "samples", None),
     ("optim.lamb", "trust_ratio", "", None),
     ("optim.adamp", "decayed_fraction", "", None),
     ("optim.sgdp", "decayed_fraction", "", None),

@@ -124,7 +124,13 @@ ASYNCHRONOUS = {"comm.kind": "parameter_server", "comm.mode": "asynchronous"}
     [
         ({**ASYNCHRONOUS, "comm.staleness_bound": 0}, r'comm: staleness_bound = 0: no gradient could ever be late, .*mode = "synchronous"'),
         ({**ASYNCHRONOUS, "comm.staleness_bound": -1}, "comm.staleness_bound = -1: input should be greater than or equal to 0"),
-        ({**ASYNCHRONOUS, "comm.backup_workers": 1}, "comm: backup_workers = 1: asynchronous updates wait for none"),
+        ({**ASYNCHRONOUS, "comm.period": 0}, "comm.period = 0: input should be greater than 0"),
+        ({**ASYNCHRONOUS, "comm.outer_lr": 0}, "comm.outer_lr = 0: input should be greater than 0"),
+        ({**ASYNCHRONOUS, "comm.outer_momentum": 1}, "comm.outer_momentum = 1: input should be less than 1"),
+        (
+            {**ASYNCHRONOUS, "comm.period": 8, "comm.reduction": "sum"},
+            'comm: reduction = "sum" with an outer optimizer: its rate is of the mean of where workers went; set "mean"',
+        ),
         ({"comm.kind": "parameter_server", "comm.staleness_bound": 4}, "comm: staleness_bound = 4: nothing is stale in synchronous"),
         ({"comm.kind": "parameter_server", "comm.damping": "inverse"}, "comm: damping = 'inverse': nothing is stale"),
         (

@@ -75,7 +75,13 @@ def _address_of_redis(text: str) -> str:
 VARIABLES = (
     Variable(DATA, "Folder of the data of a task, where `--data` is not given."),
     Variable(CACHE, "Folder for downloads and measured micro-batches; the user's cache folder if unset."),
-    Variable(TIMEOUT, "Seconds that a worker waits for the others before it gives up; 120 if unset.", _seconds, "seconds above zero"),
+    Variable(
+        TIMEOUT,
+        "Seconds that a worker waits for the others before it gives up, and that it may take for a work item of a parameter server; 120 if "
+        "unset.",
+        _seconds,
+        "seconds above zero",
+    ),
     Variable(JOB, "Name of the job. The same name goes on with what an earlier start of the job has begun, without `--resume`."),
     Variable(STORE, "Redis server at which workers meet; needs BIGBATCH_JOB.", _address_of_redis, "a URL such as redis://host:6379"),
     Variable(FORCE, "1: as `--force`, take over a folder whose owner on another host has ended.", _switch, "0 or 1"),

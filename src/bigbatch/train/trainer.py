@@ -20,7 +20,7 @@ from bigbatch.train.data.loader import refuse_in_a_loader
 from bigbatch.train.data.shares import partition
 from bigbatch.train.loop import begin, train, update
 from bigbatch.train.measure.curvature_probe import CurvatureProbe
-from bigbatch.train.parameter_server.dispatch import refuse_gaps, take_part
+from bigbatch.train.parameter_server.dispatch import refuse_gaps, refuse_local_steps_alone, take_part
 from bigbatch.train.run import Options, Run
 from bigbatch.train.setup.build import build_comm, build_model, build_optimizer, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import HasState, Progress, load_batch_state, load_checkpoint
@@ -110,6 +110,7 @@ def fit_with(task: Task, recipe: Recipe | None, options: Options) -> Result:
     recipe, out = recipe or Recipe.named(task.name), options.out
     if (role := ProcessRole.from_environment()) is not None:
         return take_part(task, recipe, role, options)
+    refuse_local_steps_alone(recipe)
     refuse_gaps(recipe, out if options.resume else None)
     with (
         process_group(device=options.device) as everyone,

@@ -36,6 +36,19 @@ def test_what_would_break_anothers_bound_waits():
     assert queue.ready() == [(fast, 1)]
 
 
+def test_with_backup_workers_nothing_waits_and_what_is_later_than_the_bound_is_dropped():
+    queue = WorkQueue(total_samples=8, global_batch=1, staleness_bound=1, backup_workers=1)
+    slow = queue.assign(0)
+    for _ in range(2):
+        queue.accept(queue.assign(1).id)
+        queue.mark_applied()
+    with pytest.raises(Refused, match="is late"):
+        queue.accept(slow.id)
+    assert queue.assign(1).start == slow.start  # its range comes first
+    in_time = queue.assign(0)
+    assert in_time.start == 3
+
+
 def test_a_lost_workers_piece_is_handed_out_again_and_its_own_gradient_refused():
     queue = WorkQueue(total_samples=4, global_batch=2, staleness_bound=3, timeout_s=10)
     lost, late = queue.assign(0, 0.0), queue.assign(1, 5.0)
@@ -73,7 +86,7 @@ def test_whatever_happens_bounds_are_kept_and_each_sample_is_applied_once(settin
     total, batch, gradients, bound, backups = settings
     gradients = min(gradients, batch)
     facts = {"total_samples": total, "global_batch": batch, "gradients_per_update": gradients}
-    facts |= {"staleness_bound": bound, "backup_workers": 0 if bound else backups}
+    facts |= {"staleness_bound": bound, "backup_workers": backups}
     queue, lives = WorkQueue(**facts, nonce=1, timeout_s=50), 1
     hands, old, counts, now = {}, [], [0] * total, 0.0
 
@@ -127,7 +140,7 @@ def test_whatever_happens_bounds_are_kept_and_each_sample_is_applied_once(settin
         ({"total_samples": 0}, "total_samples = 0"),
         ({"gradients_per_update": 9}, "gradients_per_update = 9: more than the 8 samples of an update"),
         ({"staleness_bound": -1}, "staleness_bound = -1"),
-        ({"staleness_bound": 2, "backup_workers": 1}, "backup workers need synchronous updates"),
+        ({"backup_workers": -1}, "staleness_bound = 0, backup_workers = -1: neither may be below zero; raise it"),
     ],
 )
 def test_impossible_settings(changes, message):

@@ -6,6 +6,12 @@
             losses.mean().backward()
             client.push(work, losses.sum())           # sends p.grad, the mean gradient over these samples, and clears it
 
+With local steps it pushes how far they went, which stands for a gradient (see `decoupled_diloco`):
+
+            pulled = [p.detach().clone() for p in model.parameters()]
+            ...                                       # several updates of an optimizer of the worker's own
+            client.push(work, sum_loss, displacement(pulled, list(model.parameters())))
+
 After a disconnect, the client reconnects and repeats its request; the server detects repeated requests. If the server does not come back
 within the time-out, `pull` and `push` raise `LostWorkers`.
 """
@@ -60,8 +66,8 @@ class ParameterClient:
     ) -> None:
         self.worker, self.parameters, self._extras = worker, list(parameters), list(extras)
         addresses = [addresses] if isinstance(addresses, str) else list(addresses)
-        indices = shard_parameters([p.numel() for p in self.parameters], len(addresses))
-        self._shards = [[self.parameters[i] for i in shard] for shard in indices]
+        self._indices = shard_parameters([p.numel() for p in self.parameters], len(addresses))
+        self._shards = [[self.parameters[i] for i in shard] for shard in self._indices]
         self._layouts, self._extras_layout = [Layout(shard) for shard in self._shards], Layout(self._extras)
         digest = digest_of([Layout(self.parameters), self._extras_layout], job)
         self.outcome: Mapping[str, Any] = {}
@@ -88,16 +94,20 @@ class ParameterClient:
                 self._load(replies)
                 return work
 
-    def push(self, work: WorkItem, sum_loss: float | Tensor = 0.0) -> bool:
-        """Send the gradient of a work item, the mean over its samples, from `p.grad`, which is cleared.
+    def push(self, work: WorkItem, sum_loss: float | Tensor = 0.0, gradient: Sequence[Tensor] | None = None) -> bool:
+        """Send the gradient of a work item, the mean over its samples, and clear `p.grad`.
+
+        Args:
+            work: The item.
+            sum_loss: Sum of the losses of its samples.
+            gradient: One tensor for each parameter; `p.grad` if left out.
 
         Returns:
             Whether the server accepted it: False if it is late, or if the server has restarted since it assigned the item.
         """
-        packed = [
-            layout.pack([torch.zeros_like(p) if p.grad is None else p.grad for p in shard])
-            for shard, layout in zip(self._shards, self._layouts, strict=True)
-        ]
+        if gradient is None:
+            gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        packed = [layout.pack([gradient[i] for i in shard]) for shard, layout in zip(self._indices, self._layouts, strict=True)]
         for p in self.parameters:
             p.grad = None
         sum_loss = sum_loss.item() if isinstance(sum_loss, Tensor) else sum_loss

@@ -7,21 +7,30 @@ from pydantic import Field, model_validator
 from bigbatch.core.checks import RecipeError
 from bigbatch.core.methods import COMMS
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.base import Count
+from bigbatch.recipe.base import Count, Momentum, Positive
 from bigbatch.recipe.sections import CommSection
 
 
 class ParameterServerSection(CommSection):
-    """Servers hold the weights; workers pull them, and push gradients as they get ready."""
+    """Servers hold the weights; workers pull them, and push gradients as they get ready, or how far local steps went."""
 
     kind: Literal["parameter_server"] = "parameter_server"
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
     staleness_bound: Annotated[int, Field(ge=0)] | None = None  # updates that a gradient may be late by; asynchronous: 16 if left out
-    gradients_per_update: Count | None = None  # if left out, synchronous: one a worker but for backup workers; asynchronous: 1
-    backup_workers: Annotated[int, Field(ge=0)] = 0  # synchronous: workers beyond those that an update waits for
+    gradients_per_update: Count | None = None  # if left out: one a worker but for backup workers; asynchronous without these: 1
+    backup_workers: Annotated[int, Field(ge=0)] = 0  # workers beyond those that an update waits for: what is too late is dropped
     damping: Literal["none", "inverse", "inverse_plus_one"] = "none"  # asynchronous: of stale gradients
     reduction: Literal["mean", "sum"] = "mean"  # of an update's gradients; "sum" takes the rate that gives the same step
     servers: Count = 1  # over which the parameters are spread
+    period: Count = 1  # updates of a worker from pull to push; above 1 it pushes how far they went, and the server steps along that
+    outer_lr: Positive = 1.0  # of the server, along the mean of where workers went
+    outer_momentum: Momentum = 0.0
+    nesterov: bool = True  # whether the server's step looks ahead, if it has momentum
+
+    @property
+    def has_outer_optimizer(self) -> bool:
+        """Whether workers step by the recipe's optimizer, and the server by an outer one; else they push gradients."""
+        return self.period > 1 or self.outer_lr != 1 or self.outer_momentum != 0
 
     @model_validator(mode="after")
     def _fits_the_mode(self) -> Self:
@@ -32,13 +41,14 @@ class ParameterServerSection(CommSection):
                 raise ValueError(
                     'staleness_bound = 0: no gradient could ever be late, which is mode = "synchronous"; set that, or a bound of 1 or more'
                 )
-            if self.backup_workers:
-                raise ValueError(
-                    f'backup_workers = {self.backup_workers}: asynchronous updates wait for none; leave it out, or set mode = "synchronous"'
-                )
         elif self.staleness_bound or self.damping != "none":
             field = f"staleness_bound = {self.staleness_bound}" if self.staleness_bound else f"damping = {self.damping!r}"
             raise ValueError(f'{field}: nothing is stale in synchronous updates; set mode = "asynchronous", or leave it out')
+        if self.has_outer_optimizer and self.reduction == "sum":
+            raise ValueError(
+                'reduction = "sum" with an outer optimizer: its rate is of the mean of where workers went; set "mean", or leave out '
+                "period, outer_lr and outer_momentum"
+            )
         return self
 
     def check_recipe(self, recipe: Recipe) -> None:

@@ -3,7 +3,8 @@
 It has no sockets, clocks or tensors. The samples of a run form one sequence, split into updates of `global_batch` samples, and each update
 into ranges. A range is assigned to a worker as a work item with a unique id, and its gradient is accepted and applied once. The range of a
 lost worker is assigned again under a new id. So each sample is in exactly one update, whatever happens to workers. The staleness bound is
-guaranteed at every moment (see `can_meet_deadlines` in `async_sgd`): an assignment or gradient that could break it waits.
+guaranteed at every moment (see `can_meet_deadlines` in `async_sgd`): an assignment or gradient that could break it waits. With backup
+workers, and in synchronous updates, nothing waits: what is later than the bound is refused, and its range assigned again.
 """
 
 import bisect
@@ -49,7 +50,7 @@ class WorkQueue:
         global_batch: Samples of one update; the last may have fewer.
         gradients_per_update: M, gradients in one update.
         staleness_bound: T; 0 is synchronous.
-        backup_workers: With T = 0: ranges that are assigned beyond the M that an update waits for; late gradients are dropped.
+        backup_workers: Ranges that are assigned beyond the M that an update waits for; gradients later than T are dropped.
         split: Splits an update: from its samples and M to the sizes of its ranges.
         nonce: From 0 to 2^32 - 1, distinguishes ids from those before a restart of the server; use a random number.
         timeout_s: A work item that takes longer is assigned again.
@@ -93,13 +94,11 @@ class WorkQueue:
                 f"gradients_per_update = {gradients_per_update}: more than the {global_batch} samples of an update; lower it, or raise "
                 "the batch"
             )
-        if staleness_bound < 0 or backup_workers < 0 or (staleness_bound and backup_workers):
-            raise UserError(
-                f"staleness_bound = {staleness_bound}, backup_workers = {backup_workers}: neither may be below zero, and backup workers "
-                "need synchronous updates (staleness_bound = 0); set one of them to 0"
-            )
+        if staleness_bound < 0 or backup_workers < 0:
+            raise UserError(f"staleness_bound = {staleness_bound}, backup_workers = {backup_workers}: neither may be below zero; raise it")
         self.total_samples, self.global_batch, self.gradients_per_update = total_samples, global_batch, gradients_per_update
         self.staleness_bound, self.backup_workers, self.timeout_s = staleness_bound, backup_workers, timeout_s
+        self._drops_late = staleness_bound == 0 or backup_workers > 0
         self._split, self.nonce, self._count = split, nonce, 0
         self.version = self.samples = 0
         self.histogram: Counter[int] = Counter()
@@ -164,9 +163,10 @@ class WorkQueue:
             self._mark_range(work.start, work.start + work.num_samples)
         self._collected.clear()
         self.version += 1
-        if self.staleness_bound == 0:
-            for id in [*self._computing, *self._arrived]:
-                self._release(id)
+        if self._drops_late:
+            for work in [*self._computing.values(), *self._arrived.values()]:
+                if work.version + self.staleness_bound < self.version:
+                    self._release(work.id)
         self._collect()
 
     def release(self, worker: int) -> list[WorkItem]:
@@ -241,7 +241,7 @@ class WorkQueue:
         for id, work in list(self._arrived.items()):
             if self._full():
                 return
-            if self.staleness_bound == 0 or self._may_collect(work):
+            if self._drops_late or self._may_collect(work):
                 self._collected[id] = self._arrived.pop(id)
 
     def _may_collect(self, work: WorkItem) -> bool:

@@ -2,7 +2,9 @@
 
 Every process makes the same call of `fit`; `BIGBATCH_ROLE` (see `bigbatch.comm.parameter_server.process_role`) makes it a server (`server`,
 `shard_servers`) or a worker (`worker`). A run with asynchronous updates is not reproducible bit for bit: the order of the gradients depends
-on the speed of the processes. A synchronous one without backup workers is, with any number of workers that come and go.
+on the speed of the processes. A synchronous one without backup workers is, with any number of workers that come and go. With local steps
+it is too, if the number that they were asked for stays and their optimizer has no state; each worker's state is lost with it, and a resumed
+run begins with fresh ones.
 """
 
 from pathlib import Path
@@ -68,13 +70,32 @@ def check_parameter_server_recipe(
         raise RecipeError(
             f'comm.reduction = "sum" with {recipe.optimizer.name}: the rate that matches a sum is known for sgd only; use "mean"'
         )
-    if c.servers > 1 and recipe.optimizer.clip_norm is not None:
+    if c.servers > 1 and recipe.optimizer.clip_norm is not None and not c.has_outer_optimizer:
         raise RecipeError(
             f"optimizer.clip_norm with comm.servers = {c.servers}: the norm is of the whole gradient, which no server has; use one server"
         )
     if c.backup_workers >= num_workers:
         raise RecipeError(
             f"comm.backup_workers = {c.backup_workers} of {num_workers} workers: none would be left to wait for; lower it, or start more"
+        )
+    if c.has_outer_optimizer and recipe.batch.global_batch % num_workers:
+        raise RecipeError(
+            f"batch.global_batch = {recipe.batch.global_batch} of {num_workers} workers with local steps: each update of a worker needs "
+            f"equally many samples; choose a multiple of {num_workers}"
+        )
+
+
+def refuse_local_steps_alone(recipe: Recipe) -> None:
+    """Without a server there is no outer optimizer, and an ordinary run would be another one.
+
+    Raises:
+        RecipeError: With the launcher to use.
+    """
+    c = recipe.comm
+    if isinstance(c, ParameterServerSection) and c.has_outer_optimizer:
+        raise RecipeError(
+            f"comm.period = {c.period}, comm.outer_lr = {c.outer_lr:g}, comm.outer_momentum = {c.outer_momentum:g} without a parameter "
+            "server: none could take the outer steps; use bigbatch train --workers"
         )
 
 

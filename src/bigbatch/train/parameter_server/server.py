@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from bigbatch.comm.parameter_server.backup_workers import num_gradients
+from bigbatch.comm.parameter_server.decoupled_diloco import LocalUpdates
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.section import ParameterServerSection
 from bigbatch.comm.parameter_server.server import ParameterServer
 from bigbatch.comm.parameter_server.shard_client import ShardClient
-from bigbatch.comm.parameter_server.work_queue import WorkQueue
+from bigbatch.comm.parameter_server.work_queue import WorkQueue, even_split
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, process_group
 from bigbatch.core.clock import Clock
@@ -33,10 +34,10 @@ from bigbatch.train.control.rate_source import RateSource
 from bigbatch.train.data.shares import check_shares, share_of
 from bigbatch.train.loop import train
 from bigbatch.train.parameter_server.shard_servers import ShardedParameters
-from bigbatch.train.parameter_server.step import Apply, add_running_statistics, build_step
+from bigbatch.train.parameter_server.step import Apply, add_running_statistics, build_server_optimizer, build_step
 from bigbatch.train.parameter_server.worker import batch_norm_buffers, describe_job, refuse_stream
 from bigbatch.train.run import POLL_S, Options, Run
-from bigbatch.train.setup.build import build_model, build_optimizer, choose_micro_batch, seed_everything
+from bigbatch.train.setup.build import build_model, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import Progress, load_batch_state, load_checkpoint
 from bigbatch.train.state.folder import load_data, lock_on_rank_0, open_folder_on_rank_0
 from bigbatch.train.state.record import Record
@@ -156,7 +157,7 @@ def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, rank
     refuse_stream(task, data.train)
     seed_everything(recipe.seed)
     model = build_model(task, recipe, ranks.device).train()
-    optimizer, queue = build_optimizer(model, recipe), build_work_queue(recipe, role.num_workers)
+    optimizer, queue = build_server_optimizer(model, recipe), build_work_queue(recipe, role.num_workers)
     apply = build_step(recipe, model, optimizer)
     shards = _shard_client(role, recipe, model) if len(role.server_addresses) > 1 else None
     comm = Comm(model, ranks) if shards is None else ShardedParameters(model, ranks, shards)
@@ -167,7 +168,9 @@ def set_up(task: Task, recipe: Recipe, role: ProcessRole, options: Options, rank
         load_batch_state(folder / "last.pt", queue, progress.batch.get("ledger", NEW_QUEUE | unbroken), clock)
     else:
         progress = Progress(micro_batch=choose_micro_batch(task, recipe, model, data.train, ranks))
-    server = _open(role, recipe, model, queue, shards, micro_batch=progress.micro_batch)
+    local = build_local_updates(recipe, role.num_workers)
+    metadata = {"micro_batch": progress.micro_batch, "local_updates": list(local) if local is not None else None}
+    server = _open(role, recipe, model, queue, shards, metadata)
     server.traffic.update(progress.batch.get("traffic", {}))
     serving = Serving(server, apply)
     serving.run = Run(
@@ -206,16 +209,18 @@ def build_work_queue(recipe: Recipe, num_workers: int) -> WorkQueue:
     """
     c, ghost_batch = recipe.comm, recipe.batch.ghost_batch
     assert isinstance(c, ParameterServerSection)
-    synchronous = c.mode == "synchronous"
-    gradients = c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if synchronous else 1)
-    check_shares(recipe.batch.global_batch, gradients, ghost_batch)
+    synchronous, local = c.mode == "synchronous", build_local_updates(recipe, num_workers)
+    gradients = gradients_per_update(c, num_workers)
+    check_shares(recipe.batch.global_batch, gradients if local is None else num_workers, ghost_batch)
 
     def split(num_samples: int, parts: int) -> list[int]:
+        if local is not None and num_samples == local.update_samples:  # local updates of equally many samples
+            return even_split(num_samples, parts)
         return [share_of(num_samples, i, parts, ghost_batch).num_samples for i in range(parts)]
 
     return WorkQueue(
         total_samples=recipe.total_samples,
-        global_batch=recipe.batch.global_batch,
+        global_batch=recipe.batch.global_batch if local is None else local.update_samples,
         gradients_per_update=gradients,
         staleness_bound=0 if synchronous else c.staleness_bound or DEFAULT_STALENESS_BOUND,
         backup_workers=c.backup_workers,
@@ -229,8 +234,23 @@ DEFAULT_STALENESS_BOUND = 16
 """Default staleness bound."""
 
 
+def gradients_per_update(c: ParameterServerSection, num_workers: int) -> int:
+    """M: gradients, or displacements of local steps, in one update."""
+    waits = c.mode == "synchronous" or c.backup_workers > 0
+    return c.gradients_per_update or (num_gradients(num_workers, c.backup_workers) if waits else 1)
+
+
+def build_local_updates(recipe: Recipe, num_workers: int) -> LocalUpdates | None:
+    """How work items are cut into local updates of `global_batch / num_workers` samples; None if workers push gradients."""
+    c = recipe.comm
+    assert isinstance(c, ParameterServerSection)
+    if not c.has_outer_optimizer:
+        return None
+    return LocalUpdates(recipe.batch.global_batch // num_workers, c.period, gradients_per_update(c, num_workers))
+
+
 def _open(
-    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: ShardClient | None, *, micro_batch: int
+    role: ProcessRole, recipe: Recipe, model: nn.Module, queue: WorkQueue, shards: ShardClient | None, metadata: dict[str, Any]
 ) -> ParameterServer:
     assert isinstance(recipe.comm, ParameterServerSection)
     return ParameterServer(
@@ -240,7 +260,7 @@ def _open(
         address=role.server_addresses[0],
         extras=batch_norm_buffers(model),
         job=describe_job(recipe),
-        metadata={"micro_batch": micro_batch},
+        metadata=metadata,
         reduction=recipe.comm.reduction,
         damping=recipe.comm.damping,
         shards=shards,
@@ -258,15 +278,23 @@ def _shard_client(role: ProcessRole, recipe: Recipe, model: nn.Module) -> ShardC
 
 
 def _reproducible(recipe: Recipe) -> bool:
-    """Whether the run is reproducible bit for bit."""
+    """Whether the run is reproducible bit for bit. With local steps a worker's optimizer may have a state, and who computes what counts."""
     c = recipe.comm
-    return isinstance(c, ParameterServerSection) and c.mode == "synchronous" and not c.backup_workers
+    assert isinstance(c, ParameterServerSection)
+    stateless = not c.has_outer_optimizer or (recipe.optimizer.name == "sgd" and not getattr(recipe.optimizer, "momentum", 0.0))
+    return c.mode == "synchronous" and not c.backup_workers and stateless
 
 
 def _warning(recipe: Recipe) -> str:
     """Warning of a run that is not reproducible bit for bit."""
-    c, momentum = recipe.comm, getattr(recipe.optimizer, "momentum", 0.0)
+    c = recipe.comm
+    assert isinstance(c, ParameterServerSection)
+    if c.mode == "synchronous" and not c.backup_workers:
+        return "a worker's optimizer remembers its own local steps, and which worker takes which is chance: not reproducible bit for bit"
+    momenta = {"momentum": getattr(recipe.optimizer, "momentum", 0.0), "outer_momentum": c.outer_momentum}
+    momenta = {name: value for name, value in momenta.items() if value}
     text = "updates depend on which gradient arrives first: not reproducible bit for bit"
-    if isinstance(c, ParameterServerSection) and c.mode == "asynchronous" and momentum and c.damping == "none":
-        text += f"; staleness adds to momentum = {momentum}: if it diverges, set momentum to 0, or set comm.damping (studies/staleness)"
+    if c.mode == "asynchronous" and momenta and c.damping == "none":
+        found, which = " and ".join(f"{name} = {value}" for name, value in momenta.items()), " and ".join(momenta)
+        text += f"; staleness adds to {found}: if it diverges, set {which} to 0, or set comm.damping (studies/staleness)"
     return text

@@ -18,9 +18,9 @@ from bigbatch.comm.ranks import Ranks, process_group
 from bigbatch.core.optimizer_state import load_optimizer_state
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
-from bigbatch.train.parameter_server.step import build_step
+from bigbatch.train.parameter_server.step import build_server_optimizer, build_step
 from bigbatch.train.parameter_server.worker import batch_norm_buffers, describe_job, ignore_stop_signals
-from bigbatch.train.setup.build import build_model, build_optimizer, seed_everything
+from bigbatch.train.setup.build import build_model, seed_everything
 from bigbatch.train.state.result import Result
 
 
@@ -86,7 +86,7 @@ def run_shard_server(task: Task, recipe: Recipe, role: ProcessRole, *, device: s
     with process_group(device=device) as ranks:
         seed_everything(recipe.seed)
         model = build_model(task, recipe, ranks.device)
-        optimizer = build_optimizer(model, recipe)
+        optimizer = build_server_optimizer(model, recipe)
         apply = build_step(recipe, model, optimizer)
         settings: dict[str, Any] = {"token": role.token, "extras": batch_norm_buffers(model), "job": describe_job(recipe)}
         server = ShardServer(list(model.parameters()), role.rank, role.server_addresses, **settings)

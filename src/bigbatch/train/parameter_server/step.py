@@ -1,6 +1,7 @@
-"""One optimizer step of a parameter server, with the gradient in `p.grad`."""
+"""One optimizer step of a parameter server, with the gradient, or the mean of where workers went, in `p.grad`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,17 +15,30 @@ from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.recipe import Recipe
 from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.schedules.from_recipe import schedule_of
+from bigbatch.train.setup.build import build_optimizer
 
 Apply = Callable[[Clock, float, int], float]
+
+
+def build_server_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer; with local steps, which are taken by that, the outer one."""
+    c = recipe.comm
+    assert isinstance(c, ParameterServerSection)
+    if not c.has_outer_optimizer:
+        return build_optimizer(model, recipe)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(parameters, lr=c.outer_lr, momentum=c.outer_momentum, nesterov=c.nesterov and c.outer_momentum > 0)
 
 
 def build_step(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
     """The step: a function of the clock before it, its damping and its number of gradients, which returns the learning rate.
 
-    Parameters without a gradient, those of other servers, do not change.
+    Parameters without a gradient, those of other servers, do not change. The rate of an outer optimizer follows no schedule.
     """
     c, schedule = recipe.comm, schedule_of(recipe)
     assert isinstance(c, ParameterServerSection)
+    if c.has_outer_optimizer:
+        return partial(_outer_step, optimizer)
     decays = [group["weight_decay"] for group in optimizer.param_groups]
 
     def apply(clock: Clock, damping: float, num_gradients: int) -> float:
@@ -41,6 +55,12 @@ def build_step(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Apply:
         return float(optimizer.param_groups[0]["lr"])
 
     return apply
+
+
+def _outer_step(optimizer: Optimizer, clock: Clock, damping: float, num_gradients: int) -> float:  # noqa: ARG001
+    set_lr(optimizer, damping)
+    optimizer.step()
+    return float(optimizer.param_groups[0]["lr"])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The training loop of a worker of a parameter server: pull, compute the gradient of the work item, push."""
+"""The training loop of a worker of a parameter server: pull, compute the gradient of the work item or take local steps, push."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from bigbatch.comm.parameter_server.client import ParameterClient
+from bigbatch.comm.parameter_server.decoupled_diloco import LocalUpdates
 from bigbatch.comm.parameter_server.process_role import ProcessRole
 from bigbatch.comm.parameter_server.work_queue import WorkItem
 from bigbatch.comm.ranks import process_group
@@ -28,6 +29,7 @@ from bigbatch.train.data.micro_batch import micro_batches
 from bigbatch.train.data.precision import DTYPES
 from bigbatch.train.data.sampler import index_batches
 from bigbatch.train.data.stream_reader import is_stream
+from bigbatch.train.parameter_server.local_steps import LocalSteps
 from bigbatch.train.setup.build import build_model, seed_everything
 from bigbatch.train.state.result import Result
 from bigbatch.train.update.gradient_accumulation import Pass, accumulate_gradients
@@ -66,10 +68,10 @@ def batch_norm_buffers(model: nn.Module) -> list[Tensor]:
 
 
 def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | torch.device | None = None, compile: bool = False) -> Result:
-    """Compute gradients until the run ends.
+    """Compute gradients, or take local steps, until the run ends.
 
     Each work item seeds the random number generators (dropout) from the run's seed and its first sample, so the gradient does not depend on
-    which worker computes it.
+    which worker computes it. With local steps, how far they go depends on this worker's optimizer, if that has a state.
 
     Returns:
         The run's result, from the server; without scores if the run failed.
@@ -96,15 +98,23 @@ def run_worker(task: Task, recipe: Recipe, role: ProcessRole, *, device: str | t
         )
         with client, _leave_on_interrupt(client):
             micro_batch = int(client.metadata["micro_batch"])
+
+            def gradient(work: WorkItem) -> Tensor:
+                batches = _passes(recipe, train, work, micro_batch, ranks.device)
+                return accumulate_gradients(
+                    forward, task, batches, divisor=work.num_samples, precision=recipe.precision, device=ranks.device
+                )
+
+            cut = client.metadata["local_updates"]
+            local = LocalSteps(recipe, model, LocalUpdates(*cut), gradient) if cut is not None else None
             while (work := client.pull()) is not None:
                 for buffer in buffers:
                     buffer.zero_()
                 seed_everything(recipe.seed, 1 + work.start)
-                batches = _passes(recipe, train, work, micro_batch, ranks.device)
-                sum_loss = accumulate_gradients(
-                    forward, task, batches, divisor=work.num_samples, precision=recipe.precision, device=ranks.device
-                )
-                client.push(work, sum_loss)
+                if local is None:
+                    client.push(work, gradient(work))
+                else:
+                    client.push(work, *local.take(work))
             result = client.outcome.get("result")
         return Result.from_json(result) if result else Result(task.name, updates=0, samples=0)
 
