@@ -3,7 +3,7 @@
     python studies/local/slow_links.py [--task fashion_mnist/mlp] [--seeds 3] [--arms all-reduce ...]
     python studies/local/slow_links.py --table
 
-Fixed beforehand: inner updates as `plan --rule local --workers 4` writes them (batch 1,024 over the workers, by auto's rule), the same in
+Fixed beforehand: inner updates of 8 times the tuned batch by rule auto (1,024 samples over the workers, 538 of them), the same in
 all arms but for how workers go together; evaluation on validation data once an epoch, its time left out. The target is the mean
 validation score of the reference's runs in studies/optimizers (none, multiple 1; or those of the same inner batch by all-reduce), minus
 the margin of the metric. Each run goes to its end; its seconds to the target are those of its updates up to the first evaluation that

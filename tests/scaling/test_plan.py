@@ -88,7 +88,7 @@ def test_an_unproblematic_plan_has_no_warnings():
 
 
 def test_unknown_rule():
-    with pytest.raises(UserError, match="unknown rule 'linaer': did you mean 'linear'\\? known: auto, none, linear, sqrt, legw"):
+    with pytest.raises(UserError, match="unknown rule 'linaer': did you mean 'linear'\\? known: auto, local, none, linear, sqrt, legw"):
         plan(MLP, global_batch=256, rule="linaer")
 
 
