@@ -3,12 +3,12 @@
     python studies/local/slow_links.py [--task fashion_mnist/mlp] [--seeds 3] [--arms all-reduce ...]
     python studies/local/slow_links.py --table
 
-Fixed beforehand: inner updates of 8 times the tuned batch by rule auto (1,024 samples over the workers, 538 of them), the same in all arms but
-for how workers go together; 20 evaluations on validation data, their time left out. The target is the mean final validation score of the
-all-reduce arm, minus the margin of the metric (0.5 points). Each run goes to its end; its seconds to the target are its updates up to the
-first evaluation that reaches it, times its mean seconds an update. Test set once a run, with the final weights. A host is a network
-namespace (benchmarks/links.py; needs root); all share this machine's two cores, a thread each, and other work may use what they leave
-(niced). Bytes are those that left the first host's interface. Appends a line a run to slow_links.jsonl beside this script.
+Fixed beforehand: inner updates of 8 times the tuned batch by rule auto (1,024 samples over the workers, 538 of them), the same in all
+arms but for how workers go together; 20 evaluations on validation data, their time left out. The target is the mean final validation
+score of the all-reduce arm, minus the margin of the metric (0.5 points). Each run goes to its end; its seconds to the target are its
+updates up to the first evaluation that reaches it, times its mean seconds an update. Test set once a run, with the final weights. A host
+is a network namespace (benchmarks/links.py; needs root); all share this machine's two cores, a thread each, and other work may use what
+they leave (niced). Bytes are those that left the first host's interface. Appends a line a run to slow_links.jsonl beside this script.
 """
 
 import argparse
