@@ -57,6 +57,10 @@ def test_what_is_doubtful_is_said():
     assert any("67 exchanges" in text or "exchange" in text for text in plan(MLP, global_batch=512 * 128, rule="local", workers=4).warnings)
     assert any("as by all-reduce" in text for text in plan(MLP, global_batch=4 * 128, rule="local", workers=4).warnings)
     assert not any("exchange" in text for text in plan(MLP, global_batch=64 * 128, rule="local", workers=4).warnings)
+    for k, workers in ((65, 4), (64, 5)):
+        reach = next(w for w in plan(MLP, global_batch=k * 128, rule="local", workers=workers).warnings if w.kind == "reach")
+        assert f"{k} times the tuned batch between exchanges of {workers} workers: 64 times and 4 workers are the most" in reach
+        assert [remedy.global_batch for remedy in reach.remedies] == ([8192] if k > 64 else [])
 
 
 def test_overrides_come_last():

@@ -20,6 +20,8 @@ from bigbatch.scaling.evidence import EVIDENCE
 INNER_MULTIPLE = 4.0
 """Largest m: on no task that studies/optimizers measured there was the mean score of auto's rule worse than the reference's."""
 STUDY = "studies/local"
+REACH, MOST_WORKERS = 64.0, 4
+"""Largest k, and number of workers, at which no task was shown to lose (studies/local)."""
 
 
 class LocalSteps(NamedTuple):

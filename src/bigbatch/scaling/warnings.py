@@ -11,7 +11,8 @@ from bigbatch.recipe.batch_rules import Scheduled
 from bigbatch.scaling.auto import keeper
 from bigbatch.scaling.change import readable
 from bigbatch.scaling.evidence import BEYOND, EVIDENCE, STUDY
-from bigbatch.scaling.local import LocalSteps, exchanges
+from bigbatch.scaling.local import MOST_WORKERS, REACH, LocalSteps, exchanges
+from bigbatch.scaling.local import STUDY as LOCAL_STUDY
 from bigbatch.scaling.sde import largest_inside, outside
 from bigbatch.scaling.switch import ADAMS
 from bigbatch.scaling.timescale import without_timescale
@@ -111,6 +112,15 @@ def local_warnings(reference: Recipe, steps: LocalSteps) -> Iterator[PlanWarning
             f"only {number} exchange{'s' * (number != 1)}: below about {FEW_EXCHANGES} workers drift apart on their own samples; exchange "
             "more often",
             *([Remedy(global_batch=smaller)] if smaller >= reference.batch.global_batch else []),
+        )
+    k = steps.samples / reference.batch.global_batch
+    if (k > REACH or steps.workers > MOST_WORKERS) and steps.period > 1:
+        smaller = math.floor(REACH * reference.batch.global_batch)
+        yield PlanWarning(
+            "reach",
+            f"{k:g} times the tuned batch between exchanges of {steps.workers} workers: {REACH:g} times and {MOST_WORKERS} workers are the "
+            f"most at which every task that was measured held ({LOCAL_STUDY}); {MEASURE}",
+            *([Remedy(global_batch=smaller)] if k > REACH else []),
         )
     if steps.ghost_batch is not None:
         yield PlanWarning(
