@@ -1,6 +1,7 @@
 """The rule local as a person meets it: plans that say what they save, runs and comparisons by several workers."""
 
 import json
+import re
 
 import pytest
 from tests.cli.command import bigbatch
@@ -82,3 +83,11 @@ def test_a_mistake_is_one_readable_line(options, message, tmp_path):
 def test_the_number_of_workers_is_asked_for(tmp_path):
     done = bigbatch(*PLAN[:-2], cwd=tmp_path, expect=2)
     assert 'rule = "local": needs the number of workers that exchange; give workers (--workers)' in done.stderr
+
+
+def test_a_servers_updates_are_not_said_to_be_the_recipes(tmp_path):
+    """They take a period of every worker; it said "of 32"."""
+    server = ["--comm", "parameter_server", "--set", "comm.period=4", "--set", "budget.epochs=2"]
+    done = bigbatch("train", "digits/mlp", "--workers", 2, *server, "--quiet", cwd=tmp_path)
+    updates, size = re.search(r"([\d,]+) updates of ([\d,]+) on the mean", " ".join(done.stdout.split())).groups()
+    assert int(updates) * int(size) == pytest.approx(2 * 1297, rel=0.02)

@@ -71,7 +71,7 @@ def train(
     if not speaks:
         return
     mean, metric = result.samples / result.updates, metric_of(loaded.metric)
-    size = f"{chosen.batch.global_batch:,}" if chosen.batch.rule is None else f"{mean:,.0f} on the mean"
+    size = f"{chosen.batch.global_batch:,}" if result.updates == chosen.num_updates else f"{mean:,.0f} on the mean"
     console().print(
         f"{task}: test {metric} {metric.text(result.test_score)}, validation {metric.text(result.validation_score)}, "
         f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_curvature()}",
