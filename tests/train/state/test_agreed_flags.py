@@ -37,7 +37,7 @@ def agreements(monkeypatch, *, every_s, agreement_s, update_s=0.03, total_s=100.
     return spent / clock.now, longest
 
 
-@pytest.mark.parametrize(("agreement_s", "most", "longest_s"), [(0.0001, 0.01, 0.3), (0.02, 0.08, 1.0), (0.3, 0.13, 5.7)])
+@pytest.mark.parametrize(("agreement_s", "most", "longest_s"), [(0.0001, 0.01, 0.3), (0.02, 0.08, 1.0), (0.3, 0.16, 5.7)])
 def test_they_cost_little_on_any_link(monkeypatch, agreement_s, most, longest_s):
     """With 20 ms to each of three others it was half of the time."""
     share, longest = agreements(monkeypatch, every_s=0.25, agreement_s=agreement_s)
