@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+
 
 class Background:
     """Runs exchanges in the order in which they were started, one at a time.
@@ -77,7 +79,7 @@ class Background:
         if self.group is None:
             return row[None]
         received = row.new_empty(self.world_size * row.numel())
-        dist.all_gather_into_tensor(received, row.contiguous(), group=self.group)
+        _all_gather(received, row.contiguous(), group=self.group)
         return received.view(self.world_size, -1)
 
     def _own_stream(self, device: torch.device) -> AbstractContextManager[object]:
