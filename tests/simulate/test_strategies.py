@@ -50,8 +50,8 @@ BY_HAND = {
     # 2 values and 2/256 of a scale: there at once, with additions of 8 bytes; back in 2 rounds
     "diloco_int8": 3 + (0.5 + 0.75 * (2.03125 * 0.25 + 8 * 0.125) + 2 * 0.5 + 0.75 * 2.03125 * 0.25) / 10,
     "diloco_int4": 3 + (0.5 + 0.75 * (1.03125 * 0.25 + 8 * 0.125) + 2 * 0.5 + 0.75 * 1.03125 * 0.25) / 10,
-    # a chunk is 116 bytes
-    "sparse_loco": 3 + (2 * 0.5 + 3 * 116 * 0.375) / 10,
+    # a chunk is 120 bytes
+    "sparse_loco": 3 + (2 * 0.5 + 3 * 120 * 0.375) / 10,
     # halving and doubling of 4 bytes takes 3.875 s, an update of 3 s hides most of it; a fragment leaves every 5 updates
     "streaming_diloco": 3 + 0.875 / 5,
     # below 3 s
@@ -84,7 +84,7 @@ SENT = {  # bytes of 8; 3/4 twice for a sum
     "diloco": 1.2,
     "diloco_int8": 1.5 * 2.03125 / 10,
     "diloco_int4": 1.5 * 1.03125 / 10,
-    "sparse_loco": 3 * 116 / 10,
+    "sparse_loco": 3 * 120 / 10,
     "streaming_diloco": 1.2,
     "streaming_diloco_int4": 1.5 * 1.03125 / 10,
     "noloco": 1.6,
@@ -236,7 +236,7 @@ def test_four_thousand_workers_at_100_ms():
     assert seconds_per_update("diloco", case) == pytest.approx(1 + (2.4 + wire_s) / 30)
     assert seconds_per_update("diloco_int4", case) == pytest.approx(1 + (0.1 + 1.2 + wire_s * (1 / 8 + 1 / 256)) / 30)
     assert seconds_per_update("noloco", case) == pytest.approx(1 + (0.1 + 32) / 30)
-    sparse_s = 1.2 + 4095 * math.ceil(5e8 / 4096) * 116 / 125e6  # each payload is small, but there are 4,095
+    sparse_s = 1.2 + 4095 * math.ceil(5e8 / 4096) * 120 / 125e6  # each payload is small, but there are 4,095
     assert seconds_per_update("sparse_loco", case) == pytest.approx(1 + sparse_s / 30)
     rings = dataclasses.replace(case, all_reduce="ring")
     assert seconds_per_update("diloco_int4", rings) == pytest.approx(1 + (0.1 + 409.5 + wire_s * (1 / 8 + 1 / 256)) / 30)

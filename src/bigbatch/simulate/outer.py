@@ -6,7 +6,7 @@ Formula: with p hosts, b bytes of float32, a message alpha + b beta, an addition
          q bits a value       b' = b/4 (q/8 + 4/256)                    a float32 scale for each 256 values
              shards to their  alpha + (p - 1)/p (b' beta + b gamma)     all messages leave at once; the sums are in float32
              owners, and back A alpha + (p - 1)/p b' beta               A = lg p by doubling, p - 1 along a ring (gloo's)
-         64 of 4,096 values   k = ceil(b/4 / 4096) (64 (12 + 2)/8 + 4)  index, value, and a float32 scale a chunk: 116 bytes
+         64 of 4,096 values   k = ceil(b/4 / 4096) (64 (12 + 2)/8 + 8)  index, value, and two float32 a chunk: 120 bytes
              gathered by all  A alpha + (p - 1) k (beta + gamma)
          one peer             alpha + 2 b (beta + gamma)                displacement and weights
          F fragments, each once in H updates of c seconds, so one in h = H/F; an exchange takes e, and is applied t = min(tau, h) updates
@@ -27,7 +27,7 @@ from bigbatch.simulate.straggler import expected_largest
 
 VALUE_BYTES = 4
 BLOCK_VALUES = 256  # that share a scale
-CHUNK_VALUES, CHUNK_BYTES = 4096, 64 * (12 + 2) // 8 + 4
+CHUNK_VALUES, CHUNK_BYTES = 4096, 64 * (12 + 2) // 8 + 8
 
 
 def quantized_bytes(num_bytes: float, bits: int) -> float:
@@ -43,7 +43,7 @@ def sparse_bytes(num_bytes: float) -> float:
     """Bytes of the 64 largest of each 4,096 values: indices, 2 bits each, and scales.
 
     >>> sparse_bytes(4 * 4096), sparse_bytes(4 * 4097)
-    (116, 232)
+    (120, 240)
     """
     return math.ceil(num_bytes / VALUE_BYTES / CHUNK_VALUES) * CHUNK_BYTES
 
