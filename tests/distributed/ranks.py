@@ -6,10 +6,19 @@ import sys
 import time
 from pathlib import Path
 
+import torch.distributed as dist
 from tests.forks import SERVER, Program, python_path
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def meet(count=None):
+    """Wait until so many ranks are here, all if left out: one that leaves early closes connections, on which others still post receives."""
+    store = dist.distributed_c10d._get_default_store()
+    if store.add("met", 1) == (count or dist.get_world_size()):
+        store.set("all met", "")
+    store.wait(["all met"])
 
 
 def leave():

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests import stand_in
-from tests.distributed.ranks import leave
+from tests.distributed.ranks import leave, meet
 from tests.reference.d_psgd import d_psgd
 from tests.reference.decentlam import decentlam
 from tests.reference.dmsgd import dmsgd
@@ -178,14 +178,6 @@ def on_a_gpu(rank, world, what):
             assert len(stand_in.waits) <= 2 * 20 + 2, "this test's own look at the weights, and the message"
 
 
-def meet(count):
-    """Wait until so many ranks are here: one that leaves early closes its connections, and would be taken for lost."""
-    store = dist.distributed_c10d._get_default_store()
-    if store.add("met", 1) == count:
-        store.set("all met", "")
-    store.wait(["all met"])
-
-
 def lost_neighbour(rank, world):
     """The last worker dies in the middle; the others go on, each noticing by itself, and keep their own mean."""
     random = torch.Generator().manual_seed(rank)
@@ -204,7 +196,6 @@ def lost_neighbour(rank, world):
             print(f"update {update}: {said[0].message}")
         if update in (4, 9):
             print(update, model.value().detach().to("cpu").tolist())
-    meet(world - 1)
 
 
 if __name__ == "__main__":
@@ -212,4 +203,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=world)
     torch.set_default_dtype(torch.float64)
     globals()[sys.argv[1]](rank, world, *sys.argv[2:])
+    meet(world - ("lost" in " ".join(sys.argv[1:])))
     leave()
