@@ -21,7 +21,8 @@ def test_every_parameter_is_in_one_fragment():
     model.append(nn.Linear(2, 2))
     model[3].weight = model[0].weight  # tied
     model[1].bias.requires_grad_(False)
-    for number in (1, 2, 3, 4):
+    for number in (1, 2, 3, 4, 5):
+        assert all(fragments_of(model, number))
         every = [p for fragment in fragments_of(model, number) for p in fragment]
         assert {id(p) for p in every} == {id(p) for p in model.parameters() if p.requires_grad}
         assert len(every) == len({id(p) for p in every})
@@ -38,8 +39,8 @@ def test_one_fragment_without_overlap_is_diloco():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fragments": 0}, "fragments = 0: must be from 1 to 2"),
-        ({"fragments": 3}, "fragments = 3: must be from 1 to 2"),
+        ({"fragments": 0}, "fragments = 0: must be from 1 to 4"),
+        ({"fragments": 5}, "fragments = 5: must be from 1 to 4"),
         ({"overlap": 8}, "overlap = 8: must be from 0 to 7"),
         ({"overlap": -1}, "overlap = -1"),
         ({"mix": 1.5}, "mix = 1.5"),

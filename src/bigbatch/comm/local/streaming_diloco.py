@@ -37,13 +37,15 @@ PAPER = Paper(
 
 
 def fragments_of(model: nn.Module, num_fragments: int) -> list[list[nn.Parameter]]:
-    """The trainable parameters of a model in fragments, by its modules in turn.
+    """The trainable parameters of a model in fragments, by its modules in turn; by its parameters, where it has fewer modules.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4), nn.Linear(4, 5))
     >>> [[tuple(p.shape) for p in fragment] for fragment in fragments_of(model, 2)]
     [[(3, 2), (3,), (5, 4), (5,)], [(4, 3), (4,)]]
     """
     modules = own_parameters(model)
+    if len(modules) < num_fragments:
+        modules = [[p] for own in modules for p in own]
     return [[p for own in modules[i::num_fragments] for p in own] for i in range(num_fragments)]
 
 
@@ -84,7 +86,7 @@ class StreamingDiLoCo(DiLoCo):
     Args:
         model: The model.
         ranks: The workers.
-        fragments: F, at most as many as the model has modules with parameters, and as the period has updates.
+        fragments: F, at most as many as the model has parameters, and as the period has updates.
         overlap: tau; 0 waits for each exchange.
         mix: alpha, the part of a worker's own weights that stays.
         settings: Those of `DiLoCo`, but for `momentum` and `period_warmup`.
@@ -100,9 +102,9 @@ class StreamingDiLoCo(DiLoCo):
         check_fraction("mix", mix)
         if self.momentum != "keep" or self.period_warmup:
             raise UserError("momentum and period_warmup: fragments are exchanged at times of their own; leave both out, or use DiLoCo")
-        most = min(self.period, len(own_parameters(model)))
+        most = min(self.period, sum(len(own) for own in own_parameters(model)))
         if not 1 <= fragments <= most:
-            raise UserError(f"fragments = {fragments}: must be from 1 to {most}, the modules or the updates of a period; lower it")
+            raise UserError(f"fragments = {fragments}: must be from 1 to {most}, the parameters or the updates of a period; lower it")
         if not 0 <= overlap < self.period:
             raise UserError(f"overlap = {overlap}: must be from 0 to {self.period - 1}, within the period; lower it")
         self._fragments, self.overlap, self.mix = fragments_of(model, fragments), overlap, mix
