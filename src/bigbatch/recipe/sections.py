@@ -215,7 +215,7 @@ class CommSection(Section):
     """What every way of several workers has; its own section adds `kind` and the rest."""
 
     local_steps: ClassVar[bool] = False  # whether workers take steps of their own, so that none has the mean gradient
-    alone: ClassVar[bool] = False  # whether it changes the steps of one worker alone too
+    applies_to_one_worker: ClassVar[bool] = False  # whether it changes the steps of one worker alone too
 
     label_skew: Fraction = 0.0  # share of the data that lies with workers by label; 0: anyone's, anew in each epoch
 

@@ -68,10 +68,7 @@ class TaskRunner:
         try:
             return fit(self.task, recipe, **self.settings(request))
         except Interrupted:
-            where = request.title or self.name
-            if request.out is not None:
-                raise Interrupted(f"stopped in {where} and saved; the same command goes on from here") from None
-            raise Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one") from None
+            raise self.interrupted(request) from None
         except Diverged as error:
             return self.diverged(error, recipe, request)
 
@@ -84,6 +81,13 @@ class TaskRunner:
         if out is None:
             settings["tensorboard"] = False
         return {**settings, **self.options}
+
+    def interrupted(self, request: Request) -> Interrupted:
+        """What to say of a run that was asked to stop."""
+        where = request.title or self.name
+        if request.out is not None:
+            return Interrupted(f"stopped in {where} and saved; the same command goes on from here")
+        return Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one")
 
     def diverged(self, error: Diverged, recipe: Recipe, request: Request) -> Result:
         """The result of a run that has diverged, kept in its folder."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, check_positive
+from bigbatch.core.checks import Diverged, RunFailed, UserError, check_positive
 from bigbatch.recipe import Recipe
 from bigbatch.runner.process import run_process
 from bigbatch.runner.protocol import Request
@@ -68,7 +68,7 @@ class WorkersRunner(TaskRunner):
                 asked=lambda: signalled.is_set() or (request.stop is not None and request.stop.is_set()),
             )
         if ended.stopped == "asked" or ended.code == 130:
-            raise Interrupted(f"stopped in {where}" + (" and saved" * (request.out is not None)) + "; the same command goes on from here")
+            raise self.interrupted(request)
         answer = folder / ANSWER
         if not answer.exists() or (ended.code not in (0, 2, 3)):
             said = [line for line in (folder / "stderr.txt").read_text(errors="replace").splitlines() if line.strip()]

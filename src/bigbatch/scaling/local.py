@@ -71,7 +71,7 @@ def local_steps(recipe: Recipe, samples: int, workers: int) -> LocalSteps:
 
 
 def inner_multiple(recipe: Recipe) -> float:
-    """M of a reference.
+    """The inner multiple m of a reference.
 
     >>> [inner_multiple(Recipe.named(name)) for name in ("fashion_mnist/mlp", "text/gpt")]
     [4.0, 4.0]

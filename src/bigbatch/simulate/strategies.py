@@ -87,7 +87,7 @@ def _ways() -> Iterator[tuple[str, Strategy]]:
         yield f"gossip_{name}", Strategy(times, False, "weights averaged with neighbours", counts, own_loss)
 
 
-def _rare_ways() -> Iterator[tuple[str, Strategy]]:
+def _periodic_ways() -> Iterator[tuple[str, Strategy]]:
     yield "local_sgd", Strategy(of.local_sgd_s, False, "weights averaged every few updates", sent.local_sgd, partial(left_out, local=True))
     yield "diloco", Strategy(of.diloco_s, False, "an outer step every few updates", sent.diloco, left_out)
     pieces = partial(left_out, fragments=True)
@@ -105,7 +105,7 @@ def _rare_ways() -> Iterator[tuple[str, Strategy]]:
     yield "hierarchical_diloco", Strategy(of.hierarchical_diloco_s, False, words, sent.diloco, hosts)
 
 
-STRATEGIES: dict[str, Strategy] = {**dict(_ways()), **dict(_rare_ways())}
+STRATEGIES: dict[str, Strategy] = {**dict(_ways()), **dict(_periodic_ways())}
 
 
 def update_cost(strategy: str, case: Case) -> UpdateCost:

@@ -260,6 +260,8 @@ def refusals(rank, world):
         DiLoCo(model, ranks, period=1).after_step(optimizer, 1)
     with pytest.raises(UserError, match="after_step without before_step"):
         StreamingDiLoCo(model, ranks, period=2).after_step(optimizer, 1)
+    with pytest.raises(UserError, match="after_step without before_step"):
+        NoLoCo(model, ranks, period=1).after_step(optimizer, 1)
     with pytest.raises(UserError, match=f"group_size = {world + 1}: must divide the {world} workers"):
         DiLoCo(model, ranks, group_size=world + 1)
 

@@ -28,6 +28,19 @@ def test_one_worker_has_momentum_alone():
     torch.testing.assert_close(got, (start + plain) / 2)
 
 
+def test_half_precision_is_kept_whole():
+    """phi in bfloat16 would lose steps of a thousandth of the weights."""
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    nn.init.ones_(model.weight)
+    comm, optimizer = NoLoCo(model, period=1, outer_lr=0.125, outer_momentum=0.0), torch.optim.SGD(model.parameters(), lr=2**-7)
+    for update in range(8):
+        comm.before_step(optimizer)
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        comm.after_step(optimizer, update + 1)
+    assert model.weight.item() == 1 - 2**-7  # each outer step is less than bfloat16 can take from 1
+
+
 def spread_after(pull, momentum, exchanges=60, workers=64):
     """How far workers that take no steps are from each other, by the literal rule over random pairs: phi alone."""
     random = np.random.default_rng(0)

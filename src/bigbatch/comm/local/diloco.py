@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.compression.compressor import Compressor
 from bigbatch.comm.local.local_sgd import LocalSGD
-from bigbatch.comm.local.outer import OuterState, outer_state, outer_step_
+from bigbatch.comm.local.outer import NO_BEFORE_STEP, OuterState, outer_state, outer_step_
 from bigbatch.comm.model_averaging import split_like
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import CheckpointError, UserError, check_fraction, check_positive
@@ -143,7 +143,7 @@ class DiLoCo(LocalSGD):
             super().exchange(optimizer)
             return
         if not self._outer:
-            raise UserError("after_step without before_step: the weights before the period are not known; call both around each step")
+            raise UserError(NO_BEFORE_STEP)
         self.exchange_states(optimizer)
         for number in range(len(self.parts)):
             self.finish(number, self.start(number))

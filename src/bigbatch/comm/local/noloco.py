@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.gossip.gossip import Gossip
 from bigbatch.comm.gossip.topology import topology
+from bigbatch.comm.local.outer import NO_BEFORE_STEP, OuterState, outer_state
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
-from bigbatch.core.checks import CheckpointError, check_fraction, check_positive
+from bigbatch.core.checks import CheckpointError, UserError, check_fraction, check_positive
 from bigbatch.core.paper import Paper
 
 PAPER = Paper(
@@ -84,14 +85,12 @@ class NoLoCo(Gossip):
         super().__init__(model, ranks, topology=pairs, tolerant=tolerant)
         self.period, self.outer_lr, self.outer_momentum = period, outer_lr, outer_momentum
         self.pull = outer_lr if pull is None else pull
-        self._phi: Tensor | None = None
-        self._velocity: Tensor | None = None
+        self._outer: OuterState | None = None  # phi and delta
 
     def before_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002
         """Remember the weights from which the first local step is taken."""
-        if self._phi is None:
-            self._phi = self._flat_weights()
-            self._velocity = torch.zeros_like(self._phi)
+        if self._outer is None:
+            self._outer = outer_state(self._flat_weights())
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, updates: int) -> None:  # noqa: ARG002
@@ -99,30 +98,29 @@ class NoLoCo(Gossip):
         self.updates = updates
         if updates % self.period:
             return
-        assert self._phi is not None, "after_step without before_step"
-        assert self._velocity is not None
-        displacement = self._flat_weights() - self._phi
-        mixing = torch.zeros_like(self._phi)
+        if self._outer is None:
+            raise UserError(NO_BEFORE_STEP)
+        phi, velocity = self._outer
+        displacement, mixing = self._flat_weights() - phi, torch.zeros_like(phi)
         if self._exchange is not None:
-            self._exchange.start(torch.cat([displacement, self._phi]), updates // self.period - 1)
+            self._exchange.start(torch.cat([displacement, phi]), updates // self.period - 1)
             towards, mixing = self._exchange.wait().chunk(2)
             displacement += towards
-        self._velocity = noloco_step(self._velocity, displacement, mixing, a=self.outer_momentum, b=self.outer_lr, g=self.pull)
-        self._phi += self._velocity
-        self._set_weights(self._phi)
+        velocity.copy_(noloco_step(velocity, displacement, mixing, a=self.outer_momentum, b=self.outer_lr, g=self.pull))
+        phi += velocity
+        self._set_weights(phi)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's own weights, its phi and delta, and the bytes that it has sent."""
-        return {**super().state_dict(), **({} if self._phi is None else {"phi": self._phi, "velocity": self._velocity})}
+        return {**super().state_dict(), **({} if self._outer is None else self._outer._asdict())}
 
     def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
         """Load this rank's own phi and delta; with another world size, all start from the means of both."""
         super().load_state_dicts(states)
-        if "phi" not in states[0]:
+        if "velocity" not in states[0]:
             return
         of = [states[self.ranks.rank]] if len(states) == self.ranks.world_size else states
         size = sum(w.numel() for w in self.weights())
-        if any(len(state["phi"]) != size for state in of):
+        if any(len(state["weights"]) != size for state in of):
             raise CheckpointError("the outer weights have another size than the model's; start a new run")
-        mean = {name: torch.stack([state[name] for state in of]).mean(0).to(self.ranks.device) for name in ("phi", "velocity")}
-        self._phi, self._velocity = mean["phi"], mean["velocity"]
+        self._outer = OuterState(*(torch.stack([state[name] for state in of]).mean(0).to(self.ranks.device) for name in OuterState._fields))

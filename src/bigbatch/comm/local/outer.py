@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NO_BEFORE_STEP = "after_step without before_step: the weights before the period are not known; call both around each step"
+
 
 class OuterState(NamedTuple):
     """Of some of the weights, flat.

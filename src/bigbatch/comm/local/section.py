@@ -23,7 +23,7 @@ class OuterSection(CommSection):
     """What the outer optimizers that step along the mean of all workers have in common."""
 
     local_steps: ClassVar[bool] = True
-    alone: ClassVar[bool] = True
+    applies_to_one_worker: ClassVar[bool] = True
 
     period: Count = 30  # inner updates between two exchanges
     start_updates: Annotated[int, Field(ge=0)] = 0  # of all-reduce, before
@@ -80,7 +80,7 @@ class NoLoCoSection(CommSection):
 
     kind: Literal["noloco"] = "noloco"
     local_steps: ClassVar[bool] = True
-    alone: ClassVar[bool] = True
+    applies_to_one_worker: ClassVar[bool] = True
 
     period: Count = 50  # inner updates between two exchanges
     outer_lr: Positive = 0.7

@@ -20,6 +20,7 @@ from torch.futures import Future
 from torch.optim import Optimizer
 
 from bigbatch.comm.local.diloco import DiLoCo, displacement_of
+from bigbatch.comm.local.outer import NO_BEFORE_STEP
 from bigbatch.comm.model_averaging import split_like
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import UserError, check_fraction
@@ -126,7 +127,7 @@ class StreamingDiLoCo(DiLoCo):
         if not was_local:
             return
         if not self._outer:
-            raise UserError("after_step without before_step: the weights before the period are not known; call both around each step")
+            raise UserError(NO_BEFORE_STEP)
         self._finish_due(updates)
         local = updates - self.start_updates
         for number in range(len(self._fragments)):

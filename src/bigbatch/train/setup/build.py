@@ -71,7 +71,7 @@ def build_model(task: Task, recipe: Recipe, device: torch.device = torch.device(
 
 def build_comm(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Comm:
     """How the workers go together; one alone needs nothing, but for an outer optimizer."""
-    if ranks.world_size == 1 and not recipe.comm.alone:
+    if ranks.world_size == 1 and not recipe.comm.applies_to_one_worker:
         return Comm(model, ranks)
     comm: Comm = COMMS[recipe.comm.kind].build(recipe.comm, model, ranks, recipe)
     return comm
