@@ -87,3 +87,34 @@ def adamw(w, m, v, t, g, *, lr, betas, eps, weight_decay):
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * g * g
     return w - lr * ((m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps) + weight_decay * w), m, v
+
+
+def gram_schmidt(columns):
+    """Orthonormal columns that span the same spaces, one after another."""
+    basis = []
+    for column in columns.T:
+        rest = column
+        for _ in range(2):  # twice is enough for rounding
+            rest = rest - sum((q * (q @ rest) for q in basis), torch.zeros_like(rest))
+        basis.append(rest / rest.norm())
+    return torch.stack(basis, dim=1)
+
+
+def soap_muon(w, state, t, g, *, lr, momentum, weight_decay, beta2, damping, eps, sides=("left", "right")):
+    """bigbatch.optim.soap_muon's formula for one matrix of full rank; `state` is a dict. Returns w, state."""
+    grams = {"left": g @ g.T, "right": g.T @ g}
+    state = {"v": torch.zeros_like(g), "second": torch.zeros_like(g), **state}
+    turns = {}
+    for side, gram in grams.items():
+        turns[side] = torch.eye(len(gram), dtype=g.dtype)
+        if side in sides:
+            mean = beta2 * state.get(side, 0) + (1 - beta2) * gram
+            state[side], turns[side] = mean, gram_schmidt(mean @ state.get(f"Q {side}", turns[side]))
+            state[f"Q {side}"] = turns[side]
+    left, right = turns["left"], turns["right"]
+    state["second"] = beta2 * state["second"] + (1 - beta2) * (left.T @ g @ right) ** 2
+    state["v"] = momentum * state["v"] + (1 - momentum) * g
+    z = (1 - momentum) * g + momentum * state["v"]
+    size = (state["second"] / (1 - beta2**t)).sqrt()
+    p = left @ ((left.T @ z @ right) / (size + damping * size.mean() + eps)) @ right.T
+    return w * (1 - lr * weight_decay) - lr * 0.2 * math.sqrt(max(w.shape)) * newton_schulz(p), state

@@ -117,7 +117,7 @@ class Registry(Mapping[str, Method]):
         return len({*self.homes, *self._registered})
 
 
-OPTIMIZERS = Registry("OPTIMIZERS", "optim", first="sgd adam adamw sgdp adamp lars lamb muon")
+OPTIMIZERS = Registry("OPTIMIZERS", "optim", first="sgd adam adamw sgdp adamp lars lamb muon soap_muon")
 WARMUPS = Registry("WARMUPS", "schedules", first="none gradual constant autowu")
 DECAYS = Registry("DECAYS", "schedules", first="constant step polynomial cosine linear wsd")
 BATCH_RULES = Registry(
@@ -128,4 +128,4 @@ BATCH_RULES = Registry(
 )
 COMMS = Registry("COMMS", "comm", first="all_reduce local_sgd diloco muloco streaming_diloco noloco gossip fully_shard parameter_server")
 COMPRESSIONS = Registry("COMPRESSIONS", "comm", first="fp16 bf16 powersgd top_k int8 int4 sparse_loco")
-RULES = Registry("RULES", "scaling", first="none linear sqrt legw adamw sde timescale lars lamb adam adamp muon regime")
+RULES = Registry("RULES", "scaling", first="none linear sqrt legw adamw sde timescale lars lamb adam adamp muon soap_muon regime")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bigbatch.optim.muon import Muon
     from bigbatch.optim.muon_split import muon_groups
     from bigbatch.optim.sgdp import SGDP
+    from bigbatch.optim.soap_muon import SoapMuon, soap_muon_groups
 
 _HOMES = {
     "LAMB": "bigbatch.optim.lamb",
@@ -23,11 +24,25 @@ _HOMES = {
     "AdamP": "bigbatch.optim.adamp",
     "GroupTable": "bigbatch.optim.group_table",
     "Muon": "bigbatch.optim.muon",
+    "SoapMuon": "bigbatch.optim.soap_muon",
     "describe_groups": "bigbatch.optim.group_table",
     "muon_groups": "bigbatch.optim.muon_split",
     "param_groups": "bigbatch.core.groups",
+    "soap_muon_groups": "bigbatch.optim.soap_muon",
 }
-__all__ = ["LAMB", "LARS", "SGDP", "AdamP", "GroupTable", "Muon", "describe_groups", "muon_groups", "param_groups"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGDP",
+    "AdamP",
+    "GroupTable",
+    "Muon",
+    "SoapMuon",
+    "describe_groups",
+    "muon_groups",
+    "param_groups",
+    "soap_muon_groups",
+]
 
 
 def __getattr__(name: str) -> Any:

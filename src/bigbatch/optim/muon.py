@@ -12,7 +12,8 @@ Differs: convolutions are matrices of output channels x the rest. Weights that h
          scale="original" is Jordan's sqrt(max(1, A/B)) in place of 0.2 sqrt(max(A, B)).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -103,9 +104,11 @@ class Muon(BaseOptimizer):
             "matrices": matrices,
             "layout": layout,
             "maximize": maximize,
+            **self.own_settings,
         }
         super().__init__(params, defaults)
 
+    own_settings: Mapping[str, Any] = MappingProxyType({})  # of a subclass: settings of groups, and their defaults
     process_group: dist.ProcessGroup | None = None  # of a copy or a pickle: none, so that it does all of the work itself
     dtype: torch.dtype | None = None
 
@@ -147,16 +150,33 @@ class Muon(BaseOptimizer):
             mine = [i for i in numbers if shares is None or shares[i] == dist.get_rank(self.process_group)]
             if not mine:
                 continue
-            ahead = [grads[numbers.index(i)].lerp(velocities[i], m) if group["nesterov"] else velocities[i] for i in mine]
-            stack = torch.stack(
-                [as_matrices(full_tensor_like(z, batch.wholes[i]), *lie).to(dtype) for i, z in zip(mine, ahead, strict=True)]
-            )
-            for i, o in zip(mine, orthogonalise(stack, steps=group["steps"]), strict=True):
-                made[i] = o
+            own = [grads[numbers.index(i)] for i in mine]
+            ahead = [g.lerp(velocities[i], m) if group["nesterov"] else velocities[i] for i, g in zip(mine, own, strict=True)]
+            made |= zip(mine, self.orthogonal(group, batch, mine, own, ahead, dtype), strict=True)
             if shares is None:
                 _step(group, batch, {i: made.pop(i) for i in numbers})
         if shares is not None:
             _step(group, batch, self._exchange(batch, made, shares, lie, dtype))
+
+    def orthogonal(
+        self, group: dict[str, Any], batch: Batch, numbers: list[int], grads: list[Tensor], momenta: list[Tensor], dtype: torch.dtype
+    ) -> Tensor:
+        """The orthogonal matrices of some tensors of one shape, (tensors, matrices, outputs, inputs).
+
+        Args:
+            group: Settings.
+            batch: That the tensors are of.
+            numbers: Which of its tensors.
+            grads: What this rank holds of the gradient of each; not written.
+            momenta: What it holds of Z of each; not written.
+            dtype: Type to compute in.
+        """
+        del grads
+        lie = group["matrices"], group["layout"]
+        stack = torch.stack(
+            [as_matrices(full_tensor_like(z, batch.wholes[i]), *lie).to(dtype) for i, z in zip(numbers, momenta, strict=True)]
+        )
+        return orthogonalise(stack, steps=group["steps"])
 
     def _shares(self, batch: Batch) -> list[int] | None:
         """Which rank orthogonalises which tensor: the costliest first, each to the rank with the least to do."""

@@ -59,8 +59,7 @@ def matched_rates(lr: float, k: float) -> MuonRates:
 def muon(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
     if recipe.optimizer.name == "muon":
-        why = f"the reference's, times sqrt(k) = {k**0.5:g}: 1/k of the updates, each as much longer"
-        return [*kept_shrinkage(recipe, k, [*scaled_rates(recipe, k**0.5, why)]), *kept_group(recipe, k)]
+        return muon_like(recipe, k)
     if recipe.optimizer.name in ADAMS:
         return _from_adam(recipe, k)
     batch = round(recipe.batch.global_batch * k)
@@ -74,6 +73,12 @@ def muon(recipe: Recipe, k: float) -> list[Change]:
     }
     changes = switch(recipe, k, "muon", settings, WHY, _others(recipe, k, batch))
     return [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
+
+
+def muon_like(recipe: Recipe, k: float) -> list[Change]:
+    """From a reference whose optimizer is the planned one, of orthogonalised steps."""
+    why = f"the reference's, times sqrt(k) = {k**0.5:g}: 1/k of the updates, each as much longer"
+    return [*kept_shrinkage(recipe, k, [*scaled_rates(recipe, k**0.5, why)]), *kept_group(recipe, k)]
 
 
 def _from_adam(recipe: Recipe, k: float) -> list[Change]:

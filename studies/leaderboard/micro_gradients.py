@@ -1,0 +1,31 @@
+"""What each micro-batch's gradient adds to moments of the update: they are there anyway, and tell the noise that their mean hides."""
+
+import torch
+
+from bigbatch.core.matrices import as_matrices
+
+
+class MicroGradients:
+    """Calls `add(p, g)` with the gradient of every micro-batch, as matrices (matrices, outputs, inputs); scaled as the whole update's.
+
+    Args:
+        groups: Of an optimizer built by `muon_groups`.
+        add: Called during each backward pass.
+    """
+
+    def __init__(self, groups, add):
+        self.add, self.before = add, {}
+        for group in groups:
+            if group["orthogonalise"]:
+                for p in group["params"]:
+                    p.register_post_accumulate_grad_hook(lambda p, lie=(group["matrices"], group["layout"]): self._seen(p, lie))
+
+    @torch.no_grad()
+    def _seen(self, p, lie):
+        grad, before = p.grad.float(), self.before.get(p)
+        self.add(p, as_matrices(grad if before is None else grad - before, *lie))
+        self.before[p] = grad.clone()
+
+    def clear(self):
+        """The update is over."""
+        self.before.clear()
