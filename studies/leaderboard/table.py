@@ -1,6 +1,6 @@
 """Print the tables of this study from its records.
 
-    python studies/leaderboard/table.py
+python studies/leaderboard/table.py
 """
 
 import json
@@ -60,7 +60,7 @@ def searched():
 
 
 def judged(name, optimizers):
-    """Methods on one task, most updates first: score, verdict against the reference, and chance that it is not better than the Muon rule."""
+    """Methods on one task, most updates first: score, verdict against the reference, chance of as much from the Muon rule."""
     cells = cells_of(name)
     if not cells:
         return

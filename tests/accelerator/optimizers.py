@@ -7,7 +7,7 @@ from tests.accelerator.place import DEVICE, phase
 from torch import nn
 
 from bigbatch import Recipe
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups, param_groups
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon, muon_groups, param_groups
 from bigbatch.optim.newton_schulz import orthogonalise
 from bigbatch.schedules.clock_lr import ClockLR, set_lr
 from bigbatch.train.setup.build import build_optimizer
@@ -17,6 +17,7 @@ OURS = {
     "LAMB": (LAMB, [{}, {"bias_correction": False}, {"weight_decay": 0.01, "maximize": True}]),
     "AdamP": (AdamP, [{}, {"weight_decay": 0.01}, {"delta": 10.0, "maximize": True}]),
     "SGDP": (SGDP, [{}, {"weight_decay": 0.01, "nesterov": True}, {"delta": 10.0, "dampening": 0.1, "maximize": True}]),
+    "SoapMuon": (SoapMuon, [{}, {"longest": 4, "weight_decay": 0.01}, {"sides": "outputs", "maximize": True, "dtype": torch.float32}]),
     "Muon": (Muon, [{}, {"weight_decay": 0.01, "nesterov": False}, {"scale": "original", "maximize": True, "dtype": torch.float32}]),
 }
 OF_RECIPES = {
@@ -28,6 +29,7 @@ OF_RECIPES = {
     "adamp": {"lr": 1e-3, "weight_decay": 1e-2},
     "sgdp": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
     "muon": {"lr": 0.02, "adam_lr": 1e-3, "weight_decay": 1e-2},
+    "soap_muon": {"lr": 0.02, "adam_lr": 1e-3, "weight_decay": 1e-2},
 }
 """As recipes have them, and `build_optimizer` makes of them."""
 RECIPE = {"task": "digits/mlp", "num_train_samples": 64, "batch": {"global_batch": 32}, "budget": {"updates": 4}}
@@ -61,7 +63,9 @@ def ours(name, *, rate):
     variants = variants if rate == "number" else variants[:1] + variants[-1:]
     for settings, dtype in [(variant, torch.float32) for variant in variants] + [(variants[-1], torch.bfloat16)]:
         net = model(dtype)
-        groups = muon_groups(net, lr=0.02, adam_lr=1e-3, weight_decay=0.01) if cls is Muon else param_groups(net, weight_decay=0.01)
+        groups = (
+            muon_groups(net, lr=0.02, adam_lr=1e-3, weight_decay=0.01) if issubclass(cls, Muon) else param_groups(net, weight_decay=0.01)
+        )
         lr = torch.full((), 0.01, device=DEVICE) if rate == "tensor" else 0.01
         for group in groups:
             if rate == "tensor" or "lr" not in group:
@@ -73,7 +77,9 @@ def restored(name):
     """After `load_state_dict` of a state that lies on the device, as a checkpoint's does."""
     cls, variants = OURS[name]
     groups = (
-        (lambda net: muon_groups(net, lr=0.02, adam_lr=1e-3, weight_decay=0.01)) if cls is Muon else (lambda net: list(net.parameters()))
+        (lambda net: muon_groups(net, lr=0.02, adam_lr=1e-3, weight_decay=0.01))
+        if issubclass(cls, Muon)
+        else (lambda net: list(net.parameters()))
     )
     net, other = model(), model()
     before, after = cls(groups(net), **variants[-1]), cls(groups(other), **variants[-1])

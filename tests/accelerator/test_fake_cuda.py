@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from bigbatch.layers import GhostBatchNorm2d, Quantizer, SplitBatchNorm2d, adversarial_stream
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
 from bigbatch.optim.newton_schulz import orthogonalise
 
 SHAPES = [(8, 3, 3, 3), (8,), (16, 8), (16,)]
@@ -21,6 +21,7 @@ OURS = {
     "LAMB": lambda ps, lr: LAMB(ps, lr, weight_decay=0.01),
     "AdamP": lambda ps, lr: AdamP(ps, lr, weight_decay=0.01),
     "SGDP": lambda ps, lr: SGDP(ps, lr, weight_decay=0.01, nesterov=True),
+    "SoapMuon": lambda ps, lr: SoapMuon([{"params": [p], "orthogonalise": p.ndim > 1} for p in ps], lr, weight_decay=0.01),
     "Muon": lambda ps, lr: Muon([{"params": [p], "orthogonalise": p.ndim > 1} for p in ps], lr, weight_decay=0.01),
 }
 ON_CUDA = ("LARS", "LARS, nesterov", "LAMB")

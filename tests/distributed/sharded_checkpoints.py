@@ -21,12 +21,12 @@ from bigbatch.schedules.clock_lr import set_lr
 from bigbatch.train.setup.build import build_comm, build_optimizer
 from bigbatch.train.state.checkpoint import Progress, load_checkpoint, save_checkpoint
 
-OPTIMIZERS = ["sgd", "adam", "adamw", "lars", "lamb", "sgdp", "adamp", "muon"]
+OPTIMIZERS = ["sgd", "adam", "adamw", "lars", "lamb", "sgdp", "adamp", "muon", "soap_muon"]
 CLOCK = Clock(samples=96, updates=3)
 
 
 def recipe_of(name):
-    rates = {"optimizer.lr": 0.01} | ({"optimizer.adam_lr": 0.01} if name == "muon" else {})
+    rates = {"optimizer.lr": 0.01} | ({"optimizer.adam_lr": 0.01} if "muon" in name else {})
     return Recipe.named("digits/mlp").replace({"optimizer.name": name, **rates, "comm.kind": "fully_shard"})
 
 

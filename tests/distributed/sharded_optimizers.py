@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from bigbatch.core.checks import UserError
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
 
 MAKERS = {
     "LARS": lambda ps: LARS(ps, lr=0.5, weight_decay=0.01, trust_coefficient=0.1, nesterov=True),
@@ -20,6 +20,7 @@ MAKERS = {
     "AdamP": lambda ps: AdamP(ps, lr=0.02, weight_decay=0.1),
     "SGDP": lambda ps: SGDP(ps, lr=0.05, momentum=0.9, weight_decay=0.01),
     "Muon": lambda ps: Muon(split(ps), lr=0.05, weight_decay=0.1, dtype=torch.float32),
+    "SoapMuon": lambda ps: SoapMuon(split(ps), lr=0.05, weight_decay=0.1, dtype=torch.float32),
 }
 SHAPES = [(6, 4), (5, 7), (3, 2, 3), (1, 8), (9,)]  # uneven over 2 and 4 ranks; some ranks hold nothing
 

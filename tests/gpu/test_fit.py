@@ -32,6 +32,7 @@ RATES = {
     "adamp": {"lr": 1e-3},
     "sgdp": {"lr": 0.1, "momentum": 0.9},
     "muon": {"lr": 0.02, "adam_lr": 1e-3},
+    "soap_muon": {"lr": 0.02, "adam_lr": 1e-3},
 }
 RECIPE = Recipe.from_dict(
     {

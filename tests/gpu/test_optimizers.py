@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
 from bigbatch.optim.newton_schulz import orthogonalise
 
 pytestmark = pytest.mark.gpu
@@ -23,6 +23,9 @@ MAKE = {
     "AdamP, projects all": lambda ps, **more: AdamP(ps, **{"lr": 1e-2, "delta": 100.0} | more),
     "SGDP": lambda ps, **more: SGDP(ps, **{"lr": 1e-2, "weight_decay": 1e-2} | more),
     "SGDP, nesterov": lambda ps, **more: SGDP(ps, **{"lr": 1e-2, "nesterov": True, "delta": 100.0} | more),
+    "SoapMuon": lambda ps, **more: SoapMuon(
+        [{"params": [p], "orthogonalise": p.ndim > 1} for p in ps], **{"lr": 1e-2, "weight_decay": 1e-2, "dtype": torch.float64} | more
+    ),
     "Muon": lambda ps, **more: Muon(
         [{"params": [p], "orthogonalise": p.ndim > 1} for p in ps], **{"lr": 1e-2, "weight_decay": 1e-2, "dtype": torch.float64} | more
     ),

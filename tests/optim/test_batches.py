@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
 from bigbatch.optim import base as base_module
 
 MAKERS = {
@@ -15,6 +15,7 @@ MAKERS = {
     "AdamP": lambda ps: AdamP(ps, lr=0.01),
     "SGDP": lambda ps: SGDP(ps, lr=0.01),
     "Muon": lambda ps: Muon([{"params": [p], "orthogonalise": p.ndim > 1} for p in ps], lr=0.01),
+    "SoapMuon": lambda ps: SoapMuon([{"params": [p], "orthogonalise": p.ndim > 1} for p in ps], lr=0.01),
 }
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.multi_tensor import BLOCK
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, muon_groups, param_groups
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon, muon_groups, param_groups, soap_muon_groups
 
 DOUBLE = {"dtype": torch.float64}
 MAKERS = {
@@ -23,7 +23,9 @@ MAKERS = {
     "SGDP": lambda params, **kw: SGDP(params, **{"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, **kw}),
     "SGDP nesterov": lambda params, **kw: SGDP(params, **{"lr": 0.05, "momentum": 0.9, "nesterov": True, **kw}),
     "Muon": lambda params, **kw: Muon(_split(params), **{"lr": 0.02, "weight_decay": 0.1, "dtype": torch.float32, **kw}),
+    "SoapMuon": lambda params, **kw: SoapMuon(_split(params), **{"lr": 0.02, "weight_decay": 0.1, "dtype": torch.float32, **kw}),
 }
+OF_MATRICES = (MAKERS["Muon"], MAKERS["SoapMuon"])
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
@@ -129,7 +131,7 @@ def test_maximize_climbs(make):
 def test_channels_last_and_several_groups(make):
     plain, last = tensors(), tensors()
     last[2] = last[2].detach().to(memory_format=torch.channels_last).requires_grad_()
-    a = make([{"params": plain[::2]}, {"params": plain[1::2]}] if make is not MAKERS["Muon"] else plain)
+    a = make([{"params": plain[::2]}, {"params": plain[1::2]}] if make not in OF_MATRICES else plain)
     b = make(last)
     for step in range(3):
         feed(plain, step)
@@ -145,7 +147,7 @@ def test_channels_last_and_several_groups(make):
 def test_the_cut_into_blocks_changes_nothing(make, monkeypatch):
     shapes = ((40, 30), (700,), (3, 5), (64, 3, 3, 3))
     a, b = tensors(torch.float64, shapes=shapes), tensors(torch.float64, shapes=shapes)
-    extra = {"dtype": torch.float64} if make is MAKERS["Muon"] else {}
+    extra = {"dtype": torch.float64} if make in OF_MATRICES else {}
     whole = make(a, **extra)
     steps(whole, a, 0, 3)
     monkeypatch.setattr("bigbatch.core.multi_tensor.BLOCK", 128)
@@ -230,7 +232,8 @@ def _flat(args):
 @every
 def test_no_more_than_one_temporary_of_the_parameters_size(make):
     # Muon's temporaries are those of one matrix (about six times its size): its parameters must be many for the bound to mean much.
-    params = tensors(shapes=[(256, 1024)] * 8 if make is MAKERS["Muon"] else ((512, 1024), (2 * BLOCK,), (256, 128, 3, 3)))
+    shapes = {MAKERS["Muon"]: [(256, 1024)] * 8, MAKERS["SoapMuon"]: [(256, 256)] * 32}
+    params = tensors(shapes=shapes.get(make, ((512, 1024), (2 * BLOCK,), (256, 128, 3, 3))))
     optimizer = make(params)
     steps(optimizer, params, 0, 1)  # makes the state
     feed(params, 1)
@@ -269,14 +272,14 @@ def test_bad_settings(make, settings, message):
         make(tensors(), **settings)
 
 
-@pytest.mark.parametrize("cls", [LAMB, AdamP, Muon])
+@pytest.mark.parametrize("cls", [LAMB, AdamP, Muon, SoapMuon])
 @pytest.mark.parametrize(("settings", "message"), [({"betas": (1.0, 0.9)}, r"betas\[0\] = 1.0"), ({"eps": -1.0}, "eps = -1.0")])
 def test_bad_adam_settings(cls, settings, message):
     with pytest.raises(UserError, match=message):
         cls(tensors(shapes=[(2, 2)]), **settings)
 
 
-@pytest.mark.parametrize("cls", [LARS, SGDP, Muon])
+@pytest.mark.parametrize("cls", [LARS, SGDP, Muon, SoapMuon])
 def test_bad_momentum(cls):
     with pytest.raises(UserError, match="momentum = 1.0"):
         cls(tensors(shapes=[(2, 2)]), momentum=1.0)
@@ -291,7 +294,7 @@ def test_bad_own_settings(cls, settings):
         cls(tensors(shapes=[(2, 2)]), **settings)
 
 
-@pytest.mark.parametrize("cls", [LARS, LAMB, AdamP, SGDP, Muon])
+@pytest.mark.parametrize("cls", [LARS, LAMB, AdamP, SGDP, Muon, SoapMuon])
 def test_bad_parameters(cls):
     p = torch.zeros(2, 2, requires_grad=True)
     with pytest.raises(ValueError, match="empty"):
@@ -315,6 +318,7 @@ def test_groups_from_a_model_train_it():
         LARS(param_groups(model, weight_decay=0.01), lr=1.0),
         LAMB(param_groups(model, weight_decay=0.01)),
         Muon(muon_groups(model, lr=0.02, adam_lr=0.01)),
+        SoapMuon(soap_muon_groups(model, lr=0.02, adam_lr=0.01)),
     ):
         before = [p.detach().clone() for p in model.parameters()]
         model(torch.randn(16, 4)).square().mean().backward()

@@ -25,7 +25,7 @@ from torch.testing._internal.common_optimizers import (
     optim_inputs_func_sgd,
 )
 
-from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon
+from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
 
 
 def only(inputs, known, **more):
@@ -62,6 +62,7 @@ INFOS = [
     OptimizerInfo(AdamP, optim_inputs_func=adam_like, supports_complex=False),
     OptimizerInfo(SGDP, optim_inputs_func=sgd_like, supports_complex=False),
     OptimizerInfo(Muon, optim_inputs_func=muon_like, supports_complex=False),
+    OptimizerInfo(SoapMuon, optim_inputs_func=muon_like, supports_complex=False),
 ]
 CASES = [(info.optim_cls, one) for info in INFOS for one in info.optim_inputs_func("cpu", torch.float32)]
 cases = pytest.mark.parametrize(("cls", "given"), CASES, ids=[f"{cls.__name__} {one.desc}" for cls, one in CASES])
@@ -71,7 +72,7 @@ classes = pytest.mark.parametrize("cls", [info.optim_cls for info in INFOS])
 def matrices_apart(cls, params):
     """Muon takes vectors in a group of their own."""
     params = list(params)
-    if cls is not Muon or isinstance(params[0], dict | tuple):
+    if not issubclass(cls, Muon) or isinstance(params[0], dict | tuple):
         return params
     groups = [{"params": [p for p in params if p.ndim > 1]}, {"params": [p for p in params if p.ndim < 2], "orthogonalise": False}]
     return [group for group in groups if group["params"]]
@@ -237,7 +238,11 @@ def test_can_load_from_a_group_of_another_optimizer(cls, given):
     foreign = torch.optim.SGD([p.detach().clone() for p in params], lr=0.1).state_dict()
     state = optimizer.state_dict()
     state["param_groups"] = [
-        {**foreign["param_groups"][0], "params": group["params"], **({"orthogonalise": group["orthogonalise"]} if cls is Muon else {})}
+        {
+            **foreign["param_groups"][0],
+            "params": group["params"],
+            **({"orthogonalise": group["orthogonalise"]} if issubclass(cls, Muon) else {}),
+        }
         for group in state["param_groups"]
     ]
     optimizer.load_state_dict(state)

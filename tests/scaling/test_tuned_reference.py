@@ -24,10 +24,11 @@ OWN = {
     "adamw": {"adam", "adamw", "adamp"},
     "sde": {"adam", "adamw", "adamp"},
     "adamp": {"adamp"},
-    "muon": {"muon"},
+    "muon": {"muon", "soap_muon"},
+    "soap_muon": {"soap_muon"},
 }
 """Rules that change the optimizer, unless it is one of these."""
-OPTIMIZERS = {name: {"optimizer.name": name, **({"optimizer.adam_lr": 0.007} if name == "muon" else {})} for name in KINDS["optimizer"]}
+OPTIMIZERS = {name: {"optimizer.name": name, **({"optimizer.adam_lr": 0.007} if "muon" in name else {})} for name in KINDS["optimizer"]}
 WARMUPS = {
     "none": {"kind": "none"},
     "gradual": {"kind": "gradual", "epochs": 1.5, "start_factor": 0.125},
@@ -50,7 +51,7 @@ LENGTHS = {
     "samples": {"kind": "gradual", "samples": 1_234_567},
 }
 """Warm-ups in every unit."""
-MOMENTA = {"sgd", "sgdp", "lars", "muon"}
+MOMENTA = {"sgd", "sgdp", "lars", "muon", "soap_muon"}
 
 
 def tuned(optimizer, warmup, decay, *, combine="sequential"):

@@ -15,7 +15,7 @@ FLAT = MLP.replace({"schedule.warmup.kind": "none", "schedule.decay.kind": "cons
 
 
 def with_optimizer(recipe, name, **fields):
-    needed = {"adam_lr": 0.01} if name == "muon" else {}
+    needed = {"adam_lr": 0.01} if "muon" in name else {}
     return recipe.replace({"optimizer": {"name": name, "lr": 0.1, **needed, **fields}})
 
 
@@ -27,7 +27,7 @@ def test_hand_worked():  # 100 updates at 0.1 with decay 0.01 shrink by 0.1; SGD
     assert total_shrinkage(with_optimizer(halved, "adamw", weight_decay=0.01)) == pytest.approx(0.075)
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgdp", "adamw", "adamp", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "sgdp", "adamw", "adamp", "muon", "soap_muon"])
 def test_the_sum_is_what_the_optimizer_does(name):
     """Weights of 1 under the real optimizer with gradients of zero, but for SGD's and Muon's momentum from its decay alone."""
     fields = {"sgd": {"momentum": 0.5}, "sgdp": {"momentum": 0.5, "wd_ratio": 1.0}, "adamp": {"wd_ratio": 1.0}}.get(name, {})
@@ -54,7 +54,7 @@ def test_lars_takes_over_only_a_decay_that_is_in_the_gradient(old, wants):
     assert ("weight decay" in kinds) == (old != "sgd")
 
 
-@pytest.mark.parametrize("new", ["lars", "lamb", "adam", "adamp", "muon"])
+@pytest.mark.parametrize("new", ["lars", "lamb", "adam", "adamp", "muon", "soap_muon"])
 @pytest.mark.parametrize("old", KINDS["optimizer"])
 def test_every_pair_has_a_conversion_or_a_warning(old, new):
     planned = plan(with_optimizer(MLP, old, weight_decay=0.01), global_batch=128, rule=new)

@@ -67,7 +67,7 @@ def plan(
             from bigbatch.train.setup.build import build_model, group_table
 
             show_groups(group_table(build_model(load_task(planned.recipe.task), planned.recipe), planned.recipe))
-        elif planned.recipe.optimizer.name == "muon":
+        elif planned.recipe.optimizer.groups_by == "muon":
             typer.echo("which parameters are Muon's: add --groups, or bigbatch.optim.describe_groups(model) for a model of your own")
     if out is not None:
         make_folder(out.parent)

@@ -150,6 +150,7 @@ class BaseOptimizer(Optimizer):
                 held = held.contiguous()
             state = self.state[p]
             self._complete(state, names, p, held)
+            self._complete_others(state, self.other_state_of(group, p), held)
             if not p.numel():
                 continue
             if grad.dtype != p.dtype:
@@ -169,6 +170,25 @@ class BaseOptimizer(Optimizer):
     def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
         """What is kept for each parameter of a group: tensors of its shape, and `step`, a scalar."""
         return self.state_names
+
+    def other_state_of(self, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
+        """What is kept for a parameter besides, of other shapes, whole on every rank: name to shape."""
+        return {}
+
+    def new_state(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG002
+        """How state of another shape begins."""
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def _complete_others(self, state: dict[str, Any], shapes: dict[str, tuple[int, ...]], held: Tensor) -> None:
+        wide = _WIDE.get(held.dtype, held.dtype)
+        for name, shape in shapes.items():
+            value = state.get(name)
+            if value is None:
+                state[name] = self.new_state(name, shape, wide, held.device)
+            elif tuple(value.shape) != shape:
+                raise _other_shape(f"state {name!r}", value, held)
+            elif value.dtype != wide or value.device != held.device:
+                state[name] = value.to(held.device, wide)
 
     def _complete(self, state: dict[str, Any], names: tuple[str, ...], p: Tensor, held: Tensor) -> None:
         """Give a parameter the state that it lacks (zeros), and what it has the type and memory order of what is updated."""

@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.groups import Overrides
-from bigbatch.core.matrices import as_matrices
+from bigbatch.core.matrices import as_matrices, matrix_shape
 from bigbatch.core.paper import Paper
 from bigbatch.core.sharding import full_tensor_like
 from bigbatch.optim.base import Rate, check_below_one, check_rate
@@ -148,9 +148,26 @@ class SoapMuon(Muon):
         check_rate("damping", group["damping"])
 
     def state_names_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Of matrices, also the number of updates; `orthogonal` adds the moments and bases."""
+        """Of matrices, also the number of updates."""
         names = super().state_names_of(group)
         return (*names, "step") if group["orthogonalise"] else names
+
+    def other_state_of(self, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...]]:
+        """V, and of each side that is preconditioned the mean L or R and its basis."""
+        if not group["orthogonalise"]:
+            return {}
+        n, rows, columns = matrix_shape(p.shape, group["matrices"], group["layout"])
+        shapes: dict[str, tuple[int, ...]] = {"second": (n, rows, columns)}
+        for side, size in (("left", rows), ("right", columns)):
+            if size <= group["longest"] and (side == "left" or group["sides"] == "both"):
+                shapes |= {side: (n, size, size), f"{side}_basis": (n, size, size)}
+        return shapes
+
+    def new_state(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Bases begin as the identity, moments as zeros."""
+        if not name.endswith("_basis"):
+            return super().new_state(name, shape, dtype, device)
+        return torch.eye(shape[-1], dtype=dtype, device=device).repeat(shape[0], 1, 1)
 
     def orthogonal(
         self, group: dict[str, Any], batch: Batch, numbers: list[int], grads: list[Tensor], momenta: list[Tensor], dtype: torch.dtype
@@ -166,38 +183,20 @@ class SoapMuon(Muon):
 def _preconditioned(state: dict[str, Tensor], g: Tensor, z: Tensor, group: dict[str, Any]) -> Tensor:
     """P of momenta z, with the moments of gradients g counted; both (matrices, outputs, inputs)."""
     beta = group["beta2"]
-    bases = [_turned_basis(state, side, g, group) for side in ("left", "right")]
-    turned = _into(bases, g)
-    if "second" not in state:
-        state["second"] = torch.zeros_like(turned, memory_format=torch.contiguous_format)
-    state["second"].lerp_(turned.square(), 1 - beta)
+    for side, rows in (("left", g), ("right", g.mT)):
+        if side in state:
+            state[side].lerp_(rows @ rows.mT, 1 - beta)
+            state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"])[0])
+    left, right = state.get("left_basis"), state.get("right_basis")
+    state["second"].lerp_(_product(None if left is None else left.mT, g, right).square(), 1 - beta)
     state["step"].add_(1)
-    size = (state["second"] / (1 - beta ** state["step"].to(turned.dtype))).sqrt_()
+    size = (state["second"] / (1 - beta ** state["step"].to(g.dtype))).sqrt_()
     size.add_(size.mean((-2, -1), keepdim=True), alpha=group["damping"]).add_(group["eps"])
-    return _out_of(bases, _into(bases, z).div_(size))
+    steep = _product(None if left is None else left.mT, z, right) / size
+    return _product(left, steep, None if right is None else right.mT)
 
 
-def _turned_basis(state: dict[str, Tensor], side: str, g: Tensor, group: dict[str, Any]) -> Tensor | None:
-    """The eigenvectors of the mean of g g', or of g' g, one iteration nearer; None for a side that is too long."""
-    rows = g if side == "left" else g.mT
-    size = rows.size(-2)
-    if size > group["longest"] or (side == "right" and group["sides"] == "outputs"):
-        return None
-    if side not in state:
-        state[side] = rows.new_zeros(rows.size(0), size, size)
-        state[f"{side}_basis"] = torch.eye(size, dtype=rows.dtype, device=rows.device).repeat(rows.size(0), 1, 1)
-    mean, basis = state[side], state[f"{side}_basis"]
-    mean.lerp_(rows @ rows.mT, 1 - group["beta2"])
-    return basis.copy_(torch.linalg.qr(mean @ basis)[0])
-
-
-def _into(bases: list[Tensor | None], x: Tensor) -> Tensor:
-    left, right = bases
-    x = x if left is None else left.mT @ x
-    return x.clone() if left is right is None else x if right is None else x @ right
-
-
-def _out_of(bases: list[Tensor | None], x: Tensor) -> Tensor:
-    left, right = bases
+def _product(left: Tensor | None, x: Tensor, right: Tensor | None) -> Tensor:
+    """left x right, without the factors that are None."""
     x = x if left is None else left @ x
-    return x if right is None else x @ right.mT
+    return x if right is None else x @ right

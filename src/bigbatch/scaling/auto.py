@@ -11,7 +11,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import GROWN
 from bigbatch.scaling.evidence import EVIDENCE, STUDY
 
-OWN_RULES = {"adamw": "adamw", "adamp": "adamw", "adam": "adamw", "muon": "muon"}
+OWN_RULES = {"adamw": "adamw", "adamp": "adamw", "adam": "adamw", "muon": "muon", "soap_muon": "muon"}
 """Rules made for references with an optimizer, and which keep it."""
 
 

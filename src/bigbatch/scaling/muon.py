@@ -58,39 +58,54 @@ def matched_rates(lr: float, k: float) -> MuonRates:
 @RULES.register("muon")
 def muon(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
+    return orthogonalised(recipe, k, "muon", WHY)
+
+
+def orthogonalised(recipe: Recipe, k: float, name: str, why: str, *, longer: float = 1.0) -> list[Change]:
+    """What changes besides the batch, for Muon or an optimizer with steps like its own.
+
+    Args:
+        recipe: The reference.
+        k: Multiple of its batch.
+        name: Of the optimizer.
+        why: It is taken.
+        longer: Its steps of the matrices, in units of Muon's, where they follow from the number of updates.
+    """
+    if recipe.optimizer.name in (name, "soap_muon"):
+        return _times_root(recipe, k)
     if recipe.optimizer.name == "muon":
-        return muon_like(recipe, k)
+        return [Change("optimizer.name", "muon", name, why), *_times_root(recipe, k)]
     if recipe.optimizer.name in ADAMS:
-        return _from_adam(recipe, k)
+        return _from_adam(recipe, k, name, why)
     batch = round(recipe.batch.global_batch * k)
     updates = with_batch(recipe, batch).num_updates
     lr, adam_lr = muon_rates(updates)
-    settings = {"lr": lr, "adam_lr": adam_lr, "momentum": MOMENTUM}
+    settings = {"lr": longer * lr, "adam_lr": adam_lr, "momentum": MOMENTUM}
     reasons = {
-        "optimizer.lr": f"0.4 / sqrt({updates}): of the orthogonalised matrices",
+        "optimizer.lr": f"{0.4 * longer:g} / sqrt({updates}): of the orthogonalised matrices",
         "optimizer.adam_lr": f"0.15 / sqrt({updates}): of all else, by AdamW",
         "optimizer.momentum": "shorter, for few updates",
     }
-    changes = switch(recipe, k, "muon", settings, WHY, _others(recipe, k, batch))
+    changes = switch(recipe, k, name, settings, why, _others(recipe, k, batch))
     return [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
 
 
-def muon_like(recipe: Recipe, k: float) -> list[Change]:
-    """From a reference whose optimizer is the planned one, of orthogonalised steps."""
+def _times_root(recipe: Recipe, k: float) -> list[Change]:
+    """From a reference whose steps are orthogonalised already."""
     why = f"the reference's, times sqrt(k) = {k**0.5:g}: 1/k of the updates, each as much longer"
     return [*kept_shrinkage(recipe, k, [*scaled_rates(recipe, k**0.5, why)]), *kept_group(recipe, k)]
 
 
-def _from_adam(recipe: Recipe, k: float) -> list[Change]:
-    old, same = recipe.optimizer.name, {name: recipe.get(f"optimizer.{name}") for name in ("betas", "eps")}
+def _from_adam(recipe: Recipe, k: float, name: str, why: str) -> list[Change]:
+    old, same = recipe.optimizer.name, {field: recipe.get(f"optimizer.{field}") for field in ("betas", "eps")}
     settings = {**matched_rates(recipe.optimizer.lr, k)._asdict(), "momentum": MOMENTUM_FROM_ADAM, **same}
     reasons = {
         "optimizer.lr": f"of {old}, times sqrt(k) = {k**0.5:g}: a step of the orthogonalised matrices has as large a root mean square",
         "optimizer.adam_lr": f"of {old}, times sqrt(k) = {k**0.5:g}: of all else, by AdamW",
         "optimizer.momentum": "with which rates were shown to carry over (Liu et al. 2025)",
-        **{f"optimizer.{name}": "kept, of all else" for name in same},
+        **{f"optimizer.{field}": "kept, of all else" for field in same},
     }
-    changes = switch(recipe, k, "muon", settings, WHY, longer_warmup(recipe, k))
+    changes = switch(recipe, k, name, settings, why, longer_warmup(recipe, k))
     return [c._replace(why=reasons.get(c.field, c.why)) for c in changes]
 
 

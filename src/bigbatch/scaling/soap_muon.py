@@ -6,33 +6,18 @@ Why:                   directions in which gradients are always large are divide
                        less of the others' precision. studies/leaderboard shows what that is worth, and what was tried.
 """
 
-from bigbatch.core.methods import OPTIMIZERS, RULES
+from bigbatch.core.methods import RULES
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.change import Change
-from bigbatch.scaling.muon import muon, muon_like
-from bigbatch.scaling.switch import ADAMS
+from bigbatch.scaling.muon import orthogonalised
 
 LONGER = 1.4
 """Times Muon's rate."""
 
-WHY = "Muon of a momentum that is preconditioned first, for a few per cent to a half more time an update and more state (`bigbatch papers soap`)"
+WHY = "directions in which gradients are always large no longer hide the others; more time and state (`bigbatch papers soap_muon`)"
 
 
 @RULES.register("soap_muon")
 def soap_muon(recipe: Recipe, k: float) -> list[Change]:
     """What changes besides the batch."""
-    if recipe.optimizer.name == "soap_muon":
-        return muon_like(recipe, k)
-    changes = muon(recipe, k)
-    longer = LONGER if recipe.optimizer.name not in (*ADAMS, "muon") else 1.0
-    told = {
-        "optimizer.name": lambda c: c._replace(after="soap_muon", why=WHY),
-        "optimizer.lr": lambda c: c._replace(after=longer * c.after, why=f"{longer:g} x {c.why}" if longer != 1 else c.why),
-        "optimizer.weight_decay": lambda c: c._replace(after=c.after / longer),
-    }
-    changes = [told[c.field](c) if c.field in told else c for c in changes]
-    if recipe.optimizer.name == "muon":
-        changes = [Change("optimizer.name", "muon", "soap_muon", WHY), *changes]
-    fields = OPTIMIZERS["soap_muon"].section.model_fields
-    own = [name for name in fields if name not in OPTIMIZERS["muon"].section.model_fields]
-    return [*changes, *(Change(f"optimizer.{name}", None, fields[name].default, "soap_muon's default") for name in own)]
+    return orthogonalised(recipe, k, "soap_muon", WHY, longer=LONGER)

@@ -1,7 +1,7 @@
 """EMA-Nesterov: gradients are taken ahead of the weights, along the line from their running mean.
 
 Source: the step-count records of modded-nanogpt, track 3 (2026).
-Rule:   M <- mean of w over a tenth of the run;   gradients at w + c (w - M),   c = `ahead` eta / eta_max, from 10 to 70 % of the run, else 0
+Rule:   M <- mean of w over a tenth of the run;   gradients at w + c (w - M),   c = `ahead` eta / eta_max from 10 to 70 % of the run, else 0
 """
 
 from typing import Literal
@@ -12,7 +12,13 @@ from plain_muon import PlainMuon
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.optim.muon_section import MuonSection
 
-CHOICES = ({}, {"optimizer.ahead": 0.15}, {"optimizer.ahead": 0.6}, {"optimizer.ahead": 0.6, "optimizer.horizon": 0.2}, {"optimizer.ahead": -0.3})
+CHOICES = (
+    {},
+    {"optimizer.ahead": 0.15},
+    {"optimizer.ahead": 0.6},
+    {"optimizer.ahead": 0.6, "optimizer.horizon": 0.2},
+    {"optimizer.ahead": -0.3},
+)
 
 
 class EMANesterovSection(MuonSection):
@@ -46,6 +52,7 @@ class EMANesterov(PlainMuon):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One update."""
         c, params = self.section, [p for group in self.param_groups for p in group["params"]]
         for p in params:
             if (held := self.state[p].get("held")) is not None:

@@ -33,7 +33,9 @@ class FixedNormsSection(MuonSection):
 
 def recipe(planned):
     """A relative rate of 0.2 at 54 updates, by the law of the Muon rule: a length that falls with the root of their number."""
-    return planned.replace({"optimizer.name": "fixed_norms", "optimizer.lr": 0.2 * (54 / planned.num_updates) ** 0.5, "optimizer.weight_decay": 0.0})
+    return planned.replace(
+        {"optimizer.name": "fixed_norms", "optimizer.lr": 0.2 * (54 / planned.num_updates) ** 0.5, "optimizer.weight_decay": 0.0}
+    )
 
 
 @OPTIMIZERS.register("fixed_norms", FixedNormsSection)
@@ -46,6 +48,7 @@ class FixedNorms(PlainMuon):
     """See above."""
 
     def update_matrices(self, group, p, state):
+        """A step along the sphere of the weight's norm."""
         lie = group["matrices"], group["layout"]
         g, w = as_matrices(p.grad.float(), *lie), as_matrices(p, *lie)
         if "norm" not in state:

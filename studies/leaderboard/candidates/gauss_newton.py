@@ -44,7 +44,7 @@ SEEN = []
 """Task, inputs and targets of the micro-batches of this update."""
 
 
-def task(plain, recipe):
+def task(plain, _):
     """The task, its micro-batches in training remembered until the step."""
 
     class Watched(type(plain)):
@@ -74,6 +74,7 @@ class GaussNewtonSteps(Optimizer):
 
     def step(self, closure=None):
         """One update by what `SEEN` holds."""
+        assert closure is None
         params = list(self.model.parameters())
         batches = [(inputs, targets) for _, inputs, targets in SEEN]
         loss = SEEN[0][0].losses

@@ -1,6 +1,6 @@
 """As many updates and samples in another shape: small batches early, larger ones later.
 
-Source: the batch warm-ups of section A in the plan of this issue's literature: noise matters least at the beginning (McCandlish et al. 2018,
+Source: batch warm-ups (Merrill et al. 2025, arXiv:2505.23971): noise matters least at the beginning (McCandlish et al. 2018,
         arXiv:1812.06162), where progress is made by number of updates.
 Rule:   the first `SHARE` of the updates at `FIRST` times the batch, all others at one larger batch, so that both sums are kept.
 """

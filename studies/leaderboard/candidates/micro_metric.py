@@ -1,9 +1,9 @@
 """Muon in the metric of the gradient's noise: Shampoo's two factors, from the gradients of the micro-batches.
 
-Source: Shampoo (Gupta et al. 2018, arXiv:1802.09568) with the micro-batches' gradients, so that its factors are an empirical Fisher's, as K-FAC's
-        are; orthogonalised within, as whitened_inputs.py.
-Rule:   L <- mean of g_i g_i', R <- mean of g_i' g_i over the micro-batches of this and of the last updates, each damped by `damping` times its mean
-        eigenvalue;   O = L^-p UV' of (L^-p Z R^-p) R^-p, of Muon's norm, p = `power`
+Source: Shampoo (Gupta et al. 2018, arXiv:1802.09568) with the micro-batches' gradients, so that its factors are an empirical Fisher's, as
+        K-FAC's are; orthogonalised within, as whitened_inputs.py.
+Rule:   L <- mean of g_i g_i', R <- mean of g_i' g_i over the micro-batches of this and of the last updates, each damped by `damping`
+        times its mean eigenvalue;   O = L^-p UV' of (L^-p Z R^-p) R^-p, of Muon's norm, p = `power`
 """
 
 import math
@@ -37,7 +37,9 @@ class MicroMetricSection(MuonSection):
 
 def recipe(planned):
     """The Muon rule's plan with this optimizer, in micro-batches of twice the reference's batch."""
-    return planned.replace({"optimizer.name": "micro_metric", "batch.micro_batch": planned.batch.ghost_batch or planned.batch.global_batch // 32})
+    return planned.replace(
+        {"optimizer.name": "micro_metric", "batch.micro_batch": planned.batch.ghost_batch or planned.batch.global_batch // 32}
+    )
 
 
 @OPTIMIZERS.register("micro_metric", MicroMetricSection)
@@ -60,11 +62,13 @@ class MicroMetric(PlainMuon):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One update."""
         super().step(closure)
         self.sums.clear()
         self.micro.clear()
 
     def direction(self, p, state, g):
+        """An orthogonal matrix for each of the gradients."""
         left, right = (self._power(state, name, gram) for name, gram in zip(("left", "right"), self.sums[p], strict=True))
         o = left @ orthogonalise((left @ self.momentum(state, g) @ right).bfloat16()).float() @ right
         return o * (math.sqrt(min(g.shape[1:])) / torch.linalg.matrix_norm(o, keepdim=True))

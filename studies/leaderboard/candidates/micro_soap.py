@@ -1,8 +1,8 @@
 """SOAP before Muon, its moments those of the micro-batches' gradients in place of their mean: the noise of the gradient, not only its size.
 
 Source: this project's own combination: the empirical Fisher of micro-batches is nearer to the curvature than the square of the mean.
-Rule:   as soap_muon.py, but L, R and V are means over the micro-batches i of this and of the last updates, of g_i g_i', g_i' g_i, (Q_L' g_i Q_R)^2;
-        V in the basis of the update before
+Rule:   as soap_tried.py, but L, R and V are means over the micro-batches i of this and of the last updates, of g_i g_i', g_i' g_i and
+        (Q_L' g_i Q_R)^2, in the basis of the update before
 """
 
 from typing import Literal
@@ -33,7 +33,9 @@ class MicroSoapSection(MuonSection):
 
 def recipe(planned):
     """The Muon rule's plan with this optimizer, in micro-batches of twice the reference's batch."""
-    return planned.replace({"optimizer.name": "micro_soap", "batch.micro_batch": planned.batch.ghost_batch or planned.batch.global_batch // 32})
+    return planned.replace(
+        {"optimizer.name": "micro_soap", "batch.micro_batch": planned.batch.ghost_batch or planned.batch.global_batch // 32}
+    )
 
 
 @OPTIMIZERS.register("micro_soap", MicroSoapSection)
@@ -60,11 +62,13 @@ class MicroSoap(PlainMuon):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One update."""
         super().step(closure)
         self.sums.clear()
         self.micro.clear()
 
     def direction(self, p, state, g):
+        """An orthogonal matrix for each of the gradients."""
         beta, sums = self.section.beta2, self.sums[p]
         if state["step"] == 1:
             sums["second"] = None

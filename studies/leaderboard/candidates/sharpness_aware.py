@@ -1,7 +1,7 @@
 """Each micro-batch's gradient taken uphill of the weights, at the sharpest point near them as that micro-batch sees it.
 
-Source: Foret et al. 2021, Sharpness-Aware Minimization, arXiv:2010.01412, Sections 2 and 4.1 (m-sharpness); for large batches Liu et al. 2022,
-        LookSAM, arXiv:2203.02714.
+Source: Foret et al. 2021, Sharpness-Aware Minimization, arXiv:2010.01412, Sections 2 and 4.1 (m-sharpness); for large batches Liu et al.
+        2022, LookSAM, arXiv:2203.02714.
 Rule:   g = mean over micro-batches i of `sharp` samples of   grad L_i(w + rho grad L_i(w) / |grad L_i(w)|);   then Muon's step.
 Cost:   two passes of each sample; the micro-batches are there anyway.
 """

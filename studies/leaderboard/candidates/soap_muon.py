@@ -1,4 +1,4 @@
-"""Muon with SOAP's preconditioning before it, as `bigbatch.optim.SoapMuon` has it and rule `soap_muon` plans it: what soap_tried.py came to."""
+"""Muon with SOAP's preconditioning before it, as `bigbatch.optim.SoapMuon` has it and rule `soap_muon` plans it; from soap_tried.py."""
 
 CHOICES = ({},)
 RULE = "soap_muon"

@@ -69,6 +69,7 @@ class SoapMuon(PlainMuon):
     """See above."""
 
     def direction(self, p, state, g):
+        """An orthogonal matrix for each of the gradients."""
         beta = self.section.beta2
         for side, gram in (("left", g @ g.mT), ("right", g.mT @ g)):
             if side == "right" and not self.section.raw_inputs and p is self.param_groups[0]["params"][0]:

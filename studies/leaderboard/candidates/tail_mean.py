@@ -51,6 +51,7 @@ class TailMean(PlainMuon):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One update."""
         super().step(closure)
         self.done += 1
         c = self.section

@@ -2,7 +2,8 @@
 
 Source: K-FAC's right factor (Martens & Grosse 2015, arXiv:1503.05671) before and after orthogonalising; "Newton-Muon" in the step-count
         records of modded-nanogpt, track 3 (2026).
-Rule:   A <- mean of x x' over the last updates, damped by `damping` times its mean eigenvalue;   O = UV' of (Z A^-1/2) A^-1/2, of Muon's norm
+Rule:   A <- mean of x x' over the last updates, damped by `damping` times its mean eigenvalue;
+        O = UV' of (Z A^-1/2) A^-1/2, of Muon's norm
 """
 
 import math

@@ -59,7 +59,7 @@ class MuLoCoSection(DiLoCoSection):
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse another optimizer."""
-        if recipe.optimizer.name != "muon":
+        if recipe.optimizer.groups_by != "muon":
             raise ValueError(
                 f'comm.kind = "muloco" with optimizer.name = "{recipe.optimizer.name}": has Muon inside; set optimizer.name = "muon" and '
                 'its rates (rule "muon"), or comm.kind = "diloco"'
