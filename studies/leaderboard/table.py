@@ -1,6 +1,8 @@
 """Print the tables of this study from its records.
 
 python studies/leaderboard/table.py
+
+The runs of the Muon rule at equal epochs are those of studies/optimizers.
 """
 
 import json
@@ -66,8 +68,9 @@ def judged(name, optimizers):
         return
     metric = metric_of(load_task(Recipe.named(name).task).metric)
     usual = planned(name).num_updates
-    reference = optimizers.reference_of(name, optimizers.cells_of(name))
-    record = cells.get(("muon", "{}", usual), [])
+    whole = optimizers.cells_of(name)
+    reference = optimizers.reference_of(name, whole)
+    record = cells["muon", "{}", usual] = [*cells.get(("muon", "{}", usual), []), *whole.get(("64", "muon"), [])]
     print(f"\n**{name}**, reference {cell_text(reference, reference, margin=metric.margin, metric=metric)} {metric.unit}\n")
     head("updates", "method", metric.name, "seeds", f"p against muon, {usual} updates")
     for (method, choice, updates), lines in sorted(cells.items(), key=lambda cell: (-cell[0][2], cell[0][0] != "muon", cell[0][0])):

@@ -36,7 +36,7 @@ assert "torch" not in sys.modules
 try:
     adam.replace({"optimizer.name": "sign_sdg"})
 except RecipeError as error:
-    assert str(error).endswith("must be one of sgd, adam, adamw, sgdp, adamp, lars, lamb, muon, sign_sgd"), error
+    assert str(error).endswith("must be one of sgd, adam, adamw, sgdp, adamp, lars, lamb, muon, soap_muon, sign_sgd"), error
 signed = adam.replace({"optimizer.name": "sign_sgd", "optimizer.weight_decay": 0.01})
 assert Recipe.from_toml(signed.to_toml()) == signed
 muon = plan(signed, global_batch=64, rule="muon")

@@ -106,6 +106,7 @@ CASES = [
     ("optim.projection", "radial", "coefficients", "optim/test_adamp.py"),
     ("optim.projection", "radial", "coefficients", "optim/test_sgdp.py"),
     ("optim.muon", "orthogonalise", "", None),
+    ("optim.soap_muon", "orthogonalise", "", None),
     ("optim.newton_schulz", "orthogonalise", "", "optim/test_muon.py"),
     ("optim.newton_schulz", "matched_rms", "", "optim/test_muon.py"),
     ("optim.linear_maps", "use_of", "matrices", "optim/test_muon_groups.py"),

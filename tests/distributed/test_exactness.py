@@ -20,12 +20,18 @@ RUNS = {  # task, changes, forward passes of one worker
     "lamb": ("digits/mlp", {**MLP, "optimizer.name": "lamb", "optimizer.lr": 0.01}, 128),
     "adamp": ("digits/mlp", {**MLP, "optimizer.name": "adamp", "optimizer.lr": 1e-3}, 128),
     "muon": ("digits/mlp", {**MLP, "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02}, 128),
+    "soap_muon": ("digits/mlp", {**MLP, "optimizer.name": "soap_muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02}, 128),
     "clipped": ("digits/mlp", {**MLP, **SGD, "optimizer.clip_norm": 0.5}, 128),
     "noisy": ("digits/mlp", {**MLP, **SGD, "batch.noise_batch": 16}, 128),
     "sharded": ("digits/mlp", {**MLP, **SGD, "comm.kind": "fully_shard"}, 128),
     "muon, sharded": (
         "digits/mlp",
         {**MLP, "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02, "comm.kind": "fully_shard"},
+        128,
+    ),
+    "soap_muon, sharded": (
+        "digits/mlp",
+        {**MLP, "optimizer.name": "soap_muon", "optimizer.lr": 0.05, "optimizer.adam_lr": 0.02, "comm.kind": "fully_shard"},
         128,
     ),
     "everything sent": ("digits/mlp", {**MLP, **SGD, "comm.compression": {"kind": "top_k", "share": 1.0}}, 128),

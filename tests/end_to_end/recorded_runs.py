@@ -252,6 +252,7 @@ RUNS: dict[str, Run] = {
     "adamp": Run({**optimizer("adamp", lr=0.01, weight_decay=0.01)}),
     "sgdp": Run({**optimizer("sgdp", lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)}),
     "muon": Run({**optimizer("muon", lr=0.02, adam_lr=2e-3, weight_decay=0.01)}),
+    "soap_muon": Run({**optimizer("soap_muon", lr=0.02, adam_lr=2e-3, weight_decay=0.01, beta2=0.8)}),
     "autowu": Run({**schedule(AUTOWU), **optimizer("sgd", lr=2.0), "budget.updates": 60}),
     "autowu, back to the minimum": Run(
         {**schedule({**AUTOWU, "return_to_minimum": True}), **optimizer("sgd", lr=2.0, momentum=0.5), "budget.updates": 60}

@@ -109,7 +109,8 @@ def soap_muon(w, state, t, g, *, lr, momentum, weight_decay, beta2, damping, eps
         turns[side] = torch.eye(len(gram), dtype=g.dtype)
         if side in sides:
             mean = beta2 * state.get(side, 0) + (1 - beta2) * gram
-            state[side], turns[side] = mean, gram_schmidt(mean @ state.get(f"Q {side}", turns[side]))
+            shifted = mean + 1e-3 * mean.trace() / len(mean) * turns[side]
+            state[side], turns[side] = mean, gram_schmidt(shifted @ state.get(f"Q {side}", turns[side]))
             state[f"Q {side}"] = turns[side]
     left, right = turns["left"], turns["right"]
     state["second"] = beta2 * state["second"] + (1 - beta2) * (left.T @ g @ right) ** 2

@@ -8,6 +8,7 @@ from tests.scaling.published import PUBLISHED, shrinkage
 
 from bigbatch import Recipe, fit, plan
 from bigbatch.scaling.muon import muon_rates
+from bigbatch.scaling.weight_decay import total_shrinkage
 
 CNN, LSTM, RESNET8 = (Recipe.named(f"fashion_mnist/{name}") for name in ("cnn", "lstm", "resnet8"))
 
@@ -60,6 +61,20 @@ def test_muon_names_the_updates_that_the_run_has():
     (lr,) = [c for c in planned.changes if c.field == "optimizer.lr"]
     assert f"sqrt({planned.recipe.num_updates})" in lr.why
     assert planned.recipe.optimizer.lr == pytest.approx(0.4 / math.sqrt(planned.recipe.num_updates))
+
+
+def test_soap_muon_takes_longer_steps_than_muon_from_sgd_and_as_long_ones_from_adam():
+    """54 updates: 1.4 * 0.4 / sqrt(54) = 0.0762; all else, and the total shrinkage, as rule muon has it."""
+    for reference, longer in ((CNN, 1.4), (PUBLISHED, 1.0)):
+        batch = 64 * reference.batch.global_batch
+        ours, muon = (plan(reference, global_batch=batch, rule=rule).recipe for rule in ("soap_muon", "muon"))
+        own = {"optimizer.name": "soap_muon", "optimizer.lr": ours.optimizer.lr, "optimizer.weight_decay": ours.optimizer.weight_decay}
+        assert ours == muon.replace(own)
+        assert ours.optimizer.lr == pytest.approx(longer * muon.optimizer.lr)
+        assert total_shrinkage(ours) == pytest.approx(total_shrinkage(muon), rel=1e-4)
+    assert plan(CNN, global_batch=8192, rule="soap_muon").recipe.optimizer.lr == pytest.approx(0.0762, rel=1e-3)
+    muons = plan(Recipe.named("text/gpt-muon"), global_batch=64, rule="soap_muon").recipe.optimizer
+    assert (muons.name, muons.lr) == ("soap_muon", pytest.approx(2 * Recipe.named("text/gpt-muon").optimizer.lr))
 
 
 def test_forget_gates_start_open_where_the_model_has_them():

@@ -4,7 +4,8 @@ Paper:   Vyas et al. 2024, SOAP: Improving and Stabilizing Shampoo using Adam, a
          orthogonalisation it comes from the step-count records of modded-nanogpt, track 3 (2026), without a paper.
 Formula: for a matrix w of A x B with gradient g and Muon's momentum Z, at update t, b = beta2,
              L <- b L + (1 - b) g g',     R <- b R + (1 - b) g' g
-             Q_L, Q_R <- the orthogonal factors of QR(L Q_L), QR(R Q_R)             one step of orthogonal iteration an update, from I
+             Q_L, Q_R <- the orthogonal factors of QR((L + l I) Q_L), QR((R + r I) Q_R)     one step of orthogonal iteration, from I;
+                                                                                            l, r: a thousandth of the mean eigenvalue
              V <- b V + (1 - b) (Q_L' g Q_R)^2
              S = sqrt(V / (1 - b^t)),     P = Q_L (Q_L' Z Q_R / (S + damping mean(S))) Q_R'
              O = NS(P), then as Muon: w <- w (1 - eta lambda) - eta 0.2 sqrt(max(A, B)) O
@@ -45,6 +46,9 @@ PAPER = Paper(
 )
 
 SIDES = ("both", "outputs")
+SHIFT = 1e-3
+"""Added to the eigenvalues of L and R where their bases turn, in units of the mean one. Without it, QR fills up what gradients have not
+reached yet with directions that rounding chooses, and one worker's steps are not those of several."""
 
 
 def soap_muon_groups(
@@ -185,8 +189,9 @@ def _preconditioned(state: dict[str, Tensor], g: Tensor, z: Tensor, group: dict[
     beta = group["beta2"]
     for side, rows in (("left", g), ("right", g.mT)):
         if side in state:
-            state[side].lerp_(rows @ rows.mT, 1 - beta)
-            state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"])[0])
+            mean, basis = state[side].lerp_(rows @ rows.mT, 1 - beta), state[f"{side}_basis"]
+            shift = SHIFT * mean.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+            basis.copy_(torch.linalg.qr(torch.baddbmm(shift * basis, mean, basis))[0])
     left, right = state.get("left_basis"), state.get("right_basis")
     state["second"].lerp_(_product(None if left is None else left.mT, g, right).square(), 1 - beta)
     state["step"].add_(1)
@@ -197,6 +202,6 @@ def _preconditioned(state: dict[str, Tensor], g: Tensor, z: Tensor, group: dict[
 
 
 def _product(left: Tensor | None, x: Tensor, right: Tensor | None) -> Tensor:
-    """left x right, without the factors that are None."""
+    """The product of all three, or of those that are not None."""
     x = x if left is None else left @ x
     return x if right is None else x @ right

@@ -65,9 +65,9 @@ def plan(
         recipe: Tuned at its own `batch.global_batch`.
         global_batch: The batch to plan for, in samples per update over all workers; by the rule "local", between two exchanges.
         rule: "none" (only the batch changes), "linear", "sqrt", "legw"; "adamw", "sde", "timescale" (for recipes tuned with AdamW);
-            "lars", "lamb", "adam", "adamp", "muon", "soap_muon" (which change the optimizer, unless the recipe has it already, as "adamw" and "sde"
-            do where it is none of Adam's kind); "regime" (which keeps the updates, and trains longer); "local" (workers take small steps
-            of their own between two exchanges); or "auto" (what held furthest in our studies).
+            "lars", "lamb", "adam", "adamp", "muon", "soap_muon" (which change the optimizer, unless the recipe has it already, as "adamw"
+            and "sde" do where it is none of Adam's kind); "regime" (which keeps the updates, and trains longer); "local" (workers take
+            small steps of their own between two exchanges); or "auto" (what held furthest in our studies).
         workers: That exchange, for the rule "local".
         noise_scale: Of the recipe, in samples, if it was measured (`bigbatch noise`): a batch above it is warned of, with what it costs.
         overrides: Dotted fields of the new recipe to set after the rule, such as {"schedule.warmup.epochs": 0.5}.
