@@ -5,8 +5,8 @@ Formula: with the reference's batch B, W workers, and k B samples between two ex
              H            = k / m updates between two exchanges, rounded
 Units:   m and k are multiples of the reference's batch; H in updates. m is 4, or the largest at which auto's rule was not shown to lose if
          that is less, or 1 where no study stands behind the reference's optimizer.
-Source:  studies/local. Workers average their weights and the state of their optimizers (local SGD): outer momentum, as DiLoCo and MuLoCo
-         have it, lost more there.
+Source:  studies/local. Workers average their weights and the state of their optimizers (local SGD), which its search preferred. On the
+         tasks that were not searched MuLoCo's outer momentum was the better one; DiLoCo over the reference's SGD lost.
 """
 
 import math
@@ -97,7 +97,7 @@ def local_changes(recipe: Recipe, steps: LocalSteps) -> list[Change]:
     changes = [
         Change("comm.kind", of["kind"], "local_sgd", "workers take steps of their own, and average their weights"),
         Change("comm.period", of["period"], steps.period, several),
-        Change("comm.momentum", of["momentum"], "average", f"with the weights: it lost least ({STUDY})"),
+        Change("comm.momentum", of["momentum"], "average", f"with the weights, as the search in {STUDY} chose"),
     ]
     if steps.ghost_batch is not None:
         why = f"a worker's share of an update, {steps.ghost_batch}: no normalisation group is cut in two"
