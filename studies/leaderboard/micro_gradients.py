@@ -1,6 +1,7 @@
 """What each micro-batch's gradient adds to moments of the update: they are there anyway, and tell the noise that their mean hides."""
 
 import torch
+from plain_muon import PlainMuon
 
 from bigbatch.core.matrices import as_matrices
 
@@ -29,3 +30,19 @@ class MicroGradients:
     def clear(self):
         """The update is over."""
         self.before.clear()
+
+
+class MicroMuon(PlainMuon):
+    """Muon whose subclass adds up moments in `self.sums`, of each parameter, by `add(p, g)` with the gradient of every micro-batch."""
+
+    def __init__(self, model, section):
+        super().__init__(model, section)
+        self.sums = {}
+        self.micro = MicroGradients(self.param_groups, self.add)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update."""
+        super().step(closure)
+        self.sums.clear()
+        self.micro.clear()

@@ -16,6 +16,16 @@ def to_convergence(stack, steps=12):
     return orthogonalise(stack, steps=steps, coefficients=(2.0, -1.5, 0.5))
 
 
+def turned(state, x, back=False):
+    """Matrices x in the bases that the state has for their sides, or back from them."""
+    left, right = state.get("left_basis"), state.get("right_basis")
+    if left is not None:
+        x = (left if back else left.mT) @ x
+    if right is not None:
+        x = x @ (right.mT if back else right)
+    return x
+
+
 class PlainMuon(Optimizer):
     """Momentum, orthogonalised; AdamW for groups that are no hidden matrices.
 

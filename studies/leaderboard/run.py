@@ -1,9 +1,10 @@
 """The fewest updates to the small batch's score at 64 times the batch: a leaderboard of methods, each entered as a file.
 
-    python studies/leaderboard/run.py candidates/soap_muon.py --search                       # its settings, on validation data
-    python studies/leaderboard/run.py candidates/soap_muon.py --tasks fashion_mnist/resnet8  # at equal epochs, judged
-    python studies/leaderboard/run.py candidates/soap_muon.py --tasks fashion_mnist/cnn --updates 60 70 80 --seeds 8
-    python studies/leaderboard/table.py
+    cd studies/leaderboard
+    python run.py candidates/chrono.py --search                           # its settings, on validation data
+    python run.py candidates/soap_muon.py --tasks fashion_mnist/resnet8   # at equal epochs, judged
+    python run.py candidates/soap_muon.py --tasks fashion_mnist/cnn --updates 46 --seeds 8
+    python table.py
 
 A method is a file with
 
@@ -84,7 +85,12 @@ class Board:
     def run(self, method, name, choice, seeds, *, updates=None, search=False):
         """The lines of a cell; a search's are of validation data alone."""
         recipe = recipe_of(method, name, choice, updates)
-        key = {"task": name, "method": method.__name__ if method else "muon", "choice": choice, "updates": recipe.num_updates}
+        key = {
+            "task": name,
+            "method": method.__name__ if method else "muon",
+            "choice": choice,
+            "updates": planned(name, updates).num_updates,
+        }
         path = HERE / "runs" / f"{key['method']}-{name.replace('/', '-')}{'-search' if search else ''}.jsonl"  # readable where it is known
         task, metric = load_task(recipe.task), metric_of(load_task(recipe.task).metric)
         if hasattr(method, "task"):
@@ -93,7 +99,7 @@ class Board:
         scores = [line["validation_score" if search else "test_score"] for line in lines]
         shown = ["diverged" if score is None else metric.number(metric.shown(score)) for score in scores]
         seconds = statistics.median(line["train_s"] / max(line["updates"], 1) for line in lines)
-        print(name, key["method"], choice or "", f"{recipe.num_updates} updates:", *shown, f"({seconds:.2f} s an update)", flush=True)
+        print(name, key["method"], choice or "", f"{key['updates']} updates:", *shown, f"({seconds:.2f} s an update)", flush=True)
         return [float("-inf") if score is None else metric.comparable(score) for score in scores]
 
     def search(self, method, tasks=DEVELOPMENT):

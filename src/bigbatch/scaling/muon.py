@@ -71,10 +71,10 @@ def orthogonalised(recipe: Recipe, k: float, name: str, why: str, *, longer: flo
         why: It is taken.
         longer: Its steps of the matrices, in units of Muon's, where they follow from the number of updates.
     """
-    if recipe.optimizer.name in (name, "soap_muon"):
-        return _times_root(recipe, k)
-    if recipe.optimizer.name == "muon":
-        return [Change("optimizer.name", "muon", name, why), *_times_root(recipe, k)]
+    old = recipe.optimizer
+    if old.groups_by == "muon":  # orthogonalised already; rule muon keeps any of that kind
+        other = [] if name in ("muon", old.name) else [Change("optimizer.name", old.name, name, why)]
+        return [*other, *_times_root(recipe, k)]
     if recipe.optimizer.name in ADAMS:
         return _from_adam(recipe, k, name, why)
     batch = round(recipe.batch.global_batch * k)

@@ -10,8 +10,7 @@ import math
 from typing import Literal
 
 import torch
-from micro_gradients import MicroGradients
-from plain_muon import PlainMuon
+from micro_gradients import MicroMuon
 
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.optim.muon_section import MuonSection
@@ -48,24 +47,13 @@ def build(section, model, _):
     return MicroMetric(model, section)
 
 
-class MicroMetric(PlainMuon):
+class MicroMetric(MicroMuon):
     """See above."""
 
-    def __init__(self, model, section):
-        super().__init__(model, section)
-        self.sums = {}
-        self.micro = MicroGradients(self.param_groups, self._add)
-
-    def _add(self, p, g):
+    def add(self, p, g):
+        """Moments of a micro-batch."""
         left, right = self.sums.get(p, (0, 0))
         self.sums[p] = left + g @ g.mT, right + g.mT @ g
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        """One update."""
-        super().step(closure)
-        self.sums.clear()
-        self.micro.clear()
 
     def direction(self, p, state, g):
         """An orthogonal matrix for each of the gradients."""

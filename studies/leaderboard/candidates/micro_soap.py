@@ -8,8 +8,8 @@ Rule:   as soap_tried.py, but L, R and V are means over the micro-batches i of t
 from typing import Literal
 
 import torch
-from micro_gradients import MicroGradients
-from plain_muon import PlainMuon, to_convergence
+from micro_gradients import MicroMuon
+from plain_muon import to_convergence, turned
 
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.optim.muon_section import MuonSection
@@ -44,28 +44,17 @@ def build(section, model, _):
     return MicroSoap(model, section)
 
 
-class MicroSoap(PlainMuon):
+class MicroSoap(MicroMuon):
     """See above."""
 
-    def __init__(self, model, section):
-        super().__init__(model, section)
-        self.sums = {}
-        self.micro = MicroGradients(self.param_groups, self._add)
-
-    def _add(self, p, g):
+    def add(self, p, g):
+        """Moments of a micro-batch."""
         sums, state = self.sums.setdefault(p, {}), self.state[p]
-        for name, value in (("left", lambda: g @ g.mT), ("right", lambda: g.mT @ g), ("second", lambda: self._turn(state, g).square())):
+        for name, value in (("left", lambda: g @ g.mT), ("right", lambda: g.mT @ g), ("second", lambda: turned(state, g).square())):
             side = {"left": -2, "right": -1}.get(name)
             if side is None or g.size(side) <= self.section.longest:
                 sums[name] = sums.get(name, 0) + value()
         sums["count"] = sums.get("count", 0) + 1
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        """One update."""
-        super().step(closure)
-        self.sums.clear()
-        self.micro.clear()
 
     def direction(self, p, state, g):
         """An orthogonal matrix for each of the gradients."""
@@ -84,7 +73,7 @@ class MicroSoap(PlainMuon):
             return to_convergence(z)
         second = state.setdefault("second", torch.zeros_like(g)).lerp_(sums["second"] * sums["count"], 1 - beta)
         second = second / (1 - beta ** (state["step"] - 1))
-        scaled = self._turn(state, self._turn(state, z) / (second.sqrt() + self.section.eps), back=True)
+        scaled = turned(state, turned(state, z) / (second.sqrt() + self.section.eps), back=True)
         self._take_next(state)
         return to_convergence(scaled)
 
@@ -92,11 +81,3 @@ class MicroSoap(PlainMuon):
         for name in ("left", "right"):
             if f"{name}_next" in state:
                 state[f"{name}_basis"] = state.pop(f"{name}_next")
-
-    def _turn(self, state, x, back=False):
-        left, right = state.get("left_basis"), state.get("right_basis")
-        if left is not None:
-            x = (left if back else left.mT) @ x
-        if right is not None:
-            x = x @ (right.mT if back else right)
-        return x

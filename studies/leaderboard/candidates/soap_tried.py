@@ -9,7 +9,7 @@ A side longer than `longest` keeps its own basis.
 from typing import Literal
 
 import torch
-from plain_muon import PlainMuon, to_convergence
+from plain_muon import PlainMuon, to_convergence, turned
 
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.optim.muon_section import MuonSection
@@ -84,19 +84,11 @@ class SoapMuon(PlainMuon):
                 state[f"{side}_basis"] = torch.linalg.eigh(mean)[1].flip(-1)
             else:
                 state[f"{side}_basis"] = torch.linalg.qr(mean @ basis)[0]
-        turned = self._turn(state, g)
-        second = state.setdefault("second", torch.zeros_like(turned)).lerp_(turned.square(), 1 - beta) / (1 - beta ** state["step"])
+        seen = turned(state, g)
+        second = state.setdefault("second", torch.zeros_like(seen)).lerp_(seen.square(), 1 - beta) / (1 - beta ** state["step"])
         z = self.momentum(state, g)
         size = second.sqrt()
         damped = size + self.section.damping * size.mean((-2, -1), keepdim=True) + self.section.eps
-        steep = self._turn(state, z) / damped.pow(self.section.power)
-        scaled = self._turn(state, steep, back=True)
+        steep = turned(state, z) / damped.pow(self.section.power)
+        scaled = turned(state, steep, back=True)
         return to_convergence(scaled) if self.section.exact else orthogonalise(scaled.bfloat16()).float()
-
-    def _turn(self, state, x, back=False):
-        left, right = state.get("left_basis"), state.get("right_basis")
-        if left is not None:
-            x = (left if back else left.mT) @ x
-        if right is not None:
-            x = x @ (right.mT if back else right)
-        return x
