@@ -18,7 +18,7 @@ samples, one pass of the batch's samples an update (what else a method computes 
 
 --search: every one of CHOICES on both DEVELOPMENT tasks, one seed of its own (100), at equal epochs; the best mean rank of the two wins,
 and gets a second seed (101). At most MOST_CHOICES. Judged are the winners, on all tasks, with the test set, once a run.
-Appends a line a finished run to runs/<method>-<task>.jsonl (a search's: ...-search.jsonl), so it can be stopped and continued.
+Appends a line a finished run to records/<method>-<task>.jsonl (a search's: ...-search.jsonl), so it can be stopped and continued.
 """
 
 import argparse
@@ -91,7 +91,9 @@ class Board:
             "choice": choice,
             "updates": planned(name, updates).num_updates,
         }
-        path = HERE / "runs" / f"{key['method']}-{name.replace('/', '-')}{'-search' if search else ''}.jsonl"  # readable where it is known
+        path = (
+            HERE / "records" / f"{key['method']}-{name.replace('/', '-')}{'-search' if search else ''}.jsonl"
+        )  # readable where it is known
         task, metric = load_task(recipe.task), metric_of(load_task(recipe.task).metric)
         if hasattr(method, "task"):
             task = method.task(task, recipe)

@@ -25,7 +25,7 @@ from studies.local.table import head, optimizers_table, row  # noqa: E402
 def cells_of(name, kind=""):
     """(method, choice, updates) to lines; choices as JSON."""
     cells = {}
-    for path in sorted((HERE / "runs").glob(f"*-{name.replace('/', '-')}{kind}.jsonl")):
+    for path in sorted((HERE / "records").glob(f"*-{name.replace('/', '-')}{kind}.jsonl")):
         for line in readable_lines(path):
             key = line["key"]
             cells.setdefault((key["method"], json.dumps(key["choice"], sort_keys=True), key["updates"]), []).append(line)
