@@ -14,6 +14,11 @@ import torch
 from tests.cli.command import bigbatch
 from tests.distributed.jobs import Job, descendants, left_behind
 from tests.limits import LIMIT_S
+from tests.structured_tasks import RECIPE as STRUCTURED
+from tests.structured_tasks import Dicts
+from torch.utils.data import default_collate
+
+from bigbatch import fit
 
 UPDATES, SAMPLES = 1622, 51_880
 LONG = ["digits/mlp", "--set", "budget.epochs=40", "--set", "batch.micro_batch=8", "--comm", "parameter_server"]
@@ -48,6 +53,26 @@ def assert_whole(job):
     assert end["test_score"] > 0.95
     assert max(map(int, end["staleness"])) <= end["staleness_bound"]
     assert left_behind(job.out) == []
+
+
+class DictPoints(Dicts):
+    """With a collate of its own, as ragged samples need it."""
+
+    def collate(self, samples):
+        batch = default_collate(samples)
+        return {"a": batch["a"], "b": batch["b"]}, {"labels": batch["labels"]}
+
+
+def test_batches_of_any_structure(tmp_path):
+    recipe = STRUCTURED.replace({"task": f"{__name__}:DictPoints"})
+    fit(DictPoints(), recipe, out=tmp_path / "alone", quiet=True, tensorboard=False)
+    served = recipe.replace({"comm.kind": "parameter_server", "batch.micro_batch": 3})
+    (tmp_path / "recipe.toml").write_text(served.to_toml())
+    command = ["train", recipe.task, "--recipe", "recipe.toml", "--out", "served", "--workers", "2", "--quiet"]
+    bigbatch(*command, cwd=tmp_path, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    one, other = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("alone", "served"))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ def test_losses_and_scores_by_hand():  # logits (0, ln 3): probabilities 1/4 and
         ("fashion_mnist/mpl", "unknown task 'fashion_mnist/mpl': did you mean 'mlp|unknown task 'fashion_mnist/mpl': did you mean"),
         ("mnist", "unknown task 'mnist': .*known: digits/mlp, .*your own is given as module:Class"),
         ("no_such_module:Task", "task 'no_such_module:Task': no module named 'no_such_module' here or on the Python path"),
+        ("no_such_package.module:Task", "task 'no_such_package.module:Task': no module named 'no_such_package' here"),
+        ("bigbatch.tasks.digits_mpl:DigitsMLP", "no module named 'bigbatch.tasks.digits_mpl' here"),
         ("bigbatch.tasks.digits_mlp:DigitsMPL", "unknown class in bigbatch.tasks.digits_mlp 'DigitsMPL': did you mean 'DigitsMLP'"),
         ("fractions:Fraction", "task 'fractions:Fraction': lacks name, metric, splits, model, losses, scores; see examples"),
     ],

@@ -11,9 +11,7 @@ def train(recipe, run):
 train.metric = bigbatch.Metric("accuracy", "%", "higher", margin=0.5, scale=100)
 """
 
-import importlib
 import math
-import sys
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, unknown
 from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.users_module import import_users_module
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, files_by_updates
@@ -202,14 +201,7 @@ def load_function(name: str) -> Function:
         UserError: If there is none.
     """
     module_name, _, function_name = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name:
-            raise
-        raise UserError(f"function {name!r}: no module named {module_name!r} here or on the Python path; check its name") from None
+    module = import_users_module(f"function {name!r}", module_name)
     found = getattr(module, function_name, None)
     if not callable(found):
         raise UserError(f"function {name!r}: " + unknown(f"function in {module_name}", function_name, _functions(module)))

@@ -1,7 +1,5 @@
 """What a task is: data, model, loss and metric. A user's own task is the same small protocol, named `module:Class`."""
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,6 +8,7 @@ from torch.utils.data import Dataset
 
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.users_module import import_users_module
 
 SHIPPED = {
     "digits/mlp": "bigbatch.tasks.digits_mlp:DigitsMLP",
@@ -107,14 +106,7 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
 
 
 def _import(name: str, module_name: str, class_name: str) -> Any:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name:  # the task's module exists; something it needs does not
-            raise
-        raise UserError(f"task {name!r}: no module named {module_name!r} here or on the Python path; check its name") from None
+    module = import_users_module(f"task {name!r}", module_name)
     if not hasattr(module, class_name):
         raise UserError(f"task {name!r}: " + unknown(f"class in {module_name}", class_name, [n for n in dir(module) if n[:1].isupper()]))
     return getattr(module, class_name)

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,28 @@ if loader.current_process().name != "MainProcess":
     fit("digits/mlp")
 next(loader.load_micro_batches(Own(), [torch.arange(4)], device=torch.device("meta"), dtype=torch.float32))
 """
+
+
+def test_data_are_loaded_in_a_thread_while_others_draw_random_numbers():
+    """As by Optuna with n_jobs: a fork made while torch's generator is locked would wait for it forever."""
+    done, seen = threading.Event(), []
+
+    def draw():
+        while not done.is_set():
+            torch.randn(20_000)
+
+    def load():
+        for _ in range(8):
+            ((_, targets),) = load_micro_batches(Items(INPUTS["float32"]), [ORDER[:5]], device=CPU, dtype=torch.float32)
+            seen.append(targets.tolist())
+
+    others = [threading.Thread(target=draw, daemon=True) for _ in range(2)]
+    loading = threading.Thread(target=load, daemon=True)
+    for thread in (*others, loading):
+        thread.start()
+    loading.join(LIMIT_S)
+    done.set()
+    assert seen == [TARGETS[ORDER[:5]].tolist()] * 8
 
 
 def test_a_script_without_a_main_guard_is_told_so_and_does_not_train_twice(tmp_path):

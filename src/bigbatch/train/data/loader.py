@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,8 +39,8 @@ def load_micro_batches(
     Args:
         dataset: A `TensorDataset` is gathered from memory: of the GPU, where it is moved once if it fits into a quarter of what is free
             there, else of the host. A stream is read in order, by this process. Any other map-style data set, and one with a task's
-            `collate`, goes through a DataLoader with worker processes; for a GPU these are no forks of this process, so the data set
-            must pickle. A pair is inputs and targets; a batch of any other items is both.
+            `collate`, goes through a DataLoader with worker processes; for a GPU, and in any thread but the main one, these are no
+            forks of this process, so the data set must pickle. A pair is inputs and targets; a batch of any other items is both.
         batches: Index tensors, one per micro-batch; read ahead of need by a DataLoader, and by one for a GPU.
         device: Where the micro-batches are wanted. Copies to a GPU run beside its work, from pinned memory.
         dtype: Of floating-point inputs; for a GPU they are converted there, unless that would take more of its memory.
@@ -216,10 +217,11 @@ def _copied_ahead(batches: Iterable[MicroBatch], device: torch.device) -> Iterat
 def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device) -> Iterator[MicroBatch]:
     """Micro-batches on the host, by a DataLoader.
 
-    Processes that are forked after CUDA or NCCL was used may hang; forks of a fresh process, which has only imported torch, don't.
+    Processes that are forked after CUDA or NCCL was used may hang, and so they do if another thread is drawing from torch's generator,
+    whose lock they then wait for; forks of a fresh process, which has only imported torch, don't.
     """
     context: Any = None
-    if device.type != "cpu":
+    if device.type != "cpu" or threading.current_thread() is not threading.main_thread():
         context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
         context.set_forkserver_preload([__name__])
     collate = _Collate(dataset)
