@@ -40,6 +40,7 @@ NEEDED = [  # extra, package, what needs it, command
     ("report", "matplotlib", "a report", "scale digits/mlp --to 512 --quiet"),
     ("study", "scipy", "the verdict of a study", "scale digits/mlp --to 512 --quiet"),
     ("study", "scipy", "a fit of the critical batch", "critical digits/mlp --batches 8,32,128 --target 0.9"),
+    ("steps", "optuna", "a search of steps to a target", "steps digits/mlp --batches 8..128 --target 0.9"),
     ("study", "scipy", "Keskar's sharpness", "curvature runs/one"),
     ("trackers", "mlflow", "a run on MLflow", "train digits/mlp --track mlflow --out runs/one"),
     ("trackers", "wandb", "a run on Weights & Biases", "scale digits/mlp --to 512 --track wandb --quiet"),

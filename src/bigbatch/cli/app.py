@@ -2,27 +2,11 @@
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from bigbatch.cli import (
-    check,
-    critical,
-    curvature,
-    doctor,
-    export,
-    extrapolate,
-    noise,
-    papers,
-    plan,
-    report,
-    runs,
-    scale,
-    simulate,
-    tasks,
-    train,
-)
 from bigbatch.cli.leave import explain, interrupt, leave
 from bigbatch.cli.notices import warn_in_one_line
 from bigbatch.comm.launch.launcher import watch_launcher
@@ -37,9 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for module in (scale, noise, critical, extrapolate, curvature, plan, train, check, tasks, runs, report, export, papers, doctor, simulate):
-    name = module.__name__.rpartition(".")[2]
-    app.command()(getattr(module, name))
+COMMANDS = "scale noise critical steps extrapolate curvature plan train check tasks runs report export papers doctor simulate"
+for name in COMMANDS.split():
+    app.command()(getattr(import_module(f"bigbatch.cli.{name}"), name))
 
 
 @app.callback()

@@ -35,29 +35,19 @@ from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
-from bigbatch.scaling import plan
-from bigbatch.scaling.sqrt import sqrt_lr
+from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule, rates_of
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import environment
 from bigbatch.train.state.result import Result
 
-WARMUP_UPDATES = 10
 EXTENSIONS = 3
 """Steps by which the range of rates may grow where the best lies at its edge."""
 FIRST_INTERVAL = 0.01
 """Of the recipe's epochs: between two evaluations at the smallest batch, whose run takes some of them."""
 INTERVAL = 0.025
 """Of the samples that the batch before needed: between two evaluations. A larger batch needs at least as many."""
-EPOCHS = 4.0
-"""Times the recipe's: the budget of a run."""
 RESULT = "critical.json"
-CONSTANT = ("schedule.decay.kind", "schedule.warmup.kind", "schedule.warmup.epochs")
-"""What a script must take from the recipe to train at a constant rate."""
-OWN_SCHEDULE = (
-    "the script keeps its own schedule over {epochs:g} epochs: where its rate falls, updates to the target depend on that length, and the "
-    "critical batch may be off"
-)
 
 
 def critical(
@@ -112,12 +102,12 @@ def critical(
     runner.metric.check_target(target)
     _check(chosen, seeds, lr_factors, noise)
     reference = (recipe or Recipe.named(runner.name)).replace({"batch.rule": None})
-    constant = all(runner.can_change(field) for field in CONSTANT)
+    constant = keeps_no_schedule(runner)
     epochs = (EPOCHS if constant else 1.0) * reference.total_epochs if max_epochs is None else max_epochs
     check_positive("max_epochs", epochs)
     if evaluate_every is not None:
         check_positive("evaluate_every", evaluate_every)
-    recipes = [_at_constant_rate(reference, batch, epochs, runner, constant=constant) for batch in chosen]
+    recipes = [at_constant_rate(reference, batch, epochs, runner, constant=constant) for batch in chosen]
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
         bench = _Bench(runner, runs_of, target, folder, evaluate_every, say, quiet=quiet, limits=constant)
         points: list[Point] = []
@@ -154,45 +144,11 @@ def _check(batches: Sequence[int], seeds: int, lr_factors: Sequence[float], nois
         check_positive("noise", noise, "measure over more updates, or leave it out")
 
 
-def _at_constant_rate(reference: Recipe, global_batch: int, epochs: float, runner: Runner, *, constant: bool) -> Recipe:
-    """The reference at another batch, with the root of the multiple in its rates, a short warm-up and a budget in whole updates.
-
-    A script that can't be told its schedule, or its updates, keeps the one and has its budget in epochs.
-
-    Raises:
-        UserError: If the runner can't be told the rate or the batch.
-    """
-    recipe = plan(reference, global_batch=global_batch, rule="none").recipe
-    k = global_batch / reference.batch.global_batch
-    changes: dict[str, Any] = {name: sqrt_lr(recipe.get(name), k) for name in _rates(recipe)}
-    if constant:
-        changes |= {
-            "schedule.decay.kind": "constant",
-            "schedule.warmup.kind": "gradual",
-            "schedule.warmup.epochs": WARMUP_UPDATES * global_batch / recipe.num_train_samples,
-            "schedule.warmup.start_factor": 1 / WARMUP_UPDATES,
-        }
-    in_updates = runner.can_change("budget.updates")
-    changes |= {f"budget.{unit}": None for unit in ("samples", "tokens", "tokens_per_sample")}
-    changes["budget.epochs"] = None if in_updates else epochs
-    changes["budget.updates"] = math.ceil(epochs * recipe.num_train_samples / global_batch) if in_updates else None
-    for field in (*_rates(recipe), "batch.global_batch"):
-        if not runner.can_change(field):
-            raise UserError(f"{runner.name}: has no place for {field}, which a study of batches changes; add it to the command")
-    made = recipe.replace(changes)
-    runner.check(made)
-    return made
-
-
-def _rates(recipe: Recipe) -> list[str]:
-    return [name for name in ("optimizer.lr", "optimizer.adam_lr") if recipe.get(name) is not None]
-
-
 def _measure(bench: "_Bench", recipe: Recipe, seeds: int, lr_factors: Sequence[float]) -> Point:
     """Search the rate on the first seed, from the middle outwards, then run the others at it."""
 
     def trials(wanted: Sequence[tuple[float, int]], limit: int | None = None) -> list[Trial]:
-        changes = [{**{name: factor * recipe.get(name) for name in _rates(recipe)}, "seed": seed} for factor, seed in wanted]
+        changes = [{**{name: factor * recipe.get(name) for name in rates_of(recipe)}, "seed": seed} for factor, seed in wanted]
         limited = {} if limit is None or not bench.limits else {"budget.updates": limit}
         return bench.run_all([recipe.replace({**change, **limited}) for change in changes])
 

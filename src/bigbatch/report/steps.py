@@ -1,0 +1,100 @@
+"""Updates to a target over all batches, and how the best settings move, as a plot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bigbatch.core.metric import metric_of
+from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
+from bigbatch.study.steps.space import LR, MOMENTUM
+
+FILE = "steps.svg"
+
+
+def write_steps(study: Mapping[str, Any], folder: Path) -> Path:
+    """Write the plot of a stored study (`steps.json`) into its folder.
+
+    Returns:
+        Path of the SVG file.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    return write_plot(draw_steps({study["recipe"]["optimizer"]["name"]: study}), folder / FILE)
+
+
+def draw_steps(studies: Mapping[str, Mapping[str, Any]], title: str | None = None) -> str:
+    """Updates against the batch, and the best rates against the batch, all logarithmic, of one study or several.
+
+    Bars are intervals; a bar without an end has an arrow. A batch that did not reach the target is a hollow triangle at its longest run.
+
+    Args:
+        studies: As `StepsStudy.to_dict` gives them, by the name of each in the legend.
+        title: Of the plot; the task and target of the first study if left out.
+
+    Returns:
+        An `<svg>` element.
+    """
+    first = next(iter(studies.values()))
+    metric = metric_of(first["metric"])
+    with matplotlib.rc_context(SVG_STYLE):
+        figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+        steps, rates = figure.subplots(1, 2)
+        for axes in (steps, rates):
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xlabel("batch, samples (log)")
+        for (name, study), colour in zip(studies.items(), COLOURS, strict=False):
+            _draw_updates(steps, study, name, colour)
+            _draw_rates(rates, study, name, colour)
+        steps.set_ylabel("updates to the target (log)")
+        rates.set_ylabel("best rate (log); dashed: lr/(1 - momentum)")
+        log_ticks(steps.yaxis)
+        _guides(rates, first)
+        return to_svg(figure, title or f"{first['task']}: to {metric} {metric.exact(first['target'])} on validation data")
+
+
+def _draw_updates(axes: Axes, study: Mapping[str, Any], name: str, colour: str) -> None:
+    points = [point for point in study["points"] if point["updates"] is not None]
+    batches = [point["global_batch"] for point in points]
+    values = [point["updates"]["value"] for point in points]
+    axes.plot(batches, values, marker="o", ms=4, lw=1.2, color=colour, label=name)
+    for batch, point in zip(batches, points, strict=True):
+        lower, upper = point["updates"]["lower"], point["updates"]["upper"]
+        if upper is None:
+            axes.annotate("", (batch, 1.5 * lower), (batch, lower), arrowprops={"arrowstyle": "->", "color": colour})
+        else:
+            axes.plot([batch, batch], [lower, upper], color=colour, lw=3, alpha=0.35)
+    missed = [point for point in study["points"] if point["updates"] is None]
+    axes.plot([p["global_batch"] for p in missed], [p["longest"] for p in missed], ls="", marker="^", ms=5, mfc="none", color=colour)
+    if points:
+        ideal = [values[0] * batches[0] / batch for batch in batches]
+        axes.plot(batches, ideal, color=colour, lw=0.8, ls=":")
+    if (regimes := study["regimes"]) is not None:
+        for knee in ("perfect_until", "maximal_from"):
+            axes.axvline(regimes[knee]["value"], color=colour, lw=0.6, alpha=0.5)
+
+
+def _draw_rates(axes: Axes, study: Mapping[str, Any], name: str, colour: str) -> None:
+    best = {point["global_batch"]: point["best"]["values"] for point in study["points"] if point["best"] is not None}
+    if not best or LR not in next(iter(best.values())):
+        return
+    axes.plot(list(best), [values[LR] for values in best.values()], marker="o", ms=4, lw=1.2, color=colour, label=name)
+    if all(MOMENTUM in values for values in best.values()):
+        axes.plot(
+            list(best), [values[LR] / (1 - values[MOMENTUM]) for values in best.values()], marker="s", ms=3, lw=1, ls="--", color=colour
+        )
+
+
+def _guides(axes: Axes, study: Mapping[str, Any]) -> None:
+    """Lines of the root rule and of linear scaling, through the first best rate."""
+    best = [(point["global_batch"], point["best"]["values"].get(LR)) for point in study["points"] if point["best"] is not None]
+    if len(best) < 2 or best[0][1] is None:
+        return
+    (start, rate), end = best[0], best[-1][0]
+    for power, style, label in ((0.5, "-.", "root rule"), (1.0, ":", "linear")):
+        axes.plot([start, end], [rate, rate * (end / start) ** power], color="grey", lw=0.9, ls=style, label=label)
