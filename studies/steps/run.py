@@ -41,8 +41,8 @@ def recipe_of(task, arm):
         named = Recipe.named("fashion_mnist/cnn").replace({"task": "simple_cnn:SimpleCNN", "optimizer.weight_decay": 0.0})
     else:
         named = Recipe.named(task)
-    if arm == "muon":
-        return plan(named, global_batch=named.batch.global_batch, rule="muon").recipe
+    if arm == "muon":  # at the tuned batch itself every rule keeps the recipe
+        return plan(named, global_batch=4 * named.batch.global_batch, rule="muon").recipe
     return named.replace(ARMS[arm])
 
 
