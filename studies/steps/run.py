@@ -24,9 +24,9 @@ from bigbatch.study.steps.study import rows_of
 HERE = Path(__file__).parent
 TASKS = {
     "digits/mlp": {"batches": [8, 16, 32, 64, 128, 256, 512, 1024, 1297], "target": 0.96, "trials": 32},
-    "fashion_mnist/mlp": {"batches": [16, 64, 256, 1024, 4096, 16384], "target": 0.88, "trials": 24},
-    "fashion_mnist/cnn": {"batches": [32, 128, 512, 2048, 8192], "target": 0.90, "trials": 16},
-    "simple_cnn": {"batches": [32, 128, 512, 2048, 8192, 32768], "target": 0.90, "trials": 12},
+    "fashion_mnist/mlp": {"batches": [16, 64, 256, 1024, 4096, 16384], "target": 0.88, "trials": 24, "max_epochs": 4},
+    "fashion_mnist/cnn": {"batches": [32, 128, 512, 2048, 8192], "target": 0.90, "trials": 16, "max_epochs": 4},
+    "simple_cnn": {"batches": [32, 128, 512, 2048, 8192, 32768], "target": 0.90, "trials": 12, "max_epochs": 4},
 }
 ARMS = {
     "momentum": {},
