@@ -152,6 +152,20 @@ def test_kinks_raise_no_alarm(seed, dtype):
     assert bool(hessian(torch.randn(hessian.size, dtype=dtype)).isfinite().all())
 
 
+def test_a_net_that_diverged_raises_no_alarm():
+    """All units are off, with weights so large that a step of 1e-7 of them turns half of them on: no derivative describes that."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1e8)
+        model[0].bias.fill_(-1e-3)
+        model[2].weight.copy_(1e8 * torch.randn(2, 6, generator=torch.Generator().manual_seed(0)))
+    x = torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(20, 4)
+    hessian = Hessian(model, F.cross_entropy, [(x, torch.arange(20) % 2)])
+    product = hessian(torch.arange(float(hessian.size)))
+    assert product[:-2].count_nonzero() == 0
+    assert product[-2:].tolist() == pytest.approx([-0.25, 0.25])  # of the last bias: p (1 - p), at equal odds
+
+
 def test_the_references_by_hand():
     """l = (w^2 x - y)^2 with w = 2, x = 1, y = 1: H = 2 (2 w x)^2 + 2 (w^2 x - y) 2 x = 44, G = 2 (2 w x)^2 = 32."""
 

@@ -5,6 +5,7 @@ Gauss-Newton:  G v   against  J^T d, d the same difference of dl/dz along J v, a
 
 Only first derivatives are taken for the reference, so a rule of second derivatives that is wrong, or missing and taken for zero, shows. At
 the kinks of ReLU and max-pooling a difference can be off; h is so small that few units are near one, and three directions must all fail.
+A difference of gradients that is no small part of the gradient says nothing: units that were off came on, as in a net that diverged.
 Where the model can't run in float64, u^T A v = v^T A u is looked at instead.
 """
 
@@ -27,6 +28,8 @@ STEPS = (1e-7, 1e-8, 1e-8)
 """h of each try, for vectors as long as the weights; rounding makes up to 1e-8 of the gradient's length."""
 TOLERANCE, FLOOR = 1e-3, 1e-6
 """Largest difference, of the product's length and of the gradient's."""
+SMALL = 0.01
+"""Of the gradient's length: how much it may change within a step that derivatives are to describe."""
 
 Product = Callable[["Evaluation", list[Tensor]], list[Tensor]]
 """The product that is under test, by the graph of an evaluation."""
@@ -117,6 +120,8 @@ def check_products(at: Evaluator, product: Product, by_difference: Callable[[Eva
         scale = _length(got) + _length(true)
         gap = _length(gaps)
         if not gap > TOLERANCE * scale + FLOOR * slope:  # not finite: left to the measurement itself
+            return
+        if 2 * h * _length(true) > SMALL * slope:
             return
         each = [
             (float(g.norm() / (a.norm() + b.norm()).clamp_min(1e-30)), float(g.norm()), name)
