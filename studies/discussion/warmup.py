@@ -2,9 +2,9 @@
 
     python studies/discussion/warmup.py
 
-fashion_mnist/mlp by SGD with momentum at 16 times its batch: rates 0.1 (the tuned batch's), 0.2 and 0.4 (times the root), reached at once or
-after 50 updates in a straight line, then constant. Every 5 updates the largest eigenvalue of the Hessian on 512 training images; of every
-update the noise of the gradient. Three seeds. Writes warmup.jsonl, a line a run.
+fashion_mnist/mlp by SGD with momentum at 16 times its batch: rates 0.1 (the tuned batch's), 0.2 and 0.4 (times the root), reached at
+once or after 50 updates in a straight line, then constant. Every 5 updates the largest eigenvalue of the Hessian on 512 training images; of
+every update the noise of the gradient. Three seeds. Writes warmup.jsonl, a line a run.
 """
 
 import json

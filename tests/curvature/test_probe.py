@@ -163,7 +163,7 @@ def test_a_net_that_diverged_raises_no_alarm():
     hessian = Hessian(model, F.cross_entropy, [(x, torch.arange(20) % 2)])
     product = hessian(torch.arange(float(hessian.size)))
     assert product[:-2].count_nonzero() == 0
-    assert product[-2:].tolist() == pytest.approx([-0.25, 0.25])  # of the last bias: p (1 - p), at equal odds
+    assert product[-2:].tolist() == pytest.approx([-0.25, 0.25], abs=0.01)  # of the last bias: p (1 - p), at nearly equal odds
 
 
 def test_the_references_by_hand():
