@@ -21,6 +21,8 @@ import valleys  # noqa: E402
 from bigbatch.core.json_lines import readable_lines  # noqa: E402
 from bigbatch.report.plots import COLOURS, SVG_STYLE, to_svg  # noqa: E402
 
+STABLE = (2 + 2 * 0.9) / (1 + 2 * 0.9)
+"""Largest stable product of rate and eigenvalue, of Nesterov's momentum of 0.9 on a quadratic."""
 FIGURES = HERE.parents[1] / "docs" / "figures"
 
 
@@ -39,6 +41,7 @@ def warmup():
             shortest = min(len(run["loss"]) for run in runs)
             losses = np.median([run["loss"][:shortest] for run in runs], axis=0)[:100]
             loss.plot(range(1, len(losses) + 1), np.minimum(losses, 4.0), style, color=colour, lw=1.0, label=label)
+        sharp.axhline(STABLE / rate, color=colour, lw=0.8, ls=":")
     sharp.set_yscale("log")
     sharp.set_ylabel("largest eigenvalue of the Hessian (log)")
     loss.set_ylabel("training loss (cut at 4)")
