@@ -101,11 +101,11 @@ def steps(
     epochs = (EPOCHS if constant else 1.0) * reference.total_epochs if max_epochs is None else max_epochs
     lengths = any(each.field == LENGTH for each in space)
     settings = _Settings(runner, reference, target, trials, tuple(space), epochs, constant and not lengths)
-    with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
-        kept = Storage(storage or f"sqlite:///{folder / DATABASE}", shared=storage is not None)
+    with owned(Path(out)) as folder, Storage(storage or f"sqlite:///{folder / DATABASE}", shared=storage is not None) as kept:
         points: list[Point] = []
-        for batch in chosen:
-            points.append(_measure(settings, batch, points, kept, _Runs(settings, runs_of, folder, say, quiet)))
+        with pool or OneAfterAnother() as runs_of:
+            for batch in chosen:
+                points.append(_measure(settings, batch, points, kept, _Runs(settings, runs_of, folder, say, quiet)))
         study = StepsStudy(runner.name, runner.metric, target, reference, tuple(points), *settings.words())
         facts = {"trials": trials, "max_epochs": epochs, "version": __version__, "environment": environment(choose_device())}
         write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())

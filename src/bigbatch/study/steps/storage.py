@@ -7,7 +7,7 @@ Trial i has the point i of a scrambled Sobol sequence, whichever process asks fo
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bigbatch.core.checks import UserError
@@ -32,8 +32,8 @@ class Trial(NamedTuple):
     score: float | None  # best on validation data; None where it diverged
 
 
-class Storage:
-    """Where trials are kept.
+class Storage(AbstractContextManager["Storage"]):
+    """Where trials are kept; closed at the end of its block.
 
     Args:
         url: Of the data base, such as sqlite:///trials.db or postgresql://user@host/name.
@@ -60,6 +60,10 @@ class Storage:
             why = " ".join(str(error.__cause__ or error).split())[:200]
             raise UserError(f"storage {told}: can't be used ({why})") from None
         self.shared = shared
+
+    def __exit__(self, *_: object) -> None:
+        self.storage.remove_session()
+        self.storage.engine.dispose()
 
 
 class StoredTrials:
@@ -131,6 +135,7 @@ class StoredTrials:
                     with suppress(Exception):  # a data base that is away for a moment
                         self._storage.storage.record_heartbeat(trial._trial_id)
                 over.wait(HEARTBEAT_S)
+            self._storage.storage.remove_session()  # this thread's
 
         beating = threading.Thread(target=beat, daemon=True, name="heartbeats of trials")
         if self._storage.shared:
