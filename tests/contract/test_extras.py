@@ -41,6 +41,12 @@ NEEDED = [  # extra, package, what needs it, command
     ("study", "scipy", "the verdict of a study", "scale digits/mlp --to 512 --quiet"),
     ("study", "scipy", "a fit of the critical batch", "critical digits/mlp --batches 8,32,128 --target 0.9"),
     ("steps", "optuna", "a search of steps to a target", "steps digits/mlp --batches 8..128 --target 0.9"),
+    (
+        "postgresql",
+        "psycopg",
+        "a PostgreSQL storage",
+        "steps digits/mlp --batches 8..128 --target 0.9 --storage postgresql://localhost/trials",
+    ),
     ("study", "scipy", "Keskar's sharpness", "curvature runs/one"),
     ("trackers", "mlflow", "a run on MLflow", "train digits/mlp --track mlflow --out runs/one"),
     ("trackers", "wandb", "a run on Weights & Biases", "scale digits/mlp --to 512 --track wandb --quiet"),
@@ -133,7 +139,7 @@ def test_without_rich_progress_is_plain_lines(monkeypatch, capsys):
 
 def test_all_is_all_but_ray_and_integrations_and_every_extra_is_named_somewhere():
     users = EXTRAS.keys() - {"all", "dev", "docs"}
-    left_out = {"ray", "transformers", "accelerate", "lightning", "trackers"}  # large, or what a script that uses them has
+    left_out = {"postgresql", "ray", "transformers", "accelerate", "lightning", "trackers"}  # large, or what a script that uses them has
     assert set(re.findall(r"[\w-]+", EXTRAS["all"][0].partition("[")[2])) == users - left_out
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     readme = (ROOT / "README.md").read_text()

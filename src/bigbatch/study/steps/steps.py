@@ -29,7 +29,7 @@ from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule
 from bigbatch.study.steps.space import LENGTH, LR, LR_REACH, Choice, Range, Space, applied, at_edge, default_space
-from bigbatch.study.steps.storage import Storage, StoredTrials, Trial
+from bigbatch.study.steps.storage import Storage, StoredTrials, Trial, check_driver
 from bigbatch.study.steps.study import Point, StepsStudy, best_of
 from bigbatch.study.steps.trials import Bench, Outcome, limit_of, run_trials
 from bigbatch.tasks.task import Task
@@ -92,6 +92,8 @@ def steps(
     with needed(WHAT, extra="steps"):
         import optuna  # noqa: F401
         import scipy  # noqa: F401
+    if storage is not None:
+        check_driver(storage)
     runner = runner_of(task)
     runner.metric.check_target(target)
     chosen = sorted({int(batch) for batch in batches})

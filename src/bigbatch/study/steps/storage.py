@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bigbatch.core.checks import UserError
+from bigbatch.core.extras import needed
 from bigbatch.study.steps.space import Choice, Range, Space, sobol
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ class Trial(NamedTuple):
     outcome: OutcomeName
     updates: int  # to the target; made in all where it was not reached
     score: float | None  # best on validation data; None where it diverged
+
+
+def check_driver(url: str) -> None:
+    """Refuse a PostgreSQL data base without a driver for it.
+
+    Raises:
+        MissingExtra: With what to install.
+    """
+    if url.partition(":")[0] in ("postgresql", "postgresql+psycopg"):
+        with needed("a PostgreSQL storage", extra="postgresql"):
+            import psycopg  # noqa: F401
 
 
 class Storage(AbstractContextManager["Storage"]):
