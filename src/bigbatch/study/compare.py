@@ -19,14 +19,16 @@ from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
-from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.protocol import NO_CONSTANT, Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.runner.workers import WorkersRunner
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import FEWEST_SEEDS, expectation, seeds_asked_for
+from bigbatch.study.learning import in_words, learnt_nothing, stored
 from bigbatch.study.stored_comparison import SUFFIX
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task
+from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.result import Result
 
 MOST_SEEDS = 14
@@ -73,6 +75,7 @@ class Comparison:
     plan: Plan
     arms: tuple[Arm, Arm, Arm]  # reference, batch only, planned
     design: Design
+    constant: ConstantPrediction | str | None = None  # on the test set; a text says why it can't be measured
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", metric_of(self.metric))  # a name alone will do
@@ -105,6 +108,9 @@ class Comparison:
         died = Rate(reference.num_diverged, len(reference.results))
         if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
             return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
+        if isinstance(self.constant, ConstantPrediction):
+            why = learnt_nothing(reference.results, self.constant, self.metric, self.design.margin)
+            return f"the reference {why}; tune it" if why else ""
         return ""
 
     def sentence(self, arm: Arm) -> str:
@@ -186,6 +192,8 @@ class Comparison:
             "margin": self.margin,
             "design": asdict(self.design),
             "expectation": self.expectation(),
+            "constant_prediction": stored(self.constant),
+            "constant_in_words": in_words(self.constant, self.metric),
             "advice": self.advice(),
             "rule": self.plan.rule,
             "reason": self.plan.reason,
@@ -288,7 +296,9 @@ def scale(
     ]
 
     def compared() -> Comparison:
-        return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design)
+        return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design, constant)
+
+    constant = _constant_prediction(runner, reference)
 
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
         if seeds is None:
@@ -310,6 +320,17 @@ def scale(
         content = json.dumps(comparison.to_dict(), indent=2).encode()
         write_atomically(folder / f"{name}{SUFFIX}", content)
         return comparison
+
+
+def _constant_prediction(runner: Runner, reference: Recipe) -> ConstantPrediction | str:
+    measure = getattr(runner, "constant_prediction", None)
+    if measure is None:  # somebody's own runner
+        return NO_CONSTANT.format(what=runner.name)
+    try:
+        found: ConstantPrediction = measure(reference)
+        return found
+    except UserError as error:
+        return str(error)
 
 
 def _goes_on(comparison: Comparison, arm: Arm) -> bool:
