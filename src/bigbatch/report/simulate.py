@@ -1,5 +1,6 @@
 """Efficiency over the number of workers, as a plot."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,4 +75,7 @@ def draw_simulation(simulation: Mapping[str, Any]) -> str:
         axes.set_ylim(0, 105)
         axes.set_xlabel("workers (log)")
         axes.set_ylabel("efficiency of an update, %")
+        if left := sorted({row["strategy"] for row in simulation["rows"]} - set(SHOWN)):
+            words = f"not drawn, in the table: {', '.join(left)}"
+            figure.supxlabel("\n".join(textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False)), fontsize=7)
         return to_svg(figure, title)
