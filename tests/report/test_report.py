@@ -7,8 +7,8 @@ from tests.limited_files import limited_files
 from bigbatch import Recipe, fit, scale
 from bigbatch.core.checks import InputError, OutputError, RecipeError
 from bigbatch.report import write_report
+from bigbatch.report.comparison import runs_of as _runs
 from bigbatch.report.plots import global_batch
-from bigbatch.report.report import _runs
 
 
 def test_a_run_whose_batch_changes_shows_each_change_and_why(tmp_path):

@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
 from bigbatch.report.plots import COLOURS, SVG_STYLE, bound, count_axis, log_scale, nothing, to_svg, write_plot
 
 FILE = "branches.svg"
@@ -86,3 +87,26 @@ def _draw_critical(axes: Axes, study: Mapping[str, Any]) -> None:
     log_scale(axes, "y")
     axes.set_ylim(min(values) / 4, max(values) * 4)
     count_axis(axes)
+
+
+def branches_section(study: Mapping[str, Any]) -> Section:
+    """Of a stored study, as `BranchStudy.to_dict` gives it."""
+    columns = ["update", "batch", "rate times", "fall of the held-out loss"]
+    rows = [
+        [f"{point['updates']:,}", f"{way['global_batch']:,.0f}", f"{way['rate_factor']:.3g}", _gain(point["start_loss"], way["losses"])]
+        for point in study["points"]
+        for way in point["branches"][1:]
+    ]
+    blocks: list[Block] = [
+        *map(verdict, study["sentences"]),
+        plots([draw_branches(study)]),
+        table(columns, rows, numbers=columns),
+        *caveats(study["notes"]),
+    ]
+    title = f"{study['task']}: critical batch by branches of {study['samples']:,} samples"
+    return Section(title, tuple(blocks), "How large may the batch be, from which point of the run on?")
+
+
+def _gain(start: float, losses: list[float | None]) -> str:
+    known = [loss for loss in losses if loss is not None]
+    return f"{start - sum(known) / len(known):.4f}" if known and len(known) == len(losses) else "diverged"

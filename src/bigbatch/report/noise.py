@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bigbatch.noise.norm_layers import NORMS
 from bigbatch.noise.reader import ALL
+from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
 from bigbatch.report.plots import COLOURS, SVG_STYLE, bound, count_axis, log_scale, shown, to_svg, write_plot
 
 FILE = "noise.svg"
@@ -88,3 +89,34 @@ def _line(study: Mapping[str, Any], part: str) -> tuple[list[float], list[float]
     parts = [stretch["parts"][part] for stretch in study["stretches"]]
     known = [e["noise_scale"] if e["lower"] is None or (e["lower"] and e["upper"]) else None for e in parts]
     return [(s["first"] + s["last"]) / 2 for s in study["stretches"]], [math.nan if v is None or v <= 0 else v for v in known]
+
+
+def noise_section(study: Mapping[str, Any]) -> Section:
+    """Of a stored measurement, as `NoiseStudy.to_dict` gives it."""
+    tokens = ["in tokens"] if study.get("tokens_per_sample") else []
+    columns = ["updates", "part", "noise scale, samples", *tokens, "signal |G|^2", "noise tr(S)", "updates used"]
+    rows = [
+        [
+            f"{stretch['first']:,} to {stretch['last']:,}",
+            part,
+            each["words"],
+            *[each["words_tokens"] for _ in tokens],
+            _number(each["signal"]),
+            _number(each["noise"]),
+            f"{each['num_updates']:,}",
+        ]
+        for stretch in study["stretches"]
+        for part, each in stretch["parts"].items()
+    ]
+    blocks: list[Block] = [
+        verdict(study["sentence"]),
+        plots([draw_noise(study)]),
+        table(columns, rows, numbers=columns[3 + len(tokens) :]),
+        *caveats(study["doubts"]),
+    ]
+    batch = study["recipe"]["batch"]["global_batch"]
+    return Section(f"{study['task']}: gradient noise scale at {batch:,}", tuple(blocks), "Which batches do the gradients support?")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -236,7 +236,7 @@ def to_svg(figure: Figure, title: str) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    named = f'<svg class="{PLOT}" role="img" aria-label="{html.escape(title)}" '
+    named = f'<svg role="img" aria-label="{html.escape(title)}" class="{PLOT}" '
     return svg.replace("<svg ", named, 1).replace(">", f">\n<style>{_DARK_STYLE}</style>", 1)
 
 

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from bigbatch.core.metric import metric_of
 from bigbatch.noise.estimate import two_digits
+from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
 from bigbatch.report.plots import COLOURS, INK, SVG_STYLE, bound, drawn, log_scale, nothing, to_svg, write_plot
+from bigbatch.study.trade_off import stored_rows
 
 FILE = "critical.svg"
 
@@ -108,3 +110,19 @@ def _frame(axes: Axes) -> None:
 
 def _samples(batches: Sequence[float], steps: Sequence[float]) -> list[float]:
     return [batch * count for batch, count in zip(batches, steps, strict=True)]
+
+
+def critical_section(study: Mapping[str, Any]) -> Section:
+    """Of a stored study, as `CriticalStudy.to_dict` gives it."""
+    metric = metric_of(study["metric"])
+    columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
+    compared = study["noise"]["words"] if study["noise"] else None
+    blocks: list[Block] = [
+        verdict(study["sentence"]),
+        *([verdict(compared)] if compared else []),
+        plots([draw_trade_off(study)]),
+        table(columns, stored_rows(study), numbers=columns[:-1]),
+        *caveats(study["doubts"]),
+    ]
+    title = f"{study['task']}: critical batch to validation {metric} {metric.exact(study['target'])}"
+    return Section(title, tuple(blocks), "From which batch on do larger batches pay less than they cost?")

@@ -156,7 +156,21 @@ class Row(NamedTuple):
 
 def rows_of(study: CriticalStudy) -> Iterator[Row]:
     """The table: one row a batch; updates are the geometric mean over the seeds that reached the target."""
-    for point in study.points:
+    fit = study.fit
+    return rows_of_points(study.points, None if fit is None else (fit.min_steps.value, fit.min_samples.value))
+
+
+def stored_rows(study: Mapping[str, Any]) -> Iterator[Row]:
+    """The same of a study as `CriticalStudy.to_dict` gives it."""
+    trials = [{**p, "runs": tuple(Trial(**r) for r in p["runs"]), "tried": tuple(Trial(**t) for t in p["tried"])} for p in study["points"]]
+    fit = study["fit"]
+    fewest = None if fit is None else (fit["min_steps"]["value"] or 0.0, fit["min_samples"]["value"] or 0.0)
+    return rows_of_points([Point(**point) for point in trials], fewest)
+
+
+def rows_of_points(points: Sequence[Point], fewest: tuple[float, float] | None) -> Iterator[Row]:
+    """The table, with the fewest updates and samples of a fit, if there is one."""
+    for point in points:
         batch, updates = point.global_batch, point.updates
         notes = [f"{point.num_stopped} of {len(point.runs)} stopped before the target"] * bool(point.num_stopped)
         notes += [f"{point.num_diverged} of {len(point.runs)} diverged, left out"] * bool(point.num_diverged)
@@ -169,7 +183,7 @@ def rows_of(study: CriticalStudy) -> Iterator[Row]:
             most = max(stopped)
             yield Row(f"{batch:,}", f"{point.lr:.3g}", f"> {most:,}", f"> {most * batch:,}", "-", "-", "; ".join(notes))
             continue
-        ratios = ("-", "-") if study.fit is None else (_ratio(updates, study.fit.min_steps), _ratio(updates * batch, study.fit.min_samples))
+        ratios = ("-", "-") if fewest is None else (_ratio(updates, fewest[0]), _ratio(updates * batch, fewest[1]))
         yield Row(f"{batch:,}", f"{point.lr:.3g}", f"{updates:,.0f}", f"{updates * batch:,.0f}", *ratios, "; ".join(notes))
 
 
@@ -191,8 +205,8 @@ def in_words(fit: CriticalBatch, batches: Sequence[int]) -> str:
     return f"critical batch about {two_digits(found.value)} [{two_digits(found.lower)}, {upper}] samples ({percent}): there, {fewest}"
 
 
-def _ratio(value: float, ideal: Estimate) -> str:
-    return f"{value / ideal.value:.2f}" if ideal.value else "-"
+def _ratio(value: float, ideal: float) -> str:
+    return f"{value / ideal:.2f}" if ideal else "-"
 
 
 def _plain(estimate: Estimate) -> Mapping[str, float | None]:
