@@ -49,6 +49,7 @@ def test_names_of_runs_in_a_plot_of_curvature():
     stored = {"names": ["run_$\\foo$", "_b"], "runs": [{"density": density, "eigenvalues": [1.0]}] * 2}
     svg = draw_density(stored)
     assert "run_$\\foo$" in svg
+    assert "mathdefault" not in svg  # the marks of a logarithmic axis
     ElementTree.fromstring(svg)
 
 

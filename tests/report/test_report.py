@@ -28,7 +28,7 @@ def test_a_run_with_one_batch_has_no_such_part(tmp_path):
     assert "Changes of the batch" not in page
     assert "Global batch by samples" not in page
     assert "metric" not in json.loads((tmp_path / "record.jsonl").read_text().splitlines()[0])  # as earlier versions left it
-    assert "validation score, %" in page
+    assert "validation accuracy, %" in page
 
 
 def test_steps_of_the_batch():

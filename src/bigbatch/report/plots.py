@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 
 from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import ACCURACY, Metric
@@ -224,13 +224,18 @@ def to_svg(figure: Figure, title: str) -> str:
     for axes in figure.axes:
         if not (axes.lines or axes.collections or axes.patches or axes.texts):
             nothing(axes, "no values yet")
+        for scaled in (axes, *axes.child_axes):
+            for axis in (scaled.xaxis, scaled.yaxis):
+                if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                    axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
-        text.set_text(shown(text.get_text()))  # type: ignore[attr-defined]
+        text.set_parse_math(False)
+        text.set_text(shown(text.get_text()))
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

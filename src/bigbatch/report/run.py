@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 
 from bigbatch.core.checks import InputError
-from bigbatch.core.metric import ACCURACY, Metric, metric_of
+from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.reading import exists
 from bigbatch.recipe import Recipe
 from bigbatch.report.blocks import Block, Section, caveats, facts, heading, note, plots, table, text_of, verdict
@@ -34,13 +34,12 @@ def run_section(folder: Path) -> Section:
         raise InputError(f"{folder / RECORD}: holds no line that can be read; continue the run with --resume, or restore a copy")
     recipe, start = _recipe_of(folder, record), start_of(record)
     stated = (start or {}).get("metric")  # earlier versions, and tasks whose metric has only a name, leave it out
-    metric = metric_of(stated or "score")
     row = next((run for run in runs(folder).runs if run.path == "."), RunRow(".", "stopped"))
-    known = row.metric if row.metric != UNKNOWN else metric if stated else ACCURACY
+    metric = row.metric if row.metric != UNKNOWN else metric_of(stated) if stated else UNKNOWN
     task = start["task"] if start else recipe.task
     blocks: list[Block] = [
-        verdict(_in_words(row, known, record)),
-        facts(_facts(folder, row, known, recipe, record)),
+        verdict(_in_words(row, metric, record)),
+        facts(_facts(folder, row, metric, recipe, record)),
         plots([*curves({"run": [record]}, metric), *_staleness(record)]),
         *_decisions(record),
         *([heading("Workers"), facts(told)] if (told := worker_facts(record)) else []),

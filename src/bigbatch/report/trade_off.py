@@ -103,9 +103,9 @@ def _draw_points(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
 def _frame(axes: Axes) -> None:
     """Frame what was measured and fitted; a band that has hardly a bound is cut off."""
     if log_scale(axes, "x") and log_scale(axes, "y"):
-        for which, limit in (("x", axes.set_xlim), ("y", axes.set_ylim)):
-            values = drawn(axes, which)
-            limit(0.6 * values[values > 0].min(), 1.8 * values.max())
+        xs, ys = drawn(axes, "x"), drawn(axes, "y")
+        axes.set_xlim(0.6 * xs[xs > 0].min(), 1.8 * xs.max())
+        axes.set_ylim(0.6 * ys[ys > 0].min(), 1.8 * ys.max())
 
 
 def _samples(batches: Sequence[float], steps: Sequence[float]) -> list[float]:
