@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -133,6 +134,21 @@ def draw(
         count_axis(axes)
         axes.set_xlabel("samples")
     return to_svg(figure, title)
+
+
+def draw_together(record: Record, metric: Metric, *, title: str) -> str:
+    """Training loss and validation score of one run side by side, by samples."""
+    with matplotlib.rc_context(SVG_STYLE):
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(*training_loss(record, "samples"), color=COLOURS[0], lw=1.4)
+        log_scale(left, "y")
+        right.plot(*validation_score(record, "samples", metric), color=COLOURS[0], lw=1.4, marker=".")
+        for axes, label in ((left, "training loss"), (right, f"validation {metric.label}")):
+            count_axis(axes)
+            axes.set_xlabel("samples")
+            axes.set_ylabel(label)
+        return to_svg(figure, title)
 
 
 def _scale_losses(axes: Axes, top: float) -> None:

@@ -16,6 +16,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.metric import ACCURACY, Metric, metric_of
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
@@ -66,8 +67,8 @@ class Arm(NamedTuple):
         return [first + i for i, score in enumerate(self.by_seed) if score is not None and not math.isfinite(score)]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """Three arms, and whether the second and third held the reference's score."""
 
     task: str
@@ -183,6 +184,17 @@ class Comparison:
     def expectation(self) -> str:
         """What the design can be expected to say, from the runs so far, in words."""
         return expectation(self.design, [arm.by_seed for arm in self.arms], self.metric)
+
+    def shown(self) -> Content:
+        """What a notebook shows: what to do, the verdicts, and a row a run, its score in the metric's unit."""
+        measured = ["diverged", "updates", "samples", "train_s", "samples_per_s"]
+        rows = []
+        for arm in self.arms:
+            for seed, result in enumerate(arm.results, arm.recipe.seed):
+                score = None if result.diverged else self.metric.shown(result.test_score)
+                rows.append([arm.name, arm.recipe.batch.global_batch, seed, score, *(getattr(result, name) for name in measured)])
+        columns = ["arm", "global_batch", "seed", f"test {self.metric.label}", *measured]
+        return Content([f"{self.task}: {self.advice()}", *map(self.sentence, self.arms[1:])], columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.noise.critical_batch import CriticalBatch, Estimate, Run, fit_critical_batch, min_steps_at, predicted_steps
 from bigbatch.noise.estimate import two_digits
 from bigbatch.recipe import Recipe
@@ -56,8 +57,8 @@ class Point(NamedTuple):
         return statistics.geometric_mean(reached) if reached else None
 
 
-@dataclass(frozen=True)
-class CriticalStudy:
+@dataclass(frozen=True, repr=False)
+class CriticalStudy(Displayed):
     """Updates to one target at several batches, each at its own best rate, and the trade-off fitted to them."""
 
     task: str
@@ -121,6 +122,12 @@ class CriticalStudy:
         against = "inside" if inside else "outside"
         ratio = f", {self.noise / critical.value:.2g} times it" if 0 < critical.value < math.inf else ""
         return f"the noise scale, {two_digits(self.noise)} samples, lies {against} the interval of the critical batch{ratio}"
+
+    def shown(self) -> Content:
+        """What a notebook shows: the fit in words, and a row a run at the best rate of its batch."""
+        names = Trial._fields
+        rows = [[point.global_batch, *run] for point in self.points for run in point.runs]
+        return Content([f"{self.task}: {self.sentence()}", *self.doubts()], ["global_batch", *names], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads. An infinite bound is None."""
