@@ -16,7 +16,18 @@ from bigbatch.report.plots import DARK, SVG_STYLE, draw, learning_rate, to_svg, 
 from bigbatch.report.trade_off import draw_trade_off
 
 HOLLOW = "fill: #ffffff; stroke: #"
-NAMES = ['"><script>alert(1)</script>', "run_$\\foo$", "a\x00b\x1b", "\ud800", "_hidden", "$x$ & <b>", "'\"`"]
+NAMES = [
+    "\u7cbe\u5ea6",
+    "\U0001f600",
+    "long " * 80,
+    '"><script>alert(1)</script>',
+    "run_$\\foo$",
+    "a\x00b\x1b",
+    "\ud800",
+    "_hidden",
+    "$x$ & <b>",
+    "'\"`",
+]
 
 
 def update(n, loss=1.0, samples=None):

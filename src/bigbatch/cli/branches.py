@@ -45,7 +45,7 @@ def branch_study(
     if json != output.STANDARD:
         title = f"{study.task}: branches of {study.samples:,} samples"
         show(title, list(COLUMNS), study.rows(), numbers=set(COLUMNS))
-        for text in (*study.sentences(), *(f"not known: {note}" for note in study.notes)):
+        for text in (*study.sentences(), *(f"caveat: {note}" for note in study.notes)):
             console().print(text, highlight=False)
         console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

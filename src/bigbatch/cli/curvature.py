@@ -46,7 +46,7 @@ def curvature(
     if json != output.STANDARD:
         for table in study.tables():
             show(table.title, table.columns, table.rows, numbers=table.numbers)
-        for text in (study.sentence(), *(f"not known: {doubt}" for doubt in study.doubts())):
+        for text in (study.sentence(), *(f"caveat: {doubt}" for doubt in study.doubts())):
             console().print(text, highlight=False)
         console().print(f"{drawn}, numbers: {json or run / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

@@ -45,7 +45,7 @@ def full_study(
         columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
         title = f"{label(task, runner)} to validation {runner.metric} {runner.metric.exact(target)}"
         show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
-        for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
+        for text in (study.sentence(), study.noise_in_words(), *(f"caveat: {doubt}" for doubt in study.doubts())):
             if text:
                 console().print(text, highlight=False)
         console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)

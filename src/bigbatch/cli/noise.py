@@ -57,6 +57,6 @@ def noise(
         show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3 + len(tokens) :]))
         console().print(study.sentence(), highlight=False)
         for doubt in study.doubts():
-            console().print(f"not known: {doubt}", highlight=False)
+            console().print(f"caveat: {doubt}", highlight=False)
         console().print(f"{drawn}, numbers: {json or folder / 'noise.json'}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

@@ -73,7 +73,7 @@ def simulate(
     if json != output.STANDARD:
         for table in tables:
             show(*table[:3], numbers=table.numbers, narrow=table.narrow)
-        for text in (*words, *(f"not known: {doubt}" for doubt in result.doubts())):
+        for text in (*words, *(f"caveat: {doubt}" for doubt in result.doubts())):
             console().print(text, highlight=False)
         console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, stored)

@@ -2,6 +2,7 @@
 
 import html
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,8 @@ DARK = {
 """What each colour of a plot becomes where the reader prefers dark pages."""
 PLOT = "bigbatch-plot"
 MOST_POINTS = 250
+LABEL, LINE = 48, 130
+"""Most characters of the label of an axis or a line, and of any other text."""
 SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "bigbatch", "font.family": "sans-serif", "text.parse_math": False}
 """For `matplotlib.rc_context`: text stays text, no title is read as mathematics, and equal plots are equal files."""
 LOSS_CEILING = 3.0  # times the highest first loss
@@ -245,20 +248,31 @@ def to_svg(figure: Figure, title: str) -> str:
                 if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
                     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                     axis.set_minor_formatter(NullFormatter())
+        for inside in axes.texts:
+            inside.set_in_layout(False)  # however long, it takes no room from the axes
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
+    labels: list[Text] = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    labels += [text for axes in figure.axes if (legend := axes.get_legend()) is not None for text in legend.get_texts()]
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        text.set_text(shown(text.get_text()))
+        text.set_text(_cut(shown(text.get_text()), LABEL if text in labels else LINE))
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the reader's fonts draw the text, not ours
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     named = f'<svg role="img" aria-label="{html.escape(title)}" class="{PLOT}" '
     return svg.replace("<svg ", named, 1).replace(">", f">\n<style>{_DARK_STYLE}</style>", 1)
+
+
+def _cut(text: str, longest: int) -> str:
+    """Lines of at most so many characters: a longer one would leave no room for the axes."""
+    return "\n".join(line if len(line) <= longest else f"{line[: longest - 1]}\u2026" for line in text.split("\n"))
 
 
 def _dark_style() -> str:
