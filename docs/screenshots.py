@@ -53,7 +53,7 @@ def noise(out: Path) -> None:
 
 def critical_batch(out: Path) -> None:
     """A study of the critical batch, of which the largest batch does not get to the target."""
-    critical("digits/mlp", RECIPE, batches=[16, 64, 256, 1024], target=0.9, max_epochs=12, out=out, quiet=True)
+    critical("digits/mlp", RECIPE, batches=[16, 64, 256, 1024], target=0.96, max_epochs=10, out=out, quiet=True)
 
 
 def by_branches(out: Path) -> None:

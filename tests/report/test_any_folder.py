@@ -177,3 +177,10 @@ def test_a_result_is_stored_though_it_can_not_be_drawn(tmp_path, monkeypatch):
     done = bigbatch(*command, "--json", "out.json", cwd=tmp_path)
     assert "no report: " in done.stderr
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads((tmp_path / "runs/simulate/simulate.json").read_text())
+
+
+def test_fields_of_runs_stand_below_their_paths(tmp_path, finished, monkeypatch):
+    monkeypatch.setattr("bigbatch.report.index.WIDTH", 40)
+    run(tmp_path / "other", seed=1, **{"optimizer.lr": 0.05})
+    shutil.copytree(finished[0], tmp_path / "one")
+    assert "<td>other<br><small>seed=1 lr=0.05</small></td>" in write_report(tmp_path).read_text()

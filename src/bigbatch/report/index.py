@@ -47,7 +47,7 @@ def index_section(folder: Path) -> Section | None:
 def runs_blocks(found: RunsTable, *, folded: str = "", links: dict[str, str] | None = None) -> list[Block]:
     """The table of `bigbatch runs`, and its small print."""
     shown = found.table(WIDTH)
-    rows = table(shown.columns, shown.rows, numbers=shown.numbers, folded=folded, links=links)
+    rows = table(shown.columns, shown.rows, numbers=shown.numbers, stacked=True, folded=folded, links=links)
     return [rows, *(note(f"{words[:1].upper()}{words[1:]}.") for words in found.words())]
 
 
