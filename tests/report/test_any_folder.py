@@ -59,6 +59,14 @@ def test_a_run_that_did_not_end(tmp_path, finished, state, words):
     assert words in text_of(write_report(tmp_path / "run").read_text())
 
 
+def test_a_run_whose_result_is_damaged(tmp_path, finished):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text("{")
+    text = text_of(write_report(tmp_path / "run").read_text())
+    assert "after 41 updates; damaged: " in text
+    assert "result.json" in text
+
+
 @pytest.mark.parametrize(
     ("name", "stored", "words"),
     [

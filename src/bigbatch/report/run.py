@@ -62,6 +62,8 @@ def _in_words(row: RunRow, metric: Metric, record: Record) -> str:
     words = f"{score}{at}"
     if row.state == "finished":
         return words
+    if row.state == "damaged":
+        return f"{words}; damaged: {row.note}"
     remedy = {"stopped": "; the command that began it goes on with --resume", "failed": "; failed.txt says why"}.get(row.state, "")
     return f"not finished ({row.state}): {words}{remedy}"
 
@@ -94,8 +96,6 @@ def _facts(folder: Path, row: RunRow, metric: Metric, recipe: Recipe, record: Re
     if result is not None and result.samples_per_s == result.samples_per_s:
         yield "speed", f"{result.samples_per_s:,.0f} samples/s"
     yield "global batch", f"{recipe.batch.global_batch:,}" + (", changed on the way" if recipe.batch.rule is not None else "")
-    if row.note:
-        yield "damaged", row.note
 
 
 def _decisions(record: Record) -> list[Block]:
