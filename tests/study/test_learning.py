@@ -6,7 +6,7 @@ import pytest
 
 from bigbatch import Metric, Recipe, scale
 from bigbatch.core.metric import ACCURACY
-from bigbatch.study.learning import in_words, learnt_nothing
+from bigbatch.study.learning import in_words, learnt_nothing, margin_is_too_wide
 from bigbatch.train import Result
 from bigbatch.train.measure.constant_prediction import ConstantPrediction
 
@@ -32,24 +32,31 @@ def runs(*pairs):
     ],
 )
 def test_what_counts_as_nothing(pairs, nothing):
-    assert bool(learnt_nothing(runs(*pairs), TENTH, ACCURACY, 0.5)) is nothing
+    assert bool(learnt_nothing(runs(*pairs), TENTH, ACCURACY)) is nothing
 
 
-def test_a_constant_that_the_margin_would_let_hold():
-    assert learnt_nothing(runs((0.4, 1.8)), TENTH, ACCURACY, margin=40.0)
+def test_a_constant_that_the_margin_would_let_hold(tmp_path):
+    learnt = runs((0.4, 1.8))
+    assert margin_is_too_wide(learnt, TENTH, ACCURACY, 40.0)
+    assert not margin_is_too_wide(learnt, TENTH, ACCURACY, 20.0)
+    assert not margin_is_too_wide([], TENTH, ACCURACY, 20.0)
+    recipe = Recipe.named("digits/mlp").replace({"budget.epochs": 1})
+    comparison = scale("digits/mlp", to=64, rule="linear", seeds=2, max_seeds=2, margin=99.0, recipe=recipe, out=tmp_path, quiet=True)
+    assert "within the margin of the reference" in comparison.constant_in_words()
+    assert comparison.cannot_be_judged(comparison.arms[1]) == ""  # it learnt something
 
 
 def test_where_lower_is_better_and_where_scores_are_ratios():
     constant = ConstantPrediction(3.1, 3.1, 0.1, 1000)
-    assert learnt_nothing(runs((5.5, 5.5)), constant, NATS, 0.02).startswith("learnt nothing: test loss 5.50")
-    assert not learnt_nothing(runs((2.4, 2.4)), constant, NATS, 0.02)
+    assert learnt_nothing(runs((5.5, 5.5)), constant, NATS).startswith("learnt nothing: test loss 5.50")
+    assert not learnt_nothing(runs((2.4, 2.4)), constant, NATS)
     ratio = Metric("perplexity", better="lower", margin=0.01, relative=True)
-    assert learnt_nothing(runs((3.2, 3.2)), constant, ratio, 0.01)
-    assert not learnt_nothing(runs((2.4, 2.4)), constant, ratio, 0.01)
+    assert learnt_nothing(runs((3.2, 3.2)), constant, ratio)
+    assert not learnt_nothing(runs((2.4, 2.4)), constant, ratio)
 
 
 def test_a_diverged_run_says_nothing():
-    assert learnt_nothing([Result("t", 1, 1, diverged=True)], TENTH, ACCURACY, 0.5) == ""
+    assert learnt_nothing([Result("t", 1, 1, diverged=True)], TENTH, ACCURACY) == ""
 
 
 def test_in_words():

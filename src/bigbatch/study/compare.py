@@ -25,7 +25,7 @@ from bigbatch.runner.task import runner_of
 from bigbatch.runner.workers import WorkersRunner
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import FEWEST_SEEDS, expectation, seeds_asked_for
-from bigbatch.study.learning import in_words, learnt_nothing, stored
+from bigbatch.study.learning import in_words, learnt_nothing, margin_is_too_wide, stored
 from bigbatch.study.stored_comparison import SUFFIX
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task
@@ -110,7 +110,7 @@ class Comparison(Displayed):
         if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
             return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
         if isinstance(self.constant, ConstantPrediction):
-            why = learnt_nothing(reference.results, self.constant, self.metric, self.design.margin)
+            why = learnt_nothing(reference.results, self.constant, self.metric)
             return f"the reference {why}; tune it" if why else ""
         return ""
 
@@ -181,6 +181,13 @@ class Comparison(Displayed):
             return f"not decided: {seeds}, or a wider margin (--margin); or a batch between, such as --to {between:,}"
         return f"stay at {small:,}: neither held at {large:,}; try a batch between, such as --to {between:,}, or another rule (--rule)"
 
+    def constant_in_words(self) -> str:
+        """What a constant prediction scores, in a sentence, and whether the margin would let it hold; empty where nothing was measured."""
+        words, constant, metric = in_words(self.constant, self.metric), self.constant, self.metric
+        if isinstance(constant, ConstantPrediction) and margin_is_too_wide(self.arms[0].results, constant, metric, self.design.margin):
+            return f'{words}, which is within the margin of the reference: "held" would say nothing; state a smaller margin'
+        return words
+
     def expectation(self) -> str:
         """What the design can be expected to say, from the runs so far, in words."""
         return expectation(self.design, [arm.by_seed for arm in self.arms], self.metric)
@@ -205,7 +212,7 @@ class Comparison(Displayed):
             "design": asdict(self.design),
             "expectation": self.expectation(),
             "constant_prediction": stored(self.constant),
-            "constant_in_words": in_words(self.constant, self.metric),
+            "constant_in_words": self.constant_in_words(),
             "advice": self.advice(),
             "rule": self.plan.rule,
             "reason": self.plan.reason,

@@ -103,3 +103,15 @@ def test_the_noise_scale_is_a_ratio_of_means(tmp_path):
         (20, pytest.approx(39.4 / 3.98)),
         (30, pytest.approx(39.4 / 3.98)),
     ]
+
+
+def test_a_resumed_run_needs_no_recipe_in_its_record(tmp_path):
+    """Only TensorBoard reads that copy; the run has its own."""
+    from bigbatch.train.state.record import Record
+
+    start = {"kind": "start", "task": "t", "environment": {}, "recipe": {"optimizer": {"name": "unknown here"}}}
+    line = {"kind": "update", "update": 1, "samples": 32, "loss": 1.0, "lr": 0.1, "global_batch": 32}
+    (tmp_path / "record.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(line)}\n")
+    record = Record(tmp_path, Clock(32, 1), tensorboard=True).open()
+    record.close()
+    assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 2

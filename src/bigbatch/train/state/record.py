@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.arithmetic import arithmetic
-from bigbatch.core.checks import Diverged, OutputError
+from bigbatch.core.checks import Diverged, OutputError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
@@ -75,7 +75,8 @@ class Record:
             kept = self._take_up(self._path, self._clock)
             self._scalars = Scalars(self._path.parent, self._clock, wanted=self._tensorboard)
             if self.begun and kept:
-                self._describe(Recipe.from_saved(kept[0]["recipe"]))
+                with contextlib.suppress(UserError):  # a damaged copy of the recipe is no reason not to go on
+                    self._describe(Recipe.from_saved(kept[0]["recipe"]))
             self._scalars.replay(kept)
         return self
 
