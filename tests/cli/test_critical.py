@@ -11,7 +11,7 @@ COMMAND = ["critical", "digits/mlp", "--batches", "16,64,256", "--target", "0.9"
 def test_table_sentence_doubts_and_files(tmp_path):
     (tmp_path / "noise.json").write_text(json.dumps({"average": {"noise_scale": 50.0}}))
     done = bigbatch(*COMMAND, "--noise", "noise.json", cwd=tmp_path)
-    for text in ("best rate", "S/S_min", "E/E_min", "critical batch", "not known: one run a batch", "the noise scale, 50 samples, lies"):
+    for text in ("best rate", "S/S_min", "E/E_min", "critical batch", "caveat: one run a batch", "the noise scale, 50 samples, lies"):
         assert text in done.stdout, text
     assert done.stdout.endswith("plot: runs/critical/digits-mlp/critical.svg, numbers: runs/critical/digits-mlp/critical.json\n")
     assert "batch 16, rate 0.0707, seed 0: at most 6,485 updates" in done.stderr

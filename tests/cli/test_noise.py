@@ -8,7 +8,7 @@ from tests.cli.command import bigbatch
 def test_noise_then_a_plan_that_knows_it(tmp_path):
     few = ["--set", "budget.epochs=2", "--set", "batch.micro_batch=32"]
     done = bigbatch("noise", "digits/mlp", *few, "--at", "10,60", "--layers", "--json", "n.json", "--quiet", cwd=tmp_path)
-    for part in ("0 to 50", "noise scale, samples", "batches up to ", "not known: ", "plot: runs/noise/digits-mlp/noise.svg"):
+    for part in ("0 to 50", "noise scale, samples", "batches up to ", "caveat: ", "plot: runs/noise/digits-mlp/noise.svg"):
         assert part in done.stdout
     stored = json.loads((tmp_path / "n.json").read_text())
     assert [s["first"] for s in stored["stretches"]] == [0, 32]
@@ -39,7 +39,7 @@ def test_bad_input(tmp_path):
 def test_tokens_and_norm_layers_of_a_language_model(tmp_path):
     small = [f"--set={field}" for field in ("model={width=16,num_blocks=1,num_heads=2}", "budget={updates=20}", "batch.global_batch=8")]
     done = bigbatch("noise", "text/gpt", *small, "--norms", "--json", "n.json", "--quiet", cwd=tmp_path)
-    for part in ("in tokens", "norms", "by the norm layers alone, batches", " tokens", "not known: It is of the norm layers alone"):
+    for part in ("in tokens", "norms", "by the norm layers alone, batches", " tokens", "caveat: It is of the norm layers alone"):
         assert part in " ".join(done.stdout.split())
     planned = bigbatch("plan", "text/gpt", "--global-batch", "512", "--rule", "adamw", "--noise", "n.json", cwd=tmp_path)
     assert "n.json: is of the norm layers alone" in planned.stderr

@@ -27,7 +27,7 @@ def test_table_sentence_doubts_and_files(tmp_path):
         "samples/s",
         "cost / 1M samples",
         "wins among exact updates",
-        "not known: ",
+        "caveat: ",
     ):
         assert text in done.stdout, text
     assert done.stdout.endswith("plot: runs/simulate/simulate.svg, numbers: runs/simulate/simulate.json\n")

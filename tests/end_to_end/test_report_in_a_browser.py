@@ -1,5 +1,7 @@
 """The report as a browser shows it: nothing on the console, every plot there, nothing fetched from elsewhere."""
 
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -44,6 +46,44 @@ def test_in_headless_chromium(folder, tmp_path):
     assert shown.stdout.count('class="verdict') == 4
     subprocess.run([*common, f"--screenshot={tmp_path / 'report.png'}", page], capture_output=True, timeout=LIMIT_S, check=True)
     assert (tmp_path / "report.png").stat().st_size > 50_000
+
+
+MEASURE = """<script>
+const narrow = document.querySelector("table.stacked td"), plot = document.querySelector("svg text");
+document.title = JSON.stringify({
+  wide: document.documentElement.scrollWidth, seen: window.innerWidth, page: getComputedStyle(document.body).backgroundColor,
+  ink: getComputedStyle(plot).fill, cell: getComputedStyle(narrow).display,
+  blank: Math.max(...[...document.querySelectorAll("table.stacked tr")].map(
+    row => row.offsetHeight - [...row.children].reduce((sum, cell) => sum + cell.offsetHeight, 0)))
+});
+</script>"""
+
+
+def measured(folder, tmp_path, *flags):
+    """What the browser makes of the report."""
+    copy = tmp_path / "measured.html"
+    copy.write_text((folder / "report.html").read_text().replace("</body>", f"{MEASURE}</body>"))
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", f"file://{copy}"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True).stdout
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", shown, re.DOTALL)[1]))
+
+
+@NEEDS_CHROMIUM
+def test_on_a_narrow_screen_rows_are_lists_and_nothing_is_wider_than_the_page(folder, tmp_path):
+    """Before, the plan's rows were tall and blank there."""
+    narrow = measured(folder, tmp_path, "--window-size=400,1800")
+    assert narrow["seen"] <= 500  # as narrow as the browser's windows get
+    assert narrow["wide"] <= narrow["seen"]
+    assert narrow["cell"] == "block"
+    assert narrow["blank"] <= 20  # pixels of padding in a row beside its cells
+    assert measured(folder, tmp_path)["cell"] == "table-cell"
+
+
+@NEEDS_CHROMIUM
+def test_the_page_and_its_plots_follow_the_readers_preference(folder, tmp_path):
+    light, dark = (measured(folder, tmp_path, f"--blink-settings=preferredColorScheme={scheme}") for scheme in (1, 0))
+    assert (light["page"], light["ink"]) == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
+    assert (dark["page"], dark["ink"]) == ("rgb(20, 24, 31)", "rgb(217, 222, 230)")
 
 
 @NEEDS_CHROMIUM

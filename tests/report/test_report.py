@@ -7,8 +7,8 @@ from tests.limited_files import limited_files
 from bigbatch import Recipe, fit, scale
 from bigbatch.core.checks import InputError, OutputError, RecipeError
 from bigbatch.report import write_report
+from bigbatch.report.comparison import runs_of as _runs
 from bigbatch.report.plots import global_batch
-from bigbatch.report.report import _runs
 
 
 def test_a_run_whose_batch_changes_shows_each_change_and_why(tmp_path):
@@ -28,7 +28,7 @@ def test_a_run_with_one_batch_has_no_such_part(tmp_path):
     assert "Changes of the batch" not in page
     assert "Global batch by samples" not in page
     assert "metric" not in json.loads((tmp_path / "record.jsonl").read_text().splitlines()[0])  # as earlier versions left it
-    assert "validation score, %" in page
+    assert "validation accuracy, %" in page
 
 
 def test_steps_of_the_batch():

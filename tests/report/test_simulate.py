@@ -23,6 +23,14 @@ def test_shows_every_line_and_number(tmp_path):
     assert svg == draw_simulation(stored)  # nothing of the moment in it
 
 
+def test_what_is_not_drawn_is_named():
+    """Before, half of the strategies were left out without a word."""
+    stored = simulate(Case(256, LINK, 1e8, 0.12)).to_dict()
+    svg, drawn = draw_simulation(stored), {row["strategy"] for row in stored["rows"]}
+    assert "not drawn, in the table: " in svg
+    assert not [name for name in drawn if name not in svg]
+
+
 def test_only_strategies_are_shown():
     assert set(SHOWN) <= set(STRATEGIES)
 

@@ -30,7 +30,7 @@ def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, w
             for samples, batch in ((0, first), *planned.steps)
         ]
         show(f"{recipe.task}: the batch over the run", columns, rows, numbers=set(columns))
-        for text in (planned.sentence(), *(f"not known: {note}" for note in planned.notes)):
+        for text in (planned.sentence(), *(f"caveat: {note}" for note in planned.notes)):
             console().print(text, highlight=False)
     if out is not None:
         make_folder(out.parent)

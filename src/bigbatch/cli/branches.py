@@ -34,18 +34,18 @@ def branch_study(
 ) -> None:
     """Measure, print and write what `bigbatch.study.branches` finds; `how` holds the other options, by their names."""
     from bigbatch.cli.tables import console, show
-    from bigbatch.report.branches import write_branches
+    from bigbatch.report import leave_report
     from bigbatch.study.branch_results import COLUMNS
     from bigbatch.study.branches import RESULT, branches
 
     how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)
     study = branches(base, out=out, say=None if quiet else lambda text: typer.echo(text, err=True), **how)
-    plot = write_branches(study.to_dict(), out)
+    drawn = leave_report(out, RESULT)
     if json != output.STANDARD:
         title = f"{study.task}: branches of {study.samples:,} samples"
         show(title, list(COLUMNS), study.rows(), numbers=set(COLUMNS))
-        for text in (*study.sentences(), *(f"not known: {note}" for note in study.notes)):
+        for text in (*study.sentences(), *(f"caveat: {note}" for note in study.notes)):
             console().print(text, highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)
+        console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

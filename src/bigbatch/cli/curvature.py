@@ -27,7 +27,7 @@ def curvature(
 ) -> None:
     """Eigenvalues, trace, density and sharpness of a run's training loss; of two runs side by side, with the path between them."""
     from bigbatch.cli.tables import console, show
-    from bigbatch.report import write_report
+    from bigbatch.report import leave_report
     from bigbatch.study.curvature import RESULT
     from bigbatch.study.curvature import curvature as measure
 
@@ -41,12 +41,12 @@ def curvature(
     }
     output.check(json)
     study = measure(run, against=against, task=task, data=data, quiet=quiet, **chosen)
-    report = write_report(run)
+    drawn = leave_report(run)
 
     if json != output.STANDARD:
         for table in study.tables():
             show(table.title, table.columns, table.rows, numbers=table.numbers)
-        for text in (study.sentence(), *(f"not known: {doubt}" for doubt in study.doubts())):
+        for text in (study.sentence(), *(f"caveat: {doubt}" for doubt in study.doubts())):
             console().print(text, highlight=False)
-        console().print(f"report: {report}, numbers: {json or run / RESULT}", highlight=False)
+        console().print(f"{drawn}, numbers: {json or run / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

@@ -30,5 +30,5 @@ def extrapolate(
         if found.prediction.warning:
             console().print(f"[yellow]warning:[/yellow] {escape(found.prediction.warning)}", highlight=False)
         for doubt in found.doubts():
-            say(f"not known: {doubt}")
+            say(f"caveat: {doubt}")
     output.write_json(json, found.to_dict())

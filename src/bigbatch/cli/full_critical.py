@@ -32,7 +32,7 @@ def full_study(
 ) -> None:
     """Measure, print and write what `bigbatch.study.critical` finds; `run` holds its other arguments."""
     from bigbatch.cli.tables import console, show
-    from bigbatch.report.trade_off import write_trade_off
+    from bigbatch.report import leave_report
     from bigbatch.study.critical import RESULT
     from bigbatch.study.critical import critical as measure
     from bigbatch.study.trade_off import rows_of
@@ -40,13 +40,13 @@ def full_study(
     run |= {"batches": whole_numbers("--batches", batches), "target": target, "noise": read_noise_scale(noise), "out": out}
     run |= {"say": None if quiet else lambda text: typer.echo(text, err=True), "pool": find_pool(parallel, on)}
     study = measure(runner, recipe, quiet=quiet or parallel is not None, **run)
-    plot = write_trade_off(study.to_dict(), out)
+    drawn = leave_report(out, RESULT)
     if json != output.STANDARD:
         columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
         title = f"{label(task, runner)} to validation {runner.metric} {runner.metric.exact(target)}"
         show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
-        for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
+        for text in (study.sentence(), study.noise_in_words(), *(f"caveat: {doubt}" for doubt in study.doubts())):
             if text:
                 console().print(text, highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)
+        console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

@@ -28,7 +28,7 @@ def noise(
 ) -> None:
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""
     from bigbatch.cli.tables import console, show
-    from bigbatch.report.noise import write_noise_plot
+    from bigbatch.report import leave_report
     from bigbatch.runner.settings_file import load_runner
     from bigbatch.study.noise import measure_noise
 
@@ -36,7 +36,7 @@ def noise(
     output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
     study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, norms=norms, quiet=quiet)
-    plot = write_noise_plot(study.to_dict(), folder)
+    drawn = leave_report(folder, "noise.json")
 
     if json != output.STANDARD:
         tokens = ["in tokens"] if study.tokens_per_sample else []
@@ -57,6 +57,6 @@ def noise(
         show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3 + len(tokens) :]))
         console().print(study.sentence(), highlight=False)
         for doubt in study.doubts():
-            console().print(f"not known: {doubt}", highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or folder / 'noise.json'}", highlight=False)
+            console().print(f"caveat: {doubt}", highlight=False)
+        console().print(f"{drawn}, numbers: {json or folder / 'noise.json'}".removeprefix(", "), highlight=False)
     output.write_json(json, study.to_dict())

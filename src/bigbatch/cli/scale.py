@@ -64,7 +64,7 @@ def scale(
         show_plan(planned)
 
     from bigbatch.integrations.follow import tracked
-    from bigbatch.report import write_report
+    from bigbatch.report import leave_report
     from bigbatch.study.compare import scale as compare
 
     folder = out or Path("runs/scale") / folder_name(task, runner)
@@ -73,7 +73,7 @@ def scale(
     how: dict[str, Any] = {"out": folder, "quiet": quiet or parallel is not None, "say": say, "pool": pool}
     with tracked(track, folder, study=True):
         comparison = compare(runner, to=to, recipe=chosen, **arms, **design, **how)
-        report = write_report(folder)
+        drawn = leave_report(folder)
     if json != output.STANDARD:
-        show_comparison(comparison, label(task, runner), report)
+        show_comparison(comparison, label(task, runner), drawn)
     output.write_json(json, comparison.to_dict())

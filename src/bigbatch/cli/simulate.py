@@ -44,7 +44,7 @@ def simulate(
     """Compare ways to exchange, by latency, bandwidth and compute: time per update, efficiency, samples/s, cost, and which wins."""
     from bigbatch.cli.tables import console, show
     from bigbatch.core.files import make_folder, write_atomically
-    from bigbatch.report.simulate import write_simulation
+    from bigbatch.report import leave_report
     from bigbatch.simulate.case import Case
     from bigbatch.study.simulate import RESULT
     from bigbatch.study.simulate import simulate as study
@@ -69,11 +69,11 @@ def simulate(
         words.append(target.sentence())
 
     write_atomically(make_folder(out) / RESULT, output.as_json(stored).encode())
-    plot = write_simulation(stored, out)
+    drawn = leave_report(out, RESULT)
     if json != output.STANDARD:
         for table in tables:
             show(*table[:3], numbers=table.numbers, narrow=table.narrow)
-        for text in (*words, *(f"not known: {doubt}" for doubt in result.doubts())):
+        for text in (*words, *(f"caveat: {doubt}" for doubt in result.doubts())):
             console().print(text, highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)
+        console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
     output.write_json(json, stored)

@@ -8,8 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bigbatch.optim import GroupTable
     from bigbatch.scaling import Plan
     from bigbatch.study.compare import Comparison
@@ -68,12 +66,13 @@ def show_groups(table: "GroupTable") -> None:
     show("groups of parameters", ["name", "shape", "group", "matrices", "why"], rows)
 
 
-def show_comparison(comparison: "Comparison", name: str, report: "Path") -> None:
+def show_comparison(comparison: "Comparison", name: str, drawn: str) -> None:
     """Print a comparison: the table of its arms, a sentence each, and what to do."""
     from bigbatch.study.stored_comparison import rows_of
 
     columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
     rows = [list(row)[: len(columns)] for row in rows_of(comparison.to_dict())]
     show(f"{name}, {len(comparison.arms[0].results)} seeds", columns, rows, numbers=set(columns[1:]))
-    for text in (*map(comparison.sentence, comparison.arms[1:]), f"what to do: {comparison.advice()}", f"report: {report}"):
-        console().print(text, highlight=False)
+    for text in (*map(comparison.sentence, comparison.arms[1:]), f"what to do: {comparison.advice()}", drawn):
+        if text:
+            console().print(text, highlight=False)

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bigbatch.core.checks import InputError, RecipeError, check_group, unknown
 from bigbatch.core.methods import COMMS
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.reading import Malformed, parse_toml, read_text
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
@@ -45,7 +46,7 @@ HOW_IT_IS_RUN = ("command", "function")
 """Sections of a settings file (bigbatch.runner.settings_file) beside the recipe's own."""
 
 
-class Recipe(Section):
+class Recipe(Displayed, Section):
     """A training run, described. See the module's docstring for the sections.
 
     Raises:
@@ -286,6 +287,15 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """TOML text from which `from_toml` gives this recipe back."""
         return tomli_w.dumps(self.to_dict())
+
+    def shown(self) -> Content:
+        """What a notebook shows: the optimizer, batch and length in words, and all fields."""
+        rates = ", ".join(f"{name} {getattr(self.optimizer, name):g}" for name in self.optimizer.rates)
+        words = f"{self.task or 'own loop'}: {self.optimizer.name}, {rates}, global batch {self.batch.global_batch:,}"
+        length = f"{self.total_epochs:.3g} epochs = {self.num_updates:,} updates, seed {self.seed}"
+        return Content([f"{words}, {length}"], ["field", "value"], list(self.to_flat_dict().items()))
+
+    __str__ = Displayed.__repr__
 
     def get(self, field: str) -> Any:
         """Value of a dotted field such as "optimizer.lr"; None where it is absent.

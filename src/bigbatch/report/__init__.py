@@ -9,15 +9,15 @@ with needed("a report", extra="report"):
     import matplotlib  # noqa: F401
 
 if TYPE_CHECKING:
-    from bigbatch.report.report import write_report
+    from bigbatch.report.report import leave_report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["leave_report", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    """`write_report` on first use: plots alone need no torch."""
-    if name == "write_report":
-        from bigbatch.report.report import write_report
+    """These two on first use: plots alone need no torch."""
+    if name in __all__:
+        from bigbatch.report import report
 
-        return write_report
+        return getattr(report, name)
     raise AttributeError(f"module 'bigbatch.report' has no attribute {name!r}")

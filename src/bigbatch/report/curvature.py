@@ -8,12 +8,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bigbatch.core.checks import InputError
 from bigbatch.core.metric import metric_of
 from bigbatch.core.reading import exists, read_json, reason
-from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, to_svg
+from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, log_scale, shown, to_svg
 from bigbatch.study.curvature import RESULT
 
 DECADES = 7
@@ -76,11 +76,11 @@ def draw_density(study: Mapping[str, Any]) -> str:
         An `<svg>` element.
     """
     figure, axes = _plot()
-    top = max(max(run["density"]["mean"]) for run in study["runs"])
+    top = max(max(run["density"]["mean"]) for run in study["runs"]) or 1.0
     bottom = top / 10**DECADES
     for colour, name, run in zip(COLOURS, study["names"], study["runs"], strict=False):
         x, mean, low, high = (np.asarray(run["density"][part], dtype=float) for part in ("x", "mean", "low", "high"))
-        axes.plot(x, np.maximum(mean, bottom / 10), color=colour, lw=1.4, label=name)
+        axes.plot(x, np.maximum(mean, bottom / 10), color=colour, lw=1.4, label=shown(name))
         axes.fill_between(x, np.maximum(low, bottom / 10), np.maximum(high, bottom / 10), color=colour, alpha=0.15, lw=0)
         axes.plot(run["eigenvalues"], [2 * bottom] * len(run["eigenvalues"]), color=colour, ls="", marker="v", ms=5)
     axes.set_yscale("log")
@@ -102,11 +102,9 @@ def draw_loss(study: Mapping[str, Any]) -> str:
     """
     figure, axes = _plot()
     _line(axes, study, "loss", 1.0)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    is_log = log_scale(axes, "y")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("training loss (log)")
+    axes.set_ylabel("training loss (log)" if is_log else "training loss")
     return to_svg(figure, "Training loss on the line through both")
 
 
@@ -136,5 +134,5 @@ def _line(axes: Axes, study: Mapping[str, Any], what: str, times: float) -> None
     points = [point for point in study["path"] if point[what] is not None]
     axes.plot([p["alpha"] for p in points], [times * p[what] for p in points], color="0.35", lw=1.4, marker=".", ms=4)
     for at, name, colour in zip((0.0, 1.0), study["names"], COLOURS, strict=False):
-        axes.axvline(at, color=colour, lw=1.4, ls="--", label=name)
+        axes.axvline(at, color=colour, lw=1.4, ls="--", label=shown(name))
     axes.set_xlabel("position on the line: 0 the first, 1 the second")

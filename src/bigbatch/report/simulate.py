@@ -1,5 +1,6 @@
 """Efficiency over the number of workers, as a plot."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from bigbatch.report.blocks import Block, Section, caveats, heading, plots, table, verdict
 from bigbatch.report.plots import COLOURS, SVG_STYLE, to_svg, write_plot
 
 FILE = "simulate.svg"
@@ -74,4 +76,34 @@ def draw_simulation(simulation: Mapping[str, Any]) -> str:
         axes.set_ylim(0, 105)
         axes.set_xlabel("workers (log)")
         axes.set_ylabel("efficiency of an update, %")
+        if left := sorted({row["strategy"] for row in simulation["rows"]} - set(SHOWN)):
+            words = f"not drawn, in the table: {', '.join(left)}"
+            figure.supxlabel("\n".join(textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False)), fontsize=7)
         return to_svg(figure, title)
+
+
+def simulation_section(study: Mapping[str, Any]) -> Section:
+    """Of a stored simulation, as `Simulation.to_dict` gives it."""
+    most = max(study["workers"])
+    columns = ["strategy", "exact", "time of an update", "efficiency", "samples/s", "sent by a host"]
+    rows = [
+        [
+            row["strategy"],
+            "yes" if row["exact"] else "no",
+            f"{1000 * row['seconds']:,.4g} ms",
+            f"{100 * row['efficiency']:.3g} %",
+            f"{row['samples_per_s']:,.0f}",
+            f"{row['sent_bytes'] / 1e6:,.3g} MB",
+        ]
+        for row in study["rows"]
+        if row["workers"] == most
+    ]
+    blocks: list[Block] = [
+        verdict(study["sentence"]),
+        *([verdict(target)] if (target := (study.get("target") or {}).get("sentence")) else []),
+        plots([draw_simulation(study)]),
+        heading(f"{most:,} workers"),
+        table(columns, rows, numbers=columns[2:]),
+        *caveats(study["doubts"]),
+    ]
+    return Section("What each way to train on many workers would cost", tuple(blocks), "Which way of exchanging is the fastest here?")

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bigbatch.core.metric import metric_of
 from bigbatch.noise.estimate import two_digits
-from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
+from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
+from bigbatch.report.plots import COLOURS, INK, SVG_STYLE, bound, drawn, log_scale, nothing, to_svg, write_plot
+from bigbatch.study.trade_off import stored_rows
 
 FILE = "critical.svg"
 
@@ -52,8 +53,6 @@ def draw_trade_off(study: Mapping[str, Any]) -> str:
             label = f"noise scale {two_digits(scale)} as critical batch"
             axes.plot(_samples(batches, steps), steps, color=COLOURS[1], lw=1.4, ls="--", label=label)
         _draw_points(axes, study["points"])
-        log_ticks(axes.xaxis)
-        log_ticks(axes.yaxis)
         _frame(axes)
         axes.set_xlabel("samples to the target (log)")
         axes.set_ylabel("updates to the target (log)")
@@ -61,8 +60,6 @@ def draw_trade_off(study: Mapping[str, Any]) -> str:
 
 
 def _draw_fit(axes: Axes, study: Mapping[str, Any]) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     if study["fit"] is None:
         return
     curve, critical = study["curve"], study["fit"]["critical_batch"]["value"]
@@ -80,30 +77,52 @@ def _draw_fit(axes: Axes, study: Mapping[str, Any]) -> None:
 
 
 def _draw_points(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    """A full point a run that reached the target, and a hollow one with an arrow along its batch for one that needs more."""
     named: set[str] = set()
     for point in points:
         batch = point["global_batch"]
         for run in point["runs"]:
             if run["diverged"]:
                 continue
-            label = "run" if run["reached"] else "stopped before the target"
-            marker, colour = ("o", "black") if run["reached"] else ("^", COLOURS[2])
-            xs, ys = [batch * run["updates"]], [run["updates"]]
-            axes.plot(xs, ys, ls="", ms=4, marker=marker, color=colour, label=None if label in named else label)
+            label = "run" if run["reached"] else "at least: stopped before the target"
+            told = None if label in named else label
+            x, y = batch * run["updates"], run["updates"]
+            if run["reached"]:
+                axes.plot([x], [y], ls="", ms=4, marker="o", color=INK, label=told)
+            else:
+                bound(axes, x, y, color=COLOURS[2], label=told)
             named.add(label)
         ends = [run["updates"] for run in point["runs"] if not run["diverged"]]
         if ends:
             at = batch * max(ends), max(ends)
-            axes.annotate(f"{batch:,}", at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(f"{batch:,}", at, xytext=(6, -9), textcoords="offset points", fontsize=8)
+    if not axes.lines:
+        nothing(axes, "no run came to its end")
 
 
 def _frame(axes: Axes) -> None:
     """Frame what was measured and fitted; a band that has hardly a bound is cut off."""
-    if axes.lines:
-        xs, ys = (np.concatenate([np.asarray(line.get_data()[i], dtype=float) for line in axes.lines]) for i in (0, 1))
-        axes.set_xlim(0.7 * xs.min(), 1.5 * xs.max())
-        axes.set_ylim(0.7 * ys.min(), 1.5 * ys.max())
+    if log_scale(axes, "x") and log_scale(axes, "y"):
+        xs, ys = drawn(axes, "x"), drawn(axes, "y")
+        axes.set_xlim(0.6 * xs[xs > 0].min(), 1.8 * xs.max())
+        axes.set_ylim(0.6 * ys[ys > 0].min(), 1.8 * ys.max())
 
 
 def _samples(batches: Sequence[float], steps: Sequence[float]) -> list[float]:
     return [batch * count for batch, count in zip(batches, steps, strict=True)]
+
+
+def critical_section(study: Mapping[str, Any]) -> Section:
+    """Of a stored study, as `CriticalStudy.to_dict` gives it."""
+    metric = metric_of(study["metric"])
+    columns = ["batch", "best rate", "updates", "samples", "S/S_min", "E/E_min", "note"]
+    compared = study["noise"]["words"] if study["noise"] else None
+    blocks: list[Block] = [
+        verdict(study["sentence"]),
+        *([verdict(compared)] if compared else []),
+        plots([draw_trade_off(study)]),
+        table(columns, stored_rows(study), numbers=columns[:-1]),
+        *caveats(study["doubts"]),
+    ]
+    title = f"{study['task']}: critical batch to validation {metric} {metric.exact(study['target'])}"
+    return Section(title, tuple(blocks), "From which batch on do larger batches pay less than they cost?")

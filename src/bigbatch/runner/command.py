@@ -19,9 +19,10 @@ from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, check_words, files_by_updates
 from bigbatch.runner.log import OUTPUT, RunLog, TargetReached, held, open_run, required_folder
 from bigbatch.runner.process import Ended, run_process
-from bigbatch.runner.protocol import Request
+from bigbatch.runner.protocol import NO_CONSTANT, Request
 from bigbatch.runner.score_sources import UNITS, JSONFile, Pattern, ScoreSource, TensorBoard, compiled
 from bigbatch.runner.template import Template
+from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
 
@@ -140,6 +141,10 @@ class CommandRunner:
                 "below {out}, and give the script {start}, which is empty in a run that begins anew"
             )
         return files_by_updates((folder / OUTPUT).absolute(), self._section.checkpoint)
+
+    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:  # noqa: ARG002
+        """There is none: the command's predictions and data are its own."""
+        raise UserError(NO_CONSTANT.format(what="a command"))
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; a run that fails is made again `retries` times. What it left in its own folder is there again then."""

@@ -7,7 +7,10 @@ from typing import Protocol
 
 from bigbatch.core.metric import Metric
 from bigbatch.recipe import Recipe
+from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.result import Result
+
+NO_CONSTANT = "{what} keeps its data and predictions to itself; compare its scores with those of a constant prediction yourself"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Runner(Protocol):
 
         Raises:
             UserError: If that is not known.
+        """
+        ...
+
+    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:
+        """The best constant output on the test set, to tell whether a run learnt anything.
+
+        Raises:
+            UserError: If it can't be measured, saying why.
         """
         ...
 

@@ -13,6 +13,7 @@ from bigbatch.runner.log import store_result
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task, load_task
+from bigbatch.train.measure.constant_prediction import ConstantPrediction, constant_prediction
 from bigbatch.train.setup.build import build_model, choose_micro_batch, seed_everything
 from bigbatch.train.state.checkpoint import numbered_checkpoints
 from bigbatch.train.state.result import Result
@@ -62,6 +63,10 @@ class TaskRunner:
     def checkpoints(self, folder: Path) -> dict[int, Path]:
         """Those that `fit(keep_checkpoints=True)` kept."""
         return numbered_checkpoints(folder)
+
+    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:
+        """Of the task's test set."""
+        return constant_prediction(self.task, recipe, splits_of(self.task).test, device=choose_device(self.options.get("device")))
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; an unfinished run is continued from its checkpoint."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.methods import RULES
+from bigbatch.core.notebook import Content, Plot, as_html, as_pandas, plot_of, short
 from bigbatch.recipe import Recipe
 from bigbatch.scaling.auto import auto, fallbacks
 from bigbatch.scaling.change import Change
@@ -33,6 +34,33 @@ class Plan(NamedTuple):
         """k: the new global batch over the reference's; by the rule "local", the samples between two exchanges over it."""
         samples = self.recipe.batch.global_batch if self.local is None else self.local.samples
         return samples / self.reference.batch.global_batch
+
+    def shown(self) -> Content:
+        """What a notebook shows: the rule in words, the changes as rows, then the warnings."""
+        before, after = self.reference.batch.global_batch, self.recipe.batch.global_batch
+        words = f"{self.reference.task or 'recipe'}: {before:,} to {after:,} by {self.rule}, {len(self.changes)} changes"
+        words += f", {len(self.warnings)} warning{'s' * (len(self.warnings) != 1)}" if self.warnings else ""
+        rows = [[c.field, c.before, c.after, c.why, c.paper.short if c.paper else ""] for c in self.changes]
+        told = [f"{words}; {self.reason}", *(f"warning: {warning}" for warning in self.warnings)]
+        return Content(told, ["field", "before", "after", "why", "paper"], rows)
+
+    def __repr__(self) -> str:
+        return short(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def plot(self) -> Plot:
+        """The learning rates of both recipes, shown by a notebook."""
+        return plot_of(self)
+
+    def to_pandas(self) -> Any:
+        """The changes as a pandas DataFrame, one a row.
+
+        Raises:
+            UserError: If pandas is not installed.
+        """
+        return as_pandas(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the rule, its changes and warnings, and both recipes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigbatch.core.json_lines import finite
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.noise.branches import Branches, LocalCriticalBatch, excess
 from bigbatch.noise.estimate import two_digits
 
@@ -30,8 +31,8 @@ class BranchPoint(NamedTuple):
         return self.branches[1:]
 
 
-@dataclass(frozen=True)
-class BranchStudy:
+@dataclass(frozen=True, repr=False)
+class BranchStudy(Displayed):
     """What the branches of a run say.
 
     Attributes:
@@ -85,6 +86,10 @@ class BranchStudy:
                 shown = f"{gain:.4f}" if math.isfinite(gain) else "diverged"
                 rows.append([f"{point.updates:,}", f"{each.global_batch:,.0f}", f"{factor:.3g}", shown, worse, most])
         return rows
+
+    def shown(self) -> Content:
+        """What a notebook shows: the outcome at each checkpoint, and the rows of the table."""
+        return Content([*(self.sentences() or [self.task]), *self.notes], COLUMNS, self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite as None."""

@@ -16,17 +16,20 @@ from bigbatch.core.checks import UserError
 from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.metric import ACCURACY, Metric, metric_of
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
-from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.protocol import NO_CONSTANT, Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.runner.workers import WorkersRunner
 from bigbatch.scaling import Plan, plan
 from bigbatch.study.expectation import FEWEST_SEEDS, expectation, seeds_asked_for
+from bigbatch.study.learning import in_words, learnt_nothing, margin_is_too_wide, stored
 from bigbatch.study.stored_comparison import SUFFIX
 from bigbatch.study.verdict import Design, Rate, SeedsVerdict, judge_seeds
 from bigbatch.tasks.task import Task
+from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.result import Result
 
 MOST_SEEDS = 14
@@ -64,8 +67,8 @@ class Arm(NamedTuple):
         return [first + i for i, score in enumerate(self.by_seed) if score is not None and not math.isfinite(score)]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """Three arms, and whether the second and third held the reference's score."""
 
     task: str
@@ -73,6 +76,7 @@ class Comparison:
     plan: Plan
     arms: tuple[Arm, Arm, Arm]  # reference, batch only, planned
     design: Design
+    constant: ConstantPrediction | str | None = None  # on the test set; a text says why it can't be measured
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", metric_of(self.metric))  # a name alone will do
@@ -105,6 +109,9 @@ class Comparison:
         died = Rate(reference.num_diverged, len(reference.results))
         if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
             return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
+        if isinstance(self.constant, ConstantPrediction):
+            why = learnt_nothing(reference.results, self.constant, self.metric)
+            return f"the reference {why}; tune it" if why else ""
         return ""
 
     def sentence(self, arm: Arm) -> str:
@@ -174,9 +181,27 @@ class Comparison:
             return f"not decided: {seeds}, or a wider margin (--margin); or a batch between, such as --to {between:,}"
         return f"stay at {small:,}: neither held at {large:,}; try a batch between, such as --to {between:,}, or another rule (--rule)"
 
+    def constant_in_words(self) -> str:
+        """What a constant prediction scores, in a sentence, and whether the margin would let it hold; empty where nothing was measured."""
+        words, constant, metric = in_words(self.constant, self.metric), self.constant, self.metric
+        if isinstance(constant, ConstantPrediction) and margin_is_too_wide(self.arms[0].results, constant, metric, self.design.margin):
+            return f'{words}, which is within the margin of the reference: "held" would say nothing; state a smaller margin'
+        return words
+
     def expectation(self) -> str:
         """What the design can be expected to say, from the runs so far, in words."""
         return expectation(self.design, [arm.by_seed for arm in self.arms], self.metric)
+
+    def shown(self) -> Content:
+        """What a notebook shows: what to do, the verdicts, and a row a run, its score in the metric's unit."""
+        measured = ["diverged", "updates", "samples", "train_s", "samples_per_s"]
+        rows = []
+        for arm in self.arms:
+            for seed, result in enumerate(arm.results, arm.recipe.seed):
+                score = None if result.diverged else self.metric.shown(result.test_score)
+                rows.append([arm.name, arm.recipe.batch.global_batch, seed, score, *(getattr(result, name) for name in measured)])
+        columns = ["arm", "global_batch", "seed", f"test {self.metric.label}", *measured]
+        return Content([f"{self.task}: {self.advice()}", *map(self.sentence, self.arms[1:])], columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads."""
@@ -186,6 +211,8 @@ class Comparison:
             "margin": self.margin,
             "design": asdict(self.design),
             "expectation": self.expectation(),
+            "constant_prediction": stored(self.constant),
+            "constant_in_words": self.constant_in_words(),
             "advice": self.advice(),
             "rule": self.plan.rule,
             "reason": self.plan.reason,
@@ -288,7 +315,9 @@ def scale(
     ]
 
     def compared() -> Comparison:
-        return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design)
+        return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design, constant)
+
+    constant = _constant_prediction(runner, reference)
 
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
         if seeds is None:
@@ -310,6 +339,17 @@ def scale(
         content = json.dumps(comparison.to_dict(), indent=2).encode()
         write_atomically(folder / f"{name}{SUFFIX}", content)
         return comparison
+
+
+def _constant_prediction(runner: Runner, reference: Recipe) -> ConstantPrediction | str:
+    measure = getattr(runner, "constant_prediction", None)
+    if measure is None:  # somebody's own runner
+        return NO_CONSTANT.format(what=runner.name)
+    try:
+        found: ConstantPrediction = measure(reference)
+        return found
+    except UserError as error:
+        return str(error)
 
 
 def _goes_on(comparison: Comparison, arm: Arm) -> bool:

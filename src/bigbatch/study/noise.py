@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.files import make_folder, write_atomically
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.norm_layers import NORMS
 from bigbatch.noise.reader import ALL
@@ -40,8 +41,8 @@ class Stretch(NamedTuple):
         return self.estimates[ALL if ALL in self.estimates else NORMS]
 
 
-@dataclass(frozen=True)
-class NoiseStudy:
+@dataclass(frozen=True, repr=False)
+class NoiseStudy(Displayed):
     """What was measured, and the words for it."""
 
     task: str
@@ -97,6 +98,12 @@ class NoiseStudy:
         if any(math.isinf(stretch.whole.upper) for stretch in self.stretches):
             doubts.append("Where only a lower bound is given the signal is too weak to tell: more updates, or a larger batch, would.")
         return doubts
+
+    def shown(self) -> Content:
+        """What a notebook shows: which batches the measurement supports, and a row a stretch and part."""
+        names = ["noise_scale", "lower", "upper", "signal", "noise", "num_updates"]
+        rows = [[s.first, s.last, part, *(getattr(e, name) for name in names)] for s in self.stretches for part, e in s.estimates.items()]
+        return Content([f"{self.task}: {self.sentence()}", *self.doubts()], ["first", "last", "part", *names], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; null where there is no bound or no value."""

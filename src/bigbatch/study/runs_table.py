@@ -13,6 +13,7 @@ from typing import Any
 
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.recipe.sections import TAGS
 from bigbatch.scaling import readable
 from bigbatch.study.simulate import Table
@@ -41,8 +42,8 @@ class RunRow:
     seconds: float | None = None  # in updates
 
 
-@dataclass(frozen=True)
-class RunsTable:
+@dataclass(frozen=True, repr=False)
+class RunsTable(Displayed):
     """The runs below a folder.
 
     Attributes:
@@ -134,6 +135,11 @@ class RunsTable:
         if self.unreadable:
             more = f" and {len(self.unreadable) - 3:,} more" if len(self.unreadable) > 3 else ""
             yield f"may not be read: {', '.join(self.unreadable[:3])}{more}"
+
+    def shown(self) -> Content:
+        """What a notebook shows: how many runs in which state, and a row a run with the fields that differ."""
+        rows = [[run.path, *(run.fields.get(name) for name in self.differing), *_facts(run).values()] for run in self.runs]
+        return Content([f"{self.folder}: {self._counts()}", *self.words()], ["run", *self.differing, *FACTS], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the fields that differ with each run, those that all recipes have in common once."""

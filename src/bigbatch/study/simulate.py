@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.simulate.all_reduce import FASTEST
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.strategies import STRATEGIES, cost_of_all
@@ -56,8 +57,8 @@ class Table(NamedTuple):
     narrow: frozenset[str] = frozenset()  # columns that a narrow terminal leaves out
 
 
-@dataclass(frozen=True)
-class Simulation:
+@dataclass(frozen=True, repr=False)
+class Simulation(Displayed):
     """Every strategy at several numbers of workers.
 
     Attributes:
@@ -160,6 +161,11 @@ class Simulation:
             for row in self.rows[self.case.workers]
         ]
         return Table(f"{self.case.workers:,} workers", columns, rows, set(columns[2:-1]), frozenset(columns[5:]))
+
+    def shown(self) -> Content:
+        """What a notebook shows: who wins, and a row a strategy and number of workers."""
+        rows = [[workers, *row] for workers, found in self.rows.items() for row in found]
+        return Content([self.sentence(), *self.doubts()], ["workers", *Row._fields], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values: what the plot reads."""

@@ -53,6 +53,7 @@ class _Comparison(_Part):
     changes: list[_Change]
     arms: Annotated[list[_Arm], Field(min_length=3, max_length=3)]
     expectation: str = ""
+    constant_in_words: str = ""
     advice: str = ""
 
 

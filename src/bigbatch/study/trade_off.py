@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.notebook import Content, Displayed
 from bigbatch.noise.critical_batch import CriticalBatch, Estimate, Run, fit_critical_batch, min_steps_at, predicted_steps
 from bigbatch.noise.estimate import two_digits
 from bigbatch.recipe import Recipe
@@ -56,8 +57,8 @@ class Point(NamedTuple):
         return statistics.geometric_mean(reached) if reached else None
 
 
-@dataclass(frozen=True)
-class CriticalStudy:
+@dataclass(frozen=True, repr=False)
+class CriticalStudy(Displayed):
     """Updates to one target at several batches, each at its own best rate, and the trade-off fitted to them."""
 
     task: str
@@ -122,6 +123,12 @@ class CriticalStudy:
         ratio = f", {self.noise / critical.value:.2g} times it" if 0 < critical.value < math.inf else ""
         return f"the noise scale, {two_digits(self.noise)} samples, lies {against} the interval of the critical batch{ratio}"
 
+    def shown(self) -> Content:
+        """What a notebook shows: the fit in words, and a row a run at the best rate of its batch."""
+        names = Trial._fields
+        rows = [[point.global_batch, *run] for point in self.points for run in point.runs]
+        return Content([f"{self.task}: {self.sentence()}", *self.doubts()], ["global_batch", *names], rows)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what the report reads. An infinite bound is None."""
         metric = metric_of(self.metric).to_plain()
@@ -156,7 +163,21 @@ class Row(NamedTuple):
 
 def rows_of(study: CriticalStudy) -> Iterator[Row]:
     """The table: one row a batch; updates are the geometric mean over the seeds that reached the target."""
-    for point in study.points:
+    fit = study.fit
+    return rows_of_points(study.points, None if fit is None else (fit.min_steps.value, fit.min_samples.value))
+
+
+def stored_rows(study: Mapping[str, Any]) -> Iterator[Row]:
+    """The same of a study as `CriticalStudy.to_dict` gives it."""
+    trials = [{**p, "runs": tuple(Trial(**r) for r in p["runs"]), "tried": tuple(Trial(**t) for t in p["tried"])} for p in study["points"]]
+    fit = study["fit"]
+    fewest = None if fit is None else (fit["min_steps"]["value"] or 0.0, fit["min_samples"]["value"] or 0.0)
+    return rows_of_points([Point(**point) for point in trials], fewest)
+
+
+def rows_of_points(points: Sequence[Point], fewest: tuple[float, float] | None) -> Iterator[Row]:
+    """The table, with the fewest updates and samples of a fit, if there is one."""
+    for point in points:
         batch, updates = point.global_batch, point.updates
         notes = [f"{point.num_stopped} of {len(point.runs)} stopped before the target"] * bool(point.num_stopped)
         notes += [f"{point.num_diverged} of {len(point.runs)} diverged, left out"] * bool(point.num_diverged)
@@ -169,7 +190,7 @@ def rows_of(study: CriticalStudy) -> Iterator[Row]:
             most = max(stopped)
             yield Row(f"{batch:,}", f"{point.lr:.3g}", f"> {most:,}", f"> {most * batch:,}", "-", "-", "; ".join(notes))
             continue
-        ratios = ("-", "-") if study.fit is None else (_ratio(updates, study.fit.min_steps), _ratio(updates * batch, study.fit.min_samples))
+        ratios = ("-", "-") if fewest is None else (_ratio(updates, fewest[0]), _ratio(updates * batch, fewest[1]))
         yield Row(f"{batch:,}", f"{point.lr:.3g}", f"{updates:,.0f}", f"{updates * batch:,.0f}", *ratios, "; ".join(notes))
 
 
@@ -191,8 +212,8 @@ def in_words(fit: CriticalBatch, batches: Sequence[int]) -> str:
     return f"critical batch about {two_digits(found.value)} [{two_digits(found.lower)}, {upper}] samples ({percent}): there, {fewest}"
 
 
-def _ratio(value: float, ideal: Estimate) -> str:
-    return f"{value / ideal.value:.2f}" if ideal.value else "-"
+def _ratio(value: float, ideal: float) -> str:
+    return f"{value / ideal:.2f}" if ideal else "-"
 
 
 def _plain(estimate: Estimate) -> Mapping[str, float | None]:

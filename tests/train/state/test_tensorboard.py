@@ -28,7 +28,7 @@ def test_tensorboard_reads_them_and_drops_what_an_earlier_attempt_wrote_later(tm
         events.flush()
         events.close()
         events.close()
-    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (3, 3.2), (4, 4.2)]
+    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.2), (4, 4.2)]
 
 
 def test_a_run_s_own(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.arithmetic import arithmetic
-from bigbatch.core.checks import Diverged, OutputError
+from bigbatch.core.checks import Diverged, OutputError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.devices import choose_device
 from bigbatch.core.files import write_atomically
@@ -24,7 +24,7 @@ from bigbatch.core.reading import reason
 from bigbatch.recipe import Recipe
 from bigbatch.train.measure.evaluate import Evaluation
 from bigbatch.train.state.record_lines import missing_updates, read_record_lines
-from bigbatch.train.state.tensorboard import Events, events_into
+from bigbatch.train.state.scalars import Scalars
 
 
 class _Pending(NamedTuple):
@@ -63,7 +63,7 @@ class Record:
         self._tensorboard = tensorboard
         self._file: IO[str] | None = None
         self._failure: OSError | None = None
-        self._events: Events | None = None
+        self._scalars: Scalars | None = None
 
     def open(self) -> Self:
         """Cut an earlier attempt's lines where the run goes on, repair them where they need to be, and begin to write.
@@ -72,11 +72,15 @@ class Record:
             UserError: If the record can't be read, repaired or written.
         """
         if self._path is not None:
-            self._take_up(self._path, self._clock)
-            self._events = events_into(self._path.with_name("tensorboard"), self._clock.updates, wanted=self._tensorboard)
+            kept = self._take_up(self._path, self._clock)
+            self._scalars = Scalars(self._path.parent, self._clock, wanted=self._tensorboard)
+            if self.begun and kept:
+                with contextlib.suppress(UserError):  # a damaged copy of the recipe is no reason not to go on
+                    self._describe(Recipe.from_saved(kept[0]["recipe"]))
+            self._scalars.replay(kept)
         return self
 
-    def _take_up(self, path: Path, clock: Clock) -> None:
+    def _take_up(self, path: Path, clock: Clock) -> list[dict[str, Any]]:
         lines = read_record_lines(path)
         damaged = repair(path, lines) if clock.updates else None
         kept = [line for line in lines.values if not _comes_after(line, clock)] if clock.updates else []
@@ -90,6 +94,19 @@ class Record:
             kept.append({**told, "damaged": damaged})
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._open(path)
+        return kept
+
+    def _describe(self, recipe: Recipe) -> None:
+        if self._scalars is not None:
+            self._scalars.describe(recipe, [f"{split}/{self._score_tag}" for split in ("validation", "test")])
+
+    @property
+    def _score_tag(self) -> str:
+        return "score" if self._metric.is_named else f"score ({self._metric.label})"
+
+    def _add(self, name: str, value: float, clock: Clock) -> None:
+        if self._scalars is not None:
+            self._scalars.add(name, value, clock)
 
     def _open(self, path: Path) -> None:
         try:
@@ -121,6 +138,7 @@ class Record:
         else:
             self._write(line)
         self.begun = True
+        self._describe(recipe)
 
     def update(self, clock: Clock, sum_loss: Tensor, *, lr: float, num_samples: int) -> None:
         """One update of `num_samples` samples over all workers; `clock` stands after it.
@@ -160,56 +178,52 @@ class Record:
                     "global_batch": p.num_samples,
                 }
             )
+            if finite and self._scalars is not None:
+                self._scalars.update(p.clock, loss, p.num_samples, p.lr)
             if not finite and fatal:
                 self.close()
                 raise Diverged(
                     f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite", update=p.clock.updates
                 )
-        if self._events is not None:
-            self._events.add_scalar("train/loss", self.last_loss, pending[-1].clock.updates)
-            self._events.add_scalar("train/lr", pending[-1].lr, pending[-1].clock.updates)
         self.write_out()
 
     def reported(self, clock: Clock, loss: float | None, facts: Mapping[str, float]) -> None:
         """What a function or a command tells of its training at `clock`: its loss, and anything else by name."""
         line = {"kind": "reported", "update": clock.updates, "samples": clock.samples, "loss": loss}
         self._write({**line, "facts": {name: value if math.isfinite(value) else None for name, value in facts.items()}})
-        if self._events is not None:
-            for name, value in ({**facts, "loss": loss} if loss is not None else facts).items():
-                self._events.add_scalar(f"train/{name}", value, clock.updates)
+        for name, value in ({**facts, "loss": loss} if loss is not None else facts).items():
+            self._add(f"train/{name}", value, clock)
         self.write_out()
 
     def score(self, clock: Clock, split: str, score: float) -> None:
         """A score that a function or a command tells, without a loss."""
         line = {"kind": "evaluation", "split": split, "update": clock.updates, "samples": clock.samples}
         self._write({**line, "loss": None, "score": score})
-        if self._events is not None:
-            self._events.add_scalar(f"{split}/score ({self._metric.label})", self._metric.shown(score), clock.updates)
+        self._add(f"{split}/score ({self._metric.label})", self._metric.shown(score), clock)
         self.write_out()
 
     def noise(self, clock: Clock, parts: Mapping[str, tuple[float, float]]) -> None:
         """Signal and noise of one update, by part of the model; null where it told nothing."""
         told = {name: [v if math.isfinite(v) else None for v in values] for name, values in parts.items()}
         self._write({"kind": "noise", "update": clock.updates, "samples": clock.samples, "signal_and_noise": told})
+        if self._scalars is not None:
+            self._scalars.noise(clock, parts)
 
     def weight_distance(self, clock: Clock, distance: float) -> None:
         """Distance of the weights from their start, after the update at `clock`; of the first worker's own where workers' go apart."""
         self._write({"kind": "weight_distance", "update": clock.updates, "samples": clock.samples, "distance": distance})
-        if self._events is not None:
-            self._events.add_scalar("train/weight_distance", distance, clock.updates)
+        self._add("train/weight_distance", distance, clock)
 
     def curvature(self, clock: Clock, facts: Mapping[str, Any]) -> None:
         """Eigenvalues of the Hessian, largest first, and what else a look saw, after the update at `clock`."""
         self._write({"kind": "curvature", "update": clock.updates, "samples": clock.samples, **facts})
-        if self._events is not None:
-            self._events.add_scalar("train/top_eigenvalue", facts["eigenvalues"][0], clock.updates)
+        self._add("train/top_eigenvalue", facts["eigenvalues"][0], clock)
 
     def batch(self, clock: Clock, before: int, after: int, reason: str) -> None:
         """A decision about the batch of the updates after `clock`."""
         line = {"kind": "batch", "update": clock.updates, "samples": clock.samples}
         self._write({**line, "before": before, "after": after, "reason": reason})
-        if self._events is not None:
-            self._events.add_scalar("train/global_batch", after, clock.updates)
+        self._add("train/global_batch", after, clock)
 
     def switch(self, clock: Clock, **facts: Any) -> None:
         """The end of a warm-up that ends by itself, after the updates up to `clock`."""
@@ -219,9 +233,9 @@ class Record:
         """Gradients applied so far, by the updates that they were late by."""
         counts = {str(tau): count for tau, count in sorted(histogram.items())}
         self._write({"kind": "staleness", "update": clock.updates, "samples": clock.samples, "histogram": counts})
-        if self._events is not None and counts:
-            mean = sum(tau * count for tau, count in histogram.items()) / sum(histogram.values())
-            self._events.add_scalar("train/staleness", mean, clock.updates)
+        if counts:
+            mean = sum(tau * count for tau, count in histogram.items()) / max(sum(histogram.values()), 1)
+            self._add("train/staleness", mean, clock)
 
     def evaluation(self, clock: Clock, split: str, result: Evaluation, facts: Mapping[str, float] | None = None) -> None:
         """One evaluation at `clock`, with what the workers' way of going together has to say.
@@ -236,13 +250,11 @@ class Record:
             self.close()
             raise Diverged(f"{split} loss = {result.loss} after update {clock.updates}: must be finite")
         self._write({**line, "loss": result.loss, "score": result.score, "num_samples": result.num_samples, **(facts or {})})
-        if self._events is not None:
-            for name, value in (facts or {}).items():
-                self._events.add_scalar(f"workers/{name}", value, clock.updates)
-            self._events.add_scalar(f"{split}/loss", result.loss, clock.updates)
-            named = self._metric.is_named
-            tag, score = ("score", result.score) if named else (f"score ({self._metric.label})", self._metric.shown(result.score))
-            self._events.add_scalar(f"{split}/{tag}", score, clock.updates)
+        for name, value in (facts or {}).items():
+            self._add(f"workers/{name}", value, clock)
+        self._add(f"{split}/loss", result.loss, clock)
+        score = result.score if self._metric.is_named else self._metric.shown(result.score)
+        self._add(f"{split}/{self._score_tag}", score, clock)
 
     def end(self, clock: Clock, **facts: Any) -> None:
         """Last line."""
@@ -259,9 +271,9 @@ class Record:
             if self._failure is not None:  # of several workers, which did not come to a further flush
                 warnings.warn(str(self._cannot_write(Path(self._file.name), self._failure)), stacklevel=2)
             self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        if self._scalars is not None:
+            self._scalars.close()
+            self._scalars = None
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is not None and self._failure is None:
@@ -276,8 +288,8 @@ class Record:
         Raises:
             OutputError: If the disk is full and this worker is alone. Several learn it from the next `flush`, without an exchange more.
         """
-        if self._events is not None:
-            self._events.flush()
+        if self._scalars is not None:
+            self._scalars.flush()
         if self._file is not None and self._failure is None:
             try:
                 self._file.flush()

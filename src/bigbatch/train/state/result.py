@@ -11,13 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from bigbatch.core.checks import InputError
 from bigbatch.core.clock import Clock
 from bigbatch.core.files import write_atomically
+from bigbatch.core.notebook import Content, Displayed, Plot, plot_of
 from bigbatch.core.reading import exists, first_mistake, read_json
 from bigbatch.train.measure.evaluate import Evaluation
 from bigbatch.train.state.record import Record
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Displayed):
     """Scores are means over a split, of the task's own; accuracy, in [0, 1], for the shipped tasks. NaN: not measured."""
 
     task: str
@@ -42,6 +43,26 @@ class Result:
         """
         share = 100 * self.curvature_s / self.train_s if self.train_s else math.nan
         return f", curvature another {self.curvature_s:.1f} s ({share:.1f} %)" if self.curvature_s else ""
+
+    def shown(self) -> Content:
+        """What a notebook shows: the scores as the task gives them, and all fields."""
+        scores = [f"{name} score {value:.4g}" for name, value in (("test", self.test_score), ("validation", self.validation_score))]
+        known = [text for text, value in zip(scores, (self.test_score, self.validation_score), strict=True) if math.isfinite(value)]
+        told = ["diverged"] if self.diverged else known or ["no score"]
+        seconds = f", {self.train_s:.3g} s" if math.isfinite(self.train_s) else ""
+        words = f"{self.task}: {', '.join(told)}, {self.updates:,} updates{seconds}"
+        return Content([words], ["field", "value"], [[name, value] for name, value in asdict(self).items()])
+
+    def plot(self, out: str | Path | None = None) -> Plot:
+        """Training loss and validation score of the run, shown by a notebook.
+
+        Args:
+            out: Its folder, which holds the curves; a result is the end of them.
+
+        Raises:
+            UserError: If it is not given, or holds no record.
+        """
+        return plot_of(self, folder=out)
 
     def to_json(self) -> str:
         """JSON text; numbers that are not finite, which JSON has not, as null."""

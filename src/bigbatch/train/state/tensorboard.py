@@ -3,7 +3,9 @@
 import contextlib
 import time
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bigbatch.core.extras import MissingExtra, needed
 from bigbatch.core.reading import reason
@@ -50,7 +52,7 @@ class Events:
             from tensorboard.summary.writer.record_writer import RecordWriter
             from torch.utils.tensorboard import summary
 
-        self._folder, self._event, self._scalar = folder, Event, summary.scalar
+        self._folder, self._event, self._scalar, self._hparams = folder, Event, summary.scalar, summary.hparams
         self._file = None
         seconds, fraction = divmod(time.time_ns(), 10**9)
         try:
@@ -60,12 +62,24 @@ class Events:
             self._give_up(error)
             return
         self._writer = RecordWriter(self._file)
-        self._write(step=updates, file_version="brain.Event:2")
-        self._write(step=updates, session_log=SessionLog(status=SessionLog.START))
+        begins = updates + 1 if updates else 0  # TensorBoard drops earlier values from this step on
+        self._write(step=begins, file_version="brain.Event:2")
+        self._write(step=begins, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalar(self, name: str, value: float, updates: int) -> None:
         """One value after so many updates."""
         self._write(step=updates, summary=self._scalar(name, value))  # type: ignore[no-untyped-call]
+
+    def add_hparams(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Show values by name in TensorBoard's HPARAMS tab, beside the scalars that `metrics` names.
+
+        Args:
+            values: Numbers, truth values and texts as they are; None is left out, and what else there is as its text.
+            metrics: Tags of scalars.
+        """
+        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items() if v is not None}
+        for part in self._hparams(plain, dict.fromkeys(metrics, 0)):  # type: ignore[no-untyped-call]
+            self._write(step=0, summary=part)
 
     def flush(self) -> None:
         """Hand what is buffered to the operating system."""
