@@ -87,6 +87,20 @@ def plain(section: type[BaseModel]) -> dict[str, type[BaseModel]]:
     return found
 
 
+def kinds(place: str) -> list[str]:
+    """Of a section of which there are several kinds: each, with its fields."""
+    tag, registry = TAGS[place], KINDS[place]
+    parts = [f"## [{place}]", f"`{tag}` is one of {', '.join(f'`{name}`' for name in registry)}."]
+    by_section: dict[type[BaseModel], list[str]] = {}
+    for name, method in registry.items():
+        by_section.setdefault(method.section, []).append(name)
+    for section, names in by_section.items():
+        inner = tuple(field for field in section.model_fields if f"{place}.{field}" in KINDS)
+        quoted = ", ".join(f'"{name}"' for name in names)
+        parts += [f"### {tag} = {quoted}", words_of(section), table(section, (tag, *inner))]
+    return parts
+
+
 def recipe_page() -> str:
     """The whole page."""
     sections = plain(Recipe)
@@ -94,22 +108,16 @@ def recipe_page() -> str:
     parts = [
         "# Recipe fields",
         "A recipe is a TOML file. This page is made from the models that check it; a field that is not here is refused, and so is a value "
-        "outside of its bounds. In Python a recipe is "
+        "outside of its bounds. The usual ones in one file: [A recipe file](recipe_file.md). In Python a recipe is "
         "`bigbatch.Recipe` ([API](api.md)). On the command line a field is set by its dotted name: `--set optimizer.lr=0.1`.",
         "## At the top",
         table(Recipe, own),
     ]
-    for name, section in sections.items():
-        inner = tuple(field for field in section.model_fields if f"{name}.{field}" in KINDS)
-        parts += [f"## [{name}]", words_of(section), table(section, inner)]
-    for place, registry in KINDS.items():
-        tag = TAGS[place]
-        parts += [f"## [{place}]", f"`{tag}` is one of {', '.join(f'`{name}`' for name in registry)}."]
-        by_section: dict[type[BaseModel], list[str]] = {}
-        for name, method in registry.items():
-            by_section.setdefault(method.section, []).append(name)
-        for section, names in by_section.items():
-            inner = tuple(field for field in section.model_fields if f"{place}.{field}" in KINDS)
-            quoted = ", ".join(f'"{name}"' for name in names)
-            parts += [f"### {tag} = {quoted}", words_of(section), table(section, (tag, *inner))]
+    for name in Recipe.model_fields:
+        if name in sections:
+            inner = tuple(field for field in sections[name].model_fields if f"{name}.{field}" in KINDS)
+            parts += [f"## [{name}]", words_of(sections[name]), table(sections[name], inner)]
+        for place in KINDS:
+            if place.partition(".")[0] == name:
+                parts += kinds(place)
     return "\n\n".join(parts) + "\n"

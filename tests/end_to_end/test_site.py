@@ -1,9 +1,18 @@
 """The site of the documentation: built as `make docs` does, without a warning; every symbol on one page; no link that leads nowhere."""
 
+import html
+import json
+import re
+import subprocess
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tests.end_to_end.site_pages import ROOT, Page, broken_links, built_site
+from tests.end_to_end.test_report_in_a_browser import CHROMIUM, FLAGS, NEEDS_CHROMIUM
+from tests.limits import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +45,38 @@ def test_a_link_that_leads_nowhere_would_be_seen(tmp_path):
 def test_every_page_of_docs_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     assert [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f" {path.name}\n" not in navigation] == []
+
+
+FRAME = '<iframe src="{page}?{width}" width="{width}" height="800"></iframe>'
+HARNESS = """<!doctype html><pre id="found"></pre><script>
+window.onload = () => {
+  const frames = [...document.querySelectorAll("iframe")];
+  const wide = frames.map(frame => [frame.getAttribute("src"), frame.contentDocument.documentElement.scrollWidth]);
+  document.getElementById("found").textContent = JSON.stringify(wide);
+};
+</script>"""
+"""Each page in a frame of each width, and how wide it wants to be."""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@NEEDS_CHROMIUM
+def test_no_page_is_wider_than_a_window_or_a_phone(site, tmp_path):
+    """And the browser says nothing on its console."""
+    pages = ["index.html", *(f"{path.stem}/index.html" for path in sorted((ROOT / "docs").glob("*.md")))]
+    pages += [f"{name}/index.html" for name in ("commands", "recipe", "methods", "methods/lars", "studies", "exit_codes")]
+    (site / "harness.html").write_text(HARNESS + "".join(FRAME.format(page=page, width=width) for page in pages for width in (1280, 400)))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+        page = f"http://127.0.0.1:{server.server_address[1]}/harness.html"
+        shown = subprocess.run([*command, page], capture_output=True, text=True, timeout=LIMIT_S, check=True)
+        server.shutdown()
+    (site / "harness.html").unlink()
+    assert re.findall(r".*:CONSOLE.*", shown.stderr) == []
+    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', shown.stdout)[1]))
+    assert len(found) == 2 * len(pages)
+    assert [(page, wide) for page, wide in found if wide > int(page.partition("?")[2])] == []
