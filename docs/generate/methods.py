@@ -1,6 +1,5 @@
 """One page a paper, from its method's own file."""
 
-import importlib
 import re
 from collections.abc import Iterator
 
@@ -30,8 +29,7 @@ def method_pages() -> Iterator[tuple[str, str]]:
             family = module.split(".")[1]
             lines += ["", f"## {FAMILIES[family]}", ""]
         lines.append(f"- [{paper.method}]({page}): {paper.short}")
-        docstring = importlib.import_module(module).__doc__
-        title = f"# {paper.method}\n\n[{paper.title}]({paper.url}), {paper.short}\n\n```text\n{docstring}\n```\n\n"
+        title = f"# {paper.method}\n\n[{paper.title}]({paper.url}), {paper.short}\n\n"
         yield page, f"{title}::: {module}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
     yield "methods.md", "\n".join(lines) + "\n"
 

@@ -3,10 +3,14 @@
 import inspect
 import json
 import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from bigbatch.core.paper import find_papers
 from bigbatch.recipe.recipe import Recipe
 from bigbatch.recipe.sections import KINDS, TAGS
 
@@ -15,13 +19,58 @@ FIELD = r"^    {}\s*:.*?#\s*(.+)$"
 HUGE = 2**62
 
 
+COMMON = {
+    "model": "options of the task's own model",
+    "epochs": "length in epochs of `num_train_samples`",
+    "samples": "length in samples",
+    "updates": "length in updates of the recipe's batch",
+    "tokens": "length in tokens",
+    "combine": "whether the decay follows the warm-up, or both run from the first sample on",
+    "momentum": "of the gradient's moving average",
+    "nesterov": "whether Nesterov's momentum is taken",
+    "betas": "decay an update of the first and second moments",
+    "eps": "added to the denominator",
+    "decay_norms_and_biases": "whether norms and biases decay too",
+    "adapt_norms_and_biases": "whether norms and biases get a rate of their own, as layers do",
+    "lr": "how the schedule's rate goes with the batch's multiple",
+    "final_factor": "fraction of the peak rate at the end of the run",
+    "start_factor": "fraction of the peak rate at the first update",
+    "compression": "of gradients; see [comm.compression]",
+    "trust_coefficient": "the paper's eta: the rate of a layer is this times |w| / |g|",
+    "adam_lr": "peak rate of all that is no orthogonalised matrix, by AdamW",
+    "lr_factor": "what the rate is multiplied by at each change",
+    "target": "cosine between the gradients of the batch's two halves",
+    "outer_lr": "rate of the outer step, along the mean displacement",
+    "outer_momentum": "momentum of the outer step",
+    "method": "what is sent, and what momentum does: d_psgd overlaps with the gradient",
+    "topology": "who is whose neighbour",
+    "mode": "whether an update waits for all workers",
+}
+"""Fields that many sections have, where nothing stands beside them in the code."""
+
+
 def comment(section: type[BaseModel], field: str) -> str:
-    """What the field's own line says behind it, in the class that declares it last."""
-    for owner in section.__mro__:
-        if field in vars(owner).get("__annotations__", {}) and owner.__module__.startswith("bigbatch"):
-            found = re.search(FIELD.format(field), inspect.getsource(owner), re.MULTILINE)
-            if found is not None:
-                return found[1].removesuffix("  # noqa").strip()
+    """What the code says of a field: behind its own line, else of the argument of that name in the method's file."""
+    owners = [
+        owner for owner in section.__mro__ if field in vars(owner).get("__annotations__", {}) and owner.__module__.startswith("bigbatch")
+    ]
+    for owner in owners:
+        found = re.search(FIELD.format(field), inspect.getsource(owner), re.MULTILINE)
+        if found is not None:
+            return found[1].strip()
+    for owner in owners:
+        if words := _argument(owner.__module__, field):
+            return words
+    return COMMON.get(field, "")
+
+
+def _argument(module: str, field: str) -> str:
+    """From `Args:` or `Attributes:` of a module, or of the one that a file of sections belongs to."""
+    files = [import_module(name).__file__ or "" for name in dict.fromkeys((module, module.removesuffix("_section"))) if find_spec(name)]
+    for file in files:
+        found = re.search(rf"^ +{field}: ((?!.*=)[A-Z].*(?:\n {{12,}}\S.*)*)", Path(file).read_text(), re.MULTILINE)
+        if found is not None:
+            return re.sub(r"\s+", " ", found[1])
     return ""
 
 
@@ -89,7 +138,7 @@ def plain(section: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 def kinds(place: str) -> list[str]:
     """Of a section of which there are several kinds: each, with its fields."""
-    tag, registry = TAGS[place], KINDS[place]
+    tag, registry, found = TAGS[place], KINDS[place], find_papers()
     parts = [f"## [{place}]", f"`{tag}` is one of {', '.join(f'`{name}`' for name in registry)}."]
     by_section: dict[type[BaseModel], list[str]] = {}
     for name, method in registry.items():
@@ -97,7 +146,14 @@ def kinds(place: str) -> list[str]:
     for section, names in by_section.items():
         inner = tuple(field for field in section.model_fields if f"{place}.{field}" in KINDS)
         quoted = ", ".join(f'"{name}"' for name in names)
-        parts += [f"### {tag} = {quoted}", words_of(section), table(section, (tag, *inner))]
+        homes = dict.fromkeys(registry[name].build.__module__.removesuffix("_section") for name in names)
+        papers = [f"[{found[home].method}](methods/{home.rpartition('.')[2]}.md)" for home in homes if home in found]
+        parts += [
+            f"### {tag} = {quoted}",
+            words_of(section),
+            f"The method: {', '.join(papers)}." if papers else "",
+            table(section, (tag, *inner)),
+        ]
     return parts
 
 

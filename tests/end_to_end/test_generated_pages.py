@@ -63,6 +63,12 @@ def test_every_field_of_a_recipe_has_a_row(generate):
         assert f"## [{name}]" in page or name in rows, field
 
 
+def test_every_field_says_what_it_means(generate):
+    page = generate("recipe").recipe_page()
+    silent = [line for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")]
+    assert silent == []
+
+
 def test_a_row_has_values_default_and_meaning_from_the_model(generate):
     lines = generate("recipe").recipe_page().splitlines()
     assert "| `lr` | number above 0 | required | peak learning rate |" in lines

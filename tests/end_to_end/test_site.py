@@ -32,6 +32,12 @@ def test_a_symbol_is_on_one_page(site):
     assert {anchor: number for anchor, number in places.items() if number > 1} == {}
 
 
+def test_the_card_of_a_method_is_there_once_and_as_it_is_written(site):
+    page = re.sub(r"<[^>]+>", "", (site / "methods" / "lars" / "index.html").read_text())
+    assert page.count("Formula: for each parameter tensor, with |.| its Euclidean norm,\n ") == 1
+    assert page.count("Formula:") == 1
+
+
 def test_no_link_leads_nowhere(site):
     assert broken_links(site) == []
 
