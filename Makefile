@@ -52,7 +52,7 @@ demo: $(VENV)/demo  ## set up and run the main job on real images, in minutes
 
 docs: $(VENV)/all  ## build the site into site/
 	$(INSTALL) -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/loop_overhead.py

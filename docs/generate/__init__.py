@@ -1,0 +1,1 @@
+"""Pages of the site that come from the code; `hooks.py` is what mkdocs calls."""
