@@ -2,6 +2,7 @@
 
     cd studies/steps
     python run.py digits/mlp [--arms momentum sgd muon] [--parallel 2]
+    python run.py digits/mlp --cheap                      # what `bigbatch critical` says of the same, for the rate alone on one seed
     python table.py
 
 An arm is the task's recipe with another optimizer; each is searched by `bigbatch.study.steps`, on validation data, at batches from far
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from bigbatch import Recipe, plan
 from bigbatch.runner.parallel import Parallel
+from bigbatch.study.critical import critical
 from bigbatch.study.steps import steps
 from bigbatch.study.steps.steps import RESULT
 from bigbatch.study.steps.study import rows_of
@@ -46,18 +48,43 @@ def recipe_of(task, arm):
     return named.replace(ARMS[arm])
 
 
+def cheap(name, recipe, how):
+    """The study of `bigbatch critical`, with its own choices."""
+    began, said = time.monotonic(), []
+    given = {"batches": how["batches"], "target": how["target"], "max_epochs": how.get("max_epochs")}
+    found = critical(recipe.task, recipe, **given, out=HERE / "trials" / f"{name}-cheap", quiet=True, say=said.append).to_dict()
+    stored = {
+        "seconds": round(time.monotonic() - began),
+        "runs": len(said),
+        "critical_batch": found["fit"] and found["fit"]["critical_batch"],
+    }
+    stored |= {
+        "best": [
+            [p["global_batch"], p["lr"], min((r["updates"] for r in p["runs"] if r["reached"]), default=None)] for p in found["points"]
+        ]
+    }
+    folder = HERE / "cheap"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({**stored, "sentence": found["sentence"]}) + "\n")
+    print(name, stored["seconds"], "s:", found["sentence"], flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("tasks", nargs="+", choices=TASKS)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--trials", type=int)
+    parser.add_argument("--cheap", action="store_true")
     arguments = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     for task in arguments.tasks:
         for arm in arguments.arms:
             name = f"{task.replace('/', '-')}-{arm}"
             how, began = dict(TASKS[task]), time.monotonic()
+            if arguments.cheap:
+                cheap(name, recipe_of(task, arm), how)
+                continue
             how["trials"] = arguments.trials or how["trials"]
             recipe = recipe_of(task, arm)
             pool = Parallel(arguments.parallel) if arguments.parallel > 1 else None
