@@ -1,5 +1,6 @@
 """The README's table of evidence says what the tables of the studies say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -52,3 +53,22 @@ def test_a_row_is_what_the_studies_say(row):
     local = next(cells[head.index("x64")] for cells in body if cells[:2] == ["local", "4"])
     assert tuned == reference
     assert rest == [best_16, auto_16, best_64, auto_64, mean_and_verdict(local)]
+
+
+def test_what_held_means_has_the_simulated_power():
+    """The page's table of power, and how often "held" is wrong, are those of benchmarks/verdict_error.py."""
+    found = json.loads((ROOT / "benchmarks" / "verdict_error.json").read_text())
+    by_case = {(row["candidate"], row["way"]): row for row in found["rows"] if row.get("way")}
+    page = (ROOT / "docs" / "held.md").read_text()
+    ways = {
+        "scale": "as it comes",
+        "without bad runs": "--max-seeds 10",
+        "Welch, 5 seeds": "5 seeds (Welch",
+        "Welch, 3 seeds": "number of 3 seeds",
+    }
+    for way, words in ways.items():
+        case = by_case["equal", way]
+        row = next(row for row in rows(page) if words in row[0])
+        assert row[1:] == [f"{100 * case['held']:.0f} %", f"{case['runs']:.2g}"]
+    wrong = [by_case[name, "scale"]["held"] for name in ("loses the margin", "loses the margin, skewed to the left")]
+    assert f"{100 * wrong[0]:.1f} % of {found['studies']:,} studies, and {100 * wrong[1]:.1f} % with skewed" in page

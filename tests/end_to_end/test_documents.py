@@ -66,6 +66,14 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "studies" / "README.md"], ids=lambda path: path.name)
+def test_links_lead_to_files_of_the_repository(path):
+    """As on GitHub; the site's own links, and anchors, are in test_site.py."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", path.read_text(), flags=re.M | re.S)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", target)]
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
 @pytest.mark.parametrize("block", of("python"))
 def test_python_blocks(block, tmp_path):
     run_python(block.text, tmp_path)

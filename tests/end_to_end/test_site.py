@@ -71,13 +71,13 @@ class Quiet(SimpleHTTPRequestHandler):
 
 def widths(folder, pages, profile):
     """What each page of a folder says on a browser's console, and which is wider than its frame."""
-    (folder / "harness.html").write_text(HARNESS + "".join(FRAME.format(page=page, width=width) for page in pages for width in (1280, 400)))
+    (folder / "harness.htm").write_text(HARNESS + "".join(FRAME.format(page=page, width=width) for page in pages for width in (1280, 400)))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", f"http://127.0.0.1:{server.server_port}/harness.html"]
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", f"http://127.0.0.1:{server.server_port}/harness.htm"]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
         server.shutdown()
-    (folder / "harness.html").unlink()
+    (folder / "harness.htm").unlink()
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', shown.stdout)[1]))
     assert len(found) == 2 * len(pages)
     return re.findall(r".*:CONSOLE.*", shown.stderr), [page for page, wide in found if wide > int(page.partition("?")[2])]
