@@ -33,7 +33,7 @@ def branch_study(
     **how: Any,
 ) -> None:
     """Measure, print and write what `bigbatch.study.branches` finds; `how` holds the other options, by their names."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.report.branches import write_branches
     from bigbatch.study.branch_results import COLUMNS
     from bigbatch.study.branches import RESULT, branches
@@ -46,6 +46,6 @@ def branch_study(
         title = f"{study.task}: branches of {study.samples:,} samples"
         show(title, list(COLUMNS), study.rows(), numbers=set(COLUMNS))
         for text in (*study.sentences(), *(f"not known: {note}" for note in study.notes)):
-            console().print(text, highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)
+            say(text)
+        say(f"plot: {plot}, numbers: {json or out / RESULT}")
     output.write_json(json, study.to_dict())

@@ -26,7 +26,7 @@ def curvature(
     quiet: Quiet = False,
 ) -> None:
     """Eigenvalues, trace, density and sharpness of a run's training loss; of two runs side by side, with the path between them."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.report import write_report
     from bigbatch.study.curvature import RESULT
     from bigbatch.study.curvature import curvature as measure
@@ -47,6 +47,6 @@ def curvature(
         for table in study.tables():
             show(table.title, table.columns, table.rows, numbers=table.numbers)
         for text in (study.sentence(), *(f"not known: {doubt}" for doubt in study.doubts())):
-            console().print(text, highlight=False)
-        console().print(f"report: {report}, numbers: {json or run / RESULT}", highlight=False)
+            say(text)
+        say(f"report: {report}, numbers: {json or run / RESULT}")
     output.write_json(json, study.to_dict())

@@ -31,7 +31,7 @@ def full_study(
     **run: Any,
 ) -> None:
     """Measure, print and write what `bigbatch.study.critical` finds; `run` holds its other arguments."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.report.trade_off import write_trade_off
     from bigbatch.study.critical import RESULT
     from bigbatch.study.critical import critical as measure
@@ -47,6 +47,6 @@ def full_study(
         show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
         for text in (study.sentence(), study.noise_in_words(), *(f"not known: {doubt}" for doubt in study.doubts())):
             if text:
-                console().print(text, highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or out / RESULT}", highlight=False)
+                say(text)
+        say(f"plot: {plot}, numbers: {json or out / RESULT}")
     output.write_json(json, study.to_dict())

@@ -8,7 +8,8 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.names import TaskName
+from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, find_recipe
 from bigbatch.cli.values import whole_numbers
 
 
@@ -27,7 +28,7 @@ def noise(
     quiet: Quiet = False,
 ) -> None:
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.report.noise import write_noise_plot
     from bigbatch.runner.settings_file import load_runner
     from bigbatch.study.noise import measure_noise
@@ -55,8 +56,8 @@ def noise(
             for part, e in s.estimates.items()
         ]
         show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3 + len(tokens) :]))
-        console().print(study.sentence(), highlight=False)
+        say(study.sentence())
         for doubt in study.doubts():
-            console().print(f"not known: {doubt}", highlight=False)
-        console().print(f"plot: {plot}, numbers: {json or folder / 'noise.json'}", highlight=False)
+            say(f"not known: {doubt}")
+        say(f"plot: {plot}, numbers: {json or folder / 'noise.json'}")
     output.write_json(json, study.to_dict())

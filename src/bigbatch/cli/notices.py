@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -9,6 +11,23 @@ from typing import TextIO
 def warn_in_one_line() -> None:
     """Show warnings of ours as one line each, from now on."""
     warnings.showwarning = _show
+
+
+@contextmanager
+def starting(text: str, *, quiet: bool) -> Iterator[None]:
+    """Show on a terminal what begins, while the libraries are imported that it needs, which takes seconds; it vanishes then.
+
+    Args:
+        text: What begins.
+        quiet: Show nothing.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 def _show(

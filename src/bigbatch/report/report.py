@@ -30,7 +30,7 @@ from bigbatch.report.plots import (
 from bigbatch.report.workers import distances, draw_staleness, worker_facts
 from bigbatch.scaling import readable
 from bigbatch.study.stored_comparison import SUFFIX, read_comparison, rows_of
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 
 
 def write_report(folder: str | Path) -> Path:
@@ -94,7 +94,7 @@ def _comparison(folder: Path, path: Path) -> dict[str, Any]:
 def _single_run(folder: Path) -> dict[str, Any]:
     record = read_record(folder / "record.jsonl")
     if not record:
-        raise InputError(f"{folder / 'record.jsonl'}: holds no line that can be read; continue the run with --resume, or restore a copy")
+        raise InputError(f"{folder / 'record.jsonl'}: holds no line that can be read; continue the run, or restore a copy")
     recipe, start = _recipe_of(folder, record), start_of(record)
     stated = (start or {}).get("metric")  # earlier versions, and tasks whose metric has only a name, leave it out
     metric = metric_of(stated or "score")

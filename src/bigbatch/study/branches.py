@@ -31,10 +31,11 @@ from bigbatch.core.version import __version__
 from bigbatch.noise.branches import LEAST_POWER, Branches, NothingToCompare, expected_factor, largest_held, local_critical_batch
 from bigbatch.study.base_runs import TaskRun
 from bigbatch.study.branch_results import BranchPoint, BranchStudy
+from bigbatch.study.result_files import BRANCHES
 from bigbatch.train.branch import Branch, BranchResult
 from bigbatch.train.state.record import environment
 
-RESULT = "branches.json"
+RESULT = BRANCHES
 COST = 0.2
 """Of the run's samples: what the branches of one checkpoint take, unless their samples are given."""
 LEAST_HELD_OUT, EVALUATION = 500, 1 / 3

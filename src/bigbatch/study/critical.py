@@ -37,6 +37,7 @@ from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.scaling import plan
 from bigbatch.scaling.sqrt import sqrt_lr
+from bigbatch.study.result_files import CRITICAL
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import environment
@@ -51,7 +52,7 @@ INTERVAL = 0.025
 """Of the samples that the batch before needed: between two evaluations. A larger batch needs at least as many."""
 EPOCHS = 4.0
 """Times the recipe's: the budget of a run."""
-RESULT = "critical.json"
+RESULT = CRITICAL
 CONSTANT = ("schedule.decay.kind", "schedule.warmup.kind", "schedule.warmup.epochs")
 """What a script must take from the recipe to train at a constant rate."""
 OWN_SCHEDULE = (
