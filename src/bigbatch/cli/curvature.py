@@ -7,6 +7,7 @@ import typer
 
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
+from bigbatch.cli.notices import starting
 from bigbatch.cli.settings import Data, Quiet
 
 
@@ -27,9 +28,11 @@ def curvature(
 ) -> None:
     """Eigenvalues, trace, density and sharpness of a run's training loss; of two runs side by side, with the path between them."""
     from bigbatch.cli.tables import say, show
-    from bigbatch.report import write_report
-    from bigbatch.study.curvature import RESULT
-    from bigbatch.study.curvature import curvature as measure
+
+    with starting("importing torch", quiet=quiet):
+        from bigbatch.report import write_report
+        from bigbatch.study.curvature import RESULT
+        from bigbatch.study.curvature import curvature as measure
 
     chosen: dict[str, Any] = {
         "samples": samples,

@@ -9,6 +9,7 @@ from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.names import TaskName
+from bigbatch.cli.notices import starting
 from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, find_recipe
 from bigbatch.cli.values import whole_numbers
 
@@ -29,13 +30,14 @@ def noise(
 ) -> None:
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""
     from bigbatch.cli.tables import say, show
-    from bigbatch.report.noise import write_noise_plot
-    from bigbatch.runner.settings_file import load_runner
-    from bigbatch.study.noise import measure_noise
 
     chosen, updates = find_recipe(task, recipe, sets), whole_numbers("--at", at) if at else []
     output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
+    with starting("importing torch", quiet=quiet):
+        from bigbatch.report.noise import write_noise_plot
+        from bigbatch.runner.settings_file import load_runner
+        from bigbatch.study.noise import measure_noise
     study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, norms=norms, quiet=quiet)
     plot = write_noise_plot(study.to_dict(), folder)
 
