@@ -12,6 +12,7 @@ from bigbatch.cli import (
     doctor,
     export,
     extrapolate,
+    init,
     noise,
     papers,
     plan,
@@ -39,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-WORK = (scale, noise, critical, extrapolate, curvature, plan, train, check, simulate)
+WORK = (init, scale, noise, critical, extrapolate, curvature, plan, train, check, simulate)
 ABOUT = (tasks, runs, report, export, papers, doctor, version)
 for module in (*WORK, *ABOUT):
     name = module.__name__.rpartition(".")[2]
