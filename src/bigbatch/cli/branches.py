@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.cli import output
+from bigbatch.cli.notices import tell
 from bigbatch.cli.values import numbers, whole_numbers
 
 BranchOf = Annotated[
@@ -40,7 +41,7 @@ def branch_study(
 
     how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)
-    study = branches(base, out=out, say=None if quiet else lambda text: typer.echo(text, err=True), **how)
+    study = branches(base, out=out, say=None if quiet else tell, **how)
     plot = write_branches(study.to_dict(), out)
     if json != output.STANDARD:
         title = f"{study.task}: branches of {study.samples:,} samples"

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from bigbatch.cli import output
+from bigbatch.cli.notices import tell
 from bigbatch.cli.pools import find_pool
 from bigbatch.cli.runners import label
 from bigbatch.cli.values import read_noise_scale, whole_numbers
@@ -38,7 +37,7 @@ def full_study(
     from bigbatch.study.trade_off import rows_of
 
     run |= {"batches": whole_numbers("--batches", batches), "target": target, "noise": read_noise_scale(noise), "out": out}
-    run |= {"say": None if quiet else lambda text: typer.echo(text, err=True), "pool": find_pool(parallel, on)}
+    run |= {"say": None if quiet else tell, "pool": find_pool(parallel, on)}
     study = measure(runner, recipe, quiet=quiet or parallel is not None, **run)
     plot = write_trade_off(study.to_dict(), out)
     if json != output.STANDARD:

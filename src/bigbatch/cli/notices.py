@@ -1,6 +1,8 @@
 """How warnings leave the program."""
 
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,14 @@ from typing import TextIO
 def warn_in_one_line() -> None:
     """Show warnings of ours as one line each, from now on."""
     warnings.showwarning = _show
+
+
+def tell(text: str) -> None:
+    """Say on standard error what goes on; on a terminal lines are wrapped at spaces."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    sys.stderr.write(f"{text}\n")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.names import Rule
-from bigbatch.cli.notices import starting
+from bigbatch.cli.notices import starting, tell
 from bigbatch.cli.pools import On, ParallelRuns, find_pool
 from bigbatch.cli.runners import Better, Command, Curve, MetricName, Score, What, find_runner, folder_name, label
 from bigbatch.cli.sets import split_sets
@@ -66,7 +66,7 @@ def scale(
     from bigbatch.study.compare import scale as compare
 
     folder = out or Path("runs/scale") / folder_name(task, runner)
-    say = None if quiet else lambda text: typer.echo(text, err=True)
+    say = None if quiet else tell
     design: dict[str, Any] = {"seeds": seeds, "max_seeds": max_seeds, "margin": margin, "bad_share": bad_share}
     how: dict[str, Any] = {"out": folder, "quiet": quiet or parallel is not None, "say": say, "pool": pool}
     with tracked(track, folder, study=True):
