@@ -10,11 +10,13 @@ Names below are imported on first use: `import bigbatch` costs neither torch nor
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from bigbatch.core.version import __version__ as __version__
 
+TYPE_CHECKING = False  # typing takes milliseconds, in which Ctrl-C would show a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from bigbatch.core.checks import Diverged, Interrupted, UserError
     from bigbatch.core.clock import Clock
     from bigbatch.core.metric import Metric
@@ -59,7 +61,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bigbatch' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.limits import LIMIT_S
 
-from bigbatch.core.paper import FAMILIES, find_papers
+from bigbatch.core.paper import FAMILIES, find_card, find_papers
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = find_papers()
@@ -50,8 +50,21 @@ def test_the_families_are_those_of_the_house():
     assert with_paper <= set(FAMILIES), "a folder with methods that PAPERS.md would miss"
 
 
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_is_read_from_a_file_is_what_its_module_holds(name):
+    module = importlib.import_module(name)
+    assert PAPERS[name] == module.PAPER
+    assert find_card(name) == module.__doc__
+
+
+def test_papers_are_listed_without_importing_a_method():
+    code = "import sys; from bigbatch.core.paper import find_papers; print(len(find_papers()), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.stdout == f"{len(PAPERS)} False\n", done.stderr
+
+
 def test_papers_are_listed_where_triton_is_not_installed():
-    """Modules without a record are not imported: kernels need triton, transports need packages of extras."""
+    """Kernels need triton, transports need packages of extras."""
     code = (
         "import sys; sys.modules |= {'triton': None, 'zmq': None}; from bigbatch.core.paper import find_papers; print(len(find_papers()))"
     )

@@ -67,7 +67,7 @@ def test_what_is_stored_and_shown():
     cells = {row[0]: row for row in table.rows}
     assert table.columns[4:7] == ["sent", "samples/s", "cost / 1M samples"]
     assert cells["halving_doubling"][1:7] == ["exact", "9.75 s", "30.8 %", "0.012 kB", "13.1", "169"]
-    assert table.narrow == {"samples/s", "cost / 1M samples", "what happens"}
+    assert table.spare == ("sent", "samples/s", "cost / 1M samples", "what happens")
     assert simulate(CASE).tables()[1].columns[6] == "worker-hours / 1M samples"
 
 

@@ -3,12 +3,13 @@
 import os
 import sys
 from importlib import import_module
-from typing import Annotated
 
 import typer
 
 from bigbatch.cli.leave import explain, interrupt, leave
 from bigbatch.cli.notices import warn_in_one_line
+from bigbatch.cli.program_options import options
+from bigbatch.cli.streams import check_streams
 from bigbatch.comm.launch.launcher import watch_launcher
 from bigbatch.core.environment import check_environment
 from bigbatch.core.signals import caught
@@ -19,33 +20,27 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = "scale noise critical steps extrapolate curvature plan train check tasks runs report export papers doctor simulate"
+COMMANDS = (
+    "init scale noise critical steps extrapolate curvature plan train check simulate "  # work
+    "tasks runs report export papers doctor version"  # tell
+)
 for name in COMMANDS.split():
     app.command()(getattr(import_module(f"bigbatch.cli.{name}"), name))
 
 
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,  # noqa: ARG001 read in main
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
-    """Options of every command."""
-    if version:
-        from bigbatch.core.version import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
+app.callback()(options)
 
 
 def main() -> None:
     """Run the program.
 
     Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 diverged, 4 workers lost, 5 done, but workers were lost on the way,
-    130 interrupted.
+    130 interrupted. Of `scale --fail-unless-held`: 5 the plan did not hold, 6 undecided.
     """
     warn_in_one_line()
+    check_streams()
     if "--debug" in sys.argv:
         os.environ["BIGBATCH_DEBUG"] = "1"  # workers too
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -53,8 +48,10 @@ def main() -> None:
         try:
             check_environment()
             watch_launcher()
-            app()
+            app(prog_name="bigbatch" if any(word.endswith("-completion") for word in sys.argv) else None)  # what a shell completes
         except SystemExit as end:
             leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        except KeyboardInterrupt:
+            leave(130)
         except Exception as error:
             leave(explain(error))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, workers: int, out: Path | None, json: str | None) -> None:
     """Plan, print and write a schedule of the batch."""
     from bigbatch.batching.batch_steps import rate_factor
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.study.batch_schedule import batch_schedule
 
@@ -31,7 +31,7 @@ def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, w
         ]
         show(f"{recipe.task}: the batch over the run", columns, rows, numbers=set(columns))
         for text in (planned.sentence(), *(f"caveat: {note}" for note in planned.notes)):
-            console().print(text, highlight=False)
+            say(text)
     if out is not None:
         make_folder(out.parent)
         write_atomically(out, planned.recipe.to_toml().encode())

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.cli import output
+from bigbatch.cli.notices import tell
 from bigbatch.cli.values import numbers, whole_numbers
 
 BranchOf = Annotated[
@@ -33,19 +34,19 @@ def branch_study(
     **how: Any,
 ) -> None:
     """Measure, print and write what `bigbatch.study.branches` finds; `how` holds the other options, by their names."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.report import leave_report
     from bigbatch.study.branch_results import COLUMNS
     from bigbatch.study.branches import RESULT, branches
 
     how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)
-    study = branches(base, out=out, say=None if quiet else lambda text: typer.echo(text, err=True), **how)
+    study = branches(base, out=out, say=None if quiet else tell, **how)
     drawn = leave_report(out, RESULT)
     if json != output.STANDARD:
         title = f"{study.task}: branches of {study.samples:,} samples"
         show(title, list(COLUMNS), study.rows(), numbers=set(COLUMNS))
         for text in (*study.sentences(), *(f"caveat: {note}" for note in study.notes)):
-            console().print(text, highlight=False)
-        console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
+            say(text)
+        say(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "))
     output.write_json(json, study.to_dict())

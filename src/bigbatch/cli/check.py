@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bigbatch.cli import output
+from bigbatch.cli.notices import tell
 from bigbatch.cli.settings import Quiet
 from bigbatch.cli.values import whole_numbers
 
@@ -34,7 +35,7 @@ def check(
     from bigbatch.check import check as check_loop
     from bigbatch.check.load import load_loop
 
-    say = None if quiet else lambda text: typer.echo(text, err=True)
+    say = None if quiet else tell
     allowed = [name.strip() for name in (allow or "").split(",") if name.strip()]
     report = check_loop(load_loop(loop), workers=numbers, allow=allowed, name=loop, time_limit_s=time_limit, say=say)
     if json != output.STANDARD:

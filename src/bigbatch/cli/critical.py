@@ -10,6 +10,7 @@ from bigbatch.cli.branches import At, BranchOf, KeepRate, LrFactors, LrRule, Mul
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
 from bigbatch.cli.full_critical import full_study
+from bigbatch.cli.notices import starting
 from bigbatch.cli.pools import On, ParallelRuns
 from bigbatch.cli.runners import Better, Command, Curve, MetricName, What, find_runner, folder_name
 from bigbatch.cli.settings import Data, NoiseFile, Quiet, RecipeFile, Sets
@@ -54,7 +55,8 @@ def critical(
     if branch is None:
         if batches is None or target is None:
             raise UserError("--batches and --target: are missing; or give --branch RUN, a run with checkpoints")
-        runner, chosen = find_runner(task, recipe, sets, data=data, margin=margin, **of_command)
+        with starting("importing torch", quiet=quiet):
+            runner, chosen = find_runner(task, recipe, sets, data=data, margin=margin, **of_command)
         where: dict[str, Any] = {"out": out or Path("runs/critical") / folder_name(task, runner), "json": json, "quiet": quiet}
         budget: dict[str, Any] = {"batches": batches, "target": target, "seeds": seeds, "max_epochs": max_epochs}
         full_study(task, runner, chosen, noise=noise, parallel=parallel, on=on, **budget, **where)

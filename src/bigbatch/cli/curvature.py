@@ -7,6 +7,7 @@ import typer
 
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
+from bigbatch.cli.notices import starting
 from bigbatch.cli.settings import Data, Quiet
 
 
@@ -26,10 +27,12 @@ def curvature(
     quiet: Quiet = False,
 ) -> None:
     """Eigenvalues, trace, density and sharpness of a run's training loss; of two runs side by side, with the path between them."""
-    from bigbatch.cli.tables import console, show
-    from bigbatch.report import leave_report
-    from bigbatch.study.curvature import RESULT
-    from bigbatch.study.curvature import curvature as measure
+    from bigbatch.cli.tables import say, show
+
+    with starting("importing torch", quiet=quiet):
+        from bigbatch.report import leave_report
+        from bigbatch.study.curvature import RESULT
+        from bigbatch.study.curvature import curvature as measure
 
     chosen: dict[str, Any] = {
         "samples": samples,
@@ -47,6 +50,6 @@ def curvature(
         for table in study.tables():
             show(table.title, table.columns, table.rows, numbers=table.numbers)
         for text in (study.sentence(), *(f"caveat: {doubt}" for doubt in study.doubts())):
-            console().print(text, highlight=False)
-        console().print(f"{drawn}, numbers: {json or run / RESULT}".removeprefix(", "), highlight=False)
+            say(text)
+        say(f"{drawn}, numbers: {json or run / RESULT}".removeprefix(", "))
     output.write_json(json, study.to_dict())

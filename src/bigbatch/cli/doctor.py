@@ -40,7 +40,7 @@ def _print(r: "Report") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import console, say, show
 
     m, gib = r.machine, 2**30
     available = f", {m.available_bytes / gib:.1f} GiB available" if m.available_bytes else ""
@@ -62,8 +62,8 @@ def _print(r: "Report") -> None:
         show(f"All-reduce of {r.workers} workers, {r.exchange.backend}", columns, rows, numbers=set(columns))
         for name, model in {"all-reduce": r.all_reduce, "as a ring, each message": r.link}.items():
             cost = f"{1000 * model.alpha_s:.3f} ms + bytes at {model.bandwidth_bytes_per_s / 1e6:,.0f} MB/s"
-            console().print(f"{name}: {cost}; error {100 * model.residual:.0f} %", highlight=False)
-        console().print(f"a message of 4 bytes: {1000 * r.exchange.latency_s:.3f} ms\n", highlight=False)
+            say(f"{name}: {cost}; error {100 * model.residual:.0f} %")
+        say(f"a message of 4 bytes: {1000 * r.exchange.latency_s:.3f} ms\n")
     lines = Table.grid(padding=(0, 2, 0, 0))
     for f in r.findings:
         lines.add_row(Text(f.severity, COLOURS[f.severity]), Text("; ".join(filter(None, [f.text, f.remedy]))))

@@ -17,7 +17,7 @@ def extrapolate(
     """Fit a power law to critical batches of several sizes of data, and predict that of a larger one with its interval."""
     from rich.markup import escape
 
-    from bigbatch.cli.tables import console, say, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.study.extrapolate import extrapolate as predict
     from bigbatch.study.extrapolate import rows_of
 
@@ -28,7 +28,7 @@ def extrapolate(
         show("critical batch against size", columns, [list(row) for row in rows_of(found)], numbers=set(columns[1:]))
         say(found.sentence())
         if found.prediction.warning:
-            console().print(f"[yellow]warning:[/yellow] {escape(found.prediction.warning)}", highlight=False)
+            say(f"[yellow]warning:[/yellow] {escape(found.prediction.warning)}")
         for doubt in found.doubts():
             say(f"caveat: {doubt}")
     output.write_json(json, found.to_dict())

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from bigbatch.cli import output
+from bigbatch.cli.notices import tell
 from bigbatch.cli.pools import find_pool
 from bigbatch.cli.runners import label
 from bigbatch.cli.values import read_noise_scale, whole_numbers
@@ -31,14 +30,14 @@ def full_study(
     **run: Any,
 ) -> None:
     """Measure, print and write what `bigbatch.study.critical` finds; `run` holds its other arguments."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.report import leave_report
     from bigbatch.study.critical import RESULT
     from bigbatch.study.critical import critical as measure
     from bigbatch.study.trade_off import rows_of
 
     run |= {"batches": whole_numbers("--batches", batches), "target": target, "noise": read_noise_scale(noise), "out": out}
-    run |= {"say": None if quiet else lambda text: typer.echo(text, err=True), "pool": find_pool(parallel, on)}
+    run |= {"say": None if quiet else tell, "pool": find_pool(parallel, on)}
     study = measure(runner, recipe, quiet=quiet or parallel is not None, **run)
     drawn = leave_report(out, RESULT)
     if json != output.STANDARD:
@@ -47,6 +46,6 @@ def full_study(
         show(title, columns, [list(row) for row in rows_of(study)], numbers=set(columns[:-1]))
         for text in (study.sentence(), study.noise_in_words(), *(f"caveat: {doubt}" for doubt in study.doubts())):
             if text:
-                console().print(text, highlight=False)
-        console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
+                say(text)
+        say(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "))
     output.write_json(json, study.to_dict())

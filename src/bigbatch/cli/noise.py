@@ -8,7 +8,9 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.device import Device
 from bigbatch.cli.force import Force
-from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, TaskName, find_recipe
+from bigbatch.cli.names import TaskName
+from bigbatch.cli.notices import starting
+from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets, find_recipe
 from bigbatch.cli.values import whole_numbers
 
 
@@ -27,14 +29,15 @@ def noise(
     quiet: Quiet = False,
 ) -> None:
     """Train the recipe, measure the gradient noise scale on the way, and say what batch it supports."""
-    from bigbatch.cli.tables import console, show
-    from bigbatch.report import leave_report
-    from bigbatch.runner.settings_file import load_runner
-    from bigbatch.study.noise import measure_noise
+    from bigbatch.cli.tables import say, show
 
     chosen, updates = find_recipe(task, recipe, sets), whole_numbers("--at", at) if at else []
     output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
+    with starting("importing torch", quiet=quiet):
+        from bigbatch.report import leave_report
+        from bigbatch.runner.settings_file import load_runner
+        from bigbatch.study.noise import measure_noise
     study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, norms=norms, quiet=quiet)
     drawn = leave_report(folder, "noise.json")
 
@@ -55,8 +58,8 @@ def noise(
             for part, e in s.estimates.items()
         ]
         show(f"{task} at a batch of {chosen.batch.global_batch:,}", columns, rows, numbers=set(columns[3 + len(tokens) :]))
-        console().print(study.sentence(), highlight=False)
+        say(study.sentence())
         for doubt in study.doubts():
-            console().print(f"caveat: {doubt}", highlight=False)
-        console().print(f"{drawn}, numbers: {json or folder / 'noise.json'}".removeprefix(", "), highlight=False)
+            say(f"caveat: {doubt}")
+        say(f"{drawn}, numbers: {json or folder / 'noise.json'}".removeprefix(", "))
     output.write_json(json, study.to_dict())

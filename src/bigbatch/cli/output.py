@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import OutputError, UserError
 from bigbatch.core.files import make_folder, write_atomically
 
 STANDARD = "-"
@@ -24,9 +24,11 @@ def check(*files: str | None) -> None:
     given = [file for file in files if file is not None]
     if len(set(given)) < len(given):
         raise UserError(f"--json {given[0]} --csv {given[0]}: one would overwrite the other; give each a place of its own")
-    for file in given:
-        if file != STANDARD:
-            make_folder(Path(file).parent)
+    for option, file in zip(("--json", "--csv"), files, strict=False):
+        if file is not None and file != STANDARD:
+            if Path(file).is_dir():
+                raise OutputError(f"{option} {file}: is a folder; name a file in it, such as {Path(file) / f'all.{option[2:]}'}")
+            make_folder(Path(file).parent, option=option)
 
 
 def write(to: str | None, text: str) -> None:

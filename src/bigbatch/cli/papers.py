@@ -13,11 +13,9 @@ def papers(
     json: output.Json = None,
 ) -> None:
     """List the methods and their papers, or show one method's card."""
-    import sys
-
     from bigbatch.cli.tables import show
     from bigbatch.core.checks import UserError, unknown
-    from bigbatch.core.paper import find_papers
+    from bigbatch.core.paper import find_card, find_papers
 
     output.check(json)
     found = find_papers()
@@ -30,6 +28,6 @@ def papers(
         show("Methods and their papers", ["module", "method", "paper", "address"], rows)
     elif json != output.STANDARD:
         for module in matches:
-            typer.echo(f"{module}\n\n{sys.modules[module].__doc__}\n{found[module].title}\n{found[module].url}\n")
+            typer.echo(f"{module}\n\n{find_card(module)}\n{found[module].title}\n{found[module].url}\n")
     papers = [{"module": module, **asdict(found[module]), "url": found[module].url} for module in matches]
     output.write_json(json, {"papers": papers})

@@ -8,14 +8,15 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.batch_schedule import show_batch_schedule
 from bigbatch.cli.local_steps import Bandwidth, Doctor, Latency, ModelBytes, Step, find_savings
+from bigbatch.cli.names import PlanOf, Rule
 from bigbatch.cli.sets import split_sets
-from bigbatch.cli.settings import NoiseFile, PlanSets, Rule, find_recipe, limits_of
+from bigbatch.cli.settings import NoiseFile, PlanSets, find_recipe, limits_of
 from bigbatch.cli.values import read_noise_scale
 from bigbatch.core.checks import UserError
 
 
 def plan(
-    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task with a shipped recipe, or a recipe file (TOML).")],
+    task: PlanOf,
     global_batch: Annotated[
         int | None, typer.Option("--global-batch", help="Batch to plan for, samples per update over all workers.")
     ] = None,
@@ -40,7 +41,8 @@ def plan(
     """Show what a rule changes for another batch, each change with its reason and its paper; or plan when the batch doubles."""
     if (global_batch is None) == (batch_schedule is None):
         raise UserError("--global-batch and --batch-schedule: give one of the two, a batch or a study of branches")
-    from bigbatch.cli.tables import show_plan
+    from bigbatch.cli.plans import show_plan
+    from bigbatch.cli.tables import say
     from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.core.reading import exists
     from bigbatch.scaling import plan as make_plan
@@ -60,15 +62,15 @@ def plan(
     if json != output.STANDARD:
         show_plan(planned)
         for text in saved.sentences() if saved is not None else ():
-            typer.echo(text)
+            say(text)
         if groups:
-            from bigbatch.cli.tables import show_groups
+            from bigbatch.cli.plans import show_groups
             from bigbatch.tasks import load_task
             from bigbatch.train.setup.build import build_model, group_table
 
             show_groups(group_table(build_model(load_task(planned.recipe.task), planned.recipe), planned.recipe))
         elif planned.recipe.optimizer.groups_by == "muon":
-            typer.echo("which parameters are Muon's: add --groups, or bigbatch.optim.describe_groups(model) for a model of your own")
+            say("which parameters are Muon's: add --groups, or bigbatch.optim.describe_groups(model) for a model of your own")
     if out is not None:
         make_folder(out.parent)
         write_atomically(out, planned.recipe.to_toml().encode())

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigbatch.cli.names import task_names
 from bigbatch.cli.sets import apply_sets
 from bigbatch.cli.settings import Sets, find_recipe
 from bigbatch.core.checks import UserError
@@ -18,6 +19,7 @@ What = Annotated[
     typer.Argument(
         metavar="[TASK]",
         help="A task of `bigbatch tasks`, your own as module:Class, a function as module:function, or a settings file (TOML).",
+        autocompletion=task_names,
     ),
 ]
 Command = Annotated[

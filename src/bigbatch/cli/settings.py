@@ -9,14 +9,12 @@ import typer
 
 from bigbatch.cli.sets import apply_sets
 from bigbatch.core.checks import UserError
-from bigbatch.core.methods import COMMS, RULES
 from bigbatch.core.reading import Malformed, parse_toml, read_text
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
 
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of `bigbatch tasks`, or your own as module:Class.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe (TOML), or a shipped one by name; the task's own if left out.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2.")]
 PlanSets = Annotated[
@@ -24,9 +22,7 @@ PlanSets = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, such as optimizer.lr=0.2; plan.FIELD: of the new recipe."),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
-Rule = Annotated[str, typer.Option("--rule", help=f"auto, local, {', '.join(RULES)}.")]
 NoiseFile = Annotated[Path | None, typer.Option("--noise", help="JSON of `bigbatch noise`, to compare batches with.")]
-CommKind = Annotated[str | None, typer.Option("--comm", help=f"{', '.join(COMMS)}.")]
 TopologyName = Annotated[str | None, typer.Option("--topology", help="Of gossip: ring, torus, one_peer_exponential, ...")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 

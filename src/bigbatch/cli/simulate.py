@@ -42,7 +42,7 @@ def simulate(
     json: output.Json = None,
 ) -> None:
     """Compare ways to exchange, by latency, bandwidth and compute: time per update, efficiency, samples/s, cost, and which wins."""
-    from bigbatch.cli.tables import console, show
+    from bigbatch.cli.tables import say, show
     from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.report import leave_report
     from bigbatch.simulate.case import Case
@@ -72,8 +72,8 @@ def simulate(
     drawn = leave_report(out, RESULT)
     if json != output.STANDARD:
         for table in tables:
-            show(*table[:3], numbers=table.numbers, narrow=table.narrow)
+            show(*table[:3], numbers=table.numbers, spare=table.spare)
         for text in (*words, *(f"caveat: {doubt}" for doubt in result.doubts())):
-            console().print(text, highlight=False)
-        console().print(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "), highlight=False)
+            say(text)
+        say(f"{drawn}, numbers: {json or out / RESULT}".removeprefix(", "))
     output.write_json(json, stored)

@@ -24,7 +24,8 @@ def tasks(json: output.Json = None) -> None:
             ]
             for name, r in found.items()
         ]
-        show("Tasks and their tuned recipes", ["recipe", "samples", "batch", "optimizer", "epochs", "needs", "a run"], rows)
+        columns = ["recipe", "samples", "batch", "optimizer", "epochs", "needs", "a run"]
+        show("Tasks and their tuned recipes", columns, rows, numbers={"samples", "batch", "epochs", "a run"})
         for what, how in how_to_get().items():
             say(f"{what}: {how}")
         say("A run: on two shared cores. A recipe of a task with another optimizer: bigbatch train text/gpt --recipe text/gpt-muon")

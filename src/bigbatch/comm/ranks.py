@@ -19,7 +19,7 @@ from bigbatch.comm.rendezvous.backends import backend_of, init_process_group, st
 from bigbatch.comm.rendezvous.heartbeat import heartbeats
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
 from bigbatch.core.devices import CPU, choose_device, current
-from bigbatch.core.environment import TIMEOUT, WAIT_S, join_launcher, read_variable
+from bigbatch.core.environment import TIMEOUT, WAIT_S, how_to_go_on, join_launcher, read_variable
 from bigbatch.core.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ def process_group(*, device: str | torch.device | None = None, timeout_s: float 
             if is_lost_worker_error(error):
                 why = " ".join(str(error).split())[:200]
                 raise LostWorkers(
-                    f"worker {rank} of {world_size} lost the others ({why}); continue from the last checkpoint with --resume"
+                    f"worker {rank} of {world_size} lost the others ({why}); to go on from the last checkpoint, {how_to_go_on()}"
                 ) from None
             raise
         finally:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import CheckpointError, Elsewhere, OutputError, UserError
-from bigbatch.core.files import sync_folder
+from bigbatch.core.files import remedy_for, sync_folder
 
 FILE_BYTES = 256e6
 """Approximate size of a file, which is assembled in memory before it is written, and read and checked as a whole."""
@@ -95,9 +95,7 @@ class ShardWriter:
             rank, (reason, _) = min(error.failures.items())
             if isinstance(reason, OSError):
                 kept = "the earlier checkpoint is intact" if path.exists() else "nothing was written"
-                reason = OutputError(
-                    f"can't write {path} (shards of worker {rank}): {reason.strerror}; {kept}; free some space, then continue with --resume"
-                )
+                reason = OutputError(f"can't write {path} (shards of worker {rank}): {reason.strerror}; {kept}; {remedy_for(reason)}")
             if isinstance(reason, UserError) and not self.ranks.is_rank_0:
                 raise Elsewhere(str(reason)) from None
             raise reason from None

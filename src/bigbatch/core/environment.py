@@ -18,6 +18,7 @@ STORE = "BIGBATCH_STORE"
 TIMEOUT = "BIGBATCH_TIMEOUT_S"
 FORCE = "BIGBATCH_FORCE"
 DEVICE = "BIGBATCH_DEVICE"
+GOES_ON = "BIGBATCH_GOES_ON"
 LAUNCHER = "BIGBATCH_LAUNCHER"
 """Number of the process that started this one; it may be gone before this one can look."""
 
@@ -93,6 +94,7 @@ VARIABLES = (
     Variable("BIGBATCH_SERVERS", "With a parameter server: addresses HOST:PORT of all servers, separated by commas."),
     Variable("BIGBATCH_TOKEN", "With a parameter server: a secret that all processes share."),
     Variable("BIGBATCH_NUM_WORKERS", "With a parameter server: how many workers there are.", _positive_number, "a number above zero"),
+    Variable(GOES_ON, "1: the command that was typed goes on by itself when it is typed again.", _switch, "0 or 1", by_hand=False),
     Variable(LAUNCHER, "Number of the process that started a worker.", _whole_number, "a process number", by_hand=False),
     Variable("RANK", "Number of a worker, from 0.", _whole_number, "a whole number from 0", by_hand=False),
     Variable("WORLD_SIZE", "How many workers there are.", _positive_number, "a number above zero", by_hand=False),
@@ -122,6 +124,20 @@ def read_variable(name: str, default: Any = None, environment: Mapping[str, str]
         return variable.parse(text)
     except (ValueError, KeyError):
         raise UserError(f"{name}={text[:100]}: must be {variable.rule}; correct the environment variable, or unset it") from None
+
+
+def how_to_go_on() -> str:
+    """What a person must do for what was stopped to go on, in words. The command line says which of its commands go on by themselves.
+
+    >>> how_to_go_on()
+    'continue with --resume'
+    """
+    return "type the same command again" if goes_on_by_itself() else "continue with --resume"
+
+
+def goes_on_by_itself() -> bool:
+    """Whether this process belongs to a command that goes on by itself when it is typed again."""
+    return bool(read_variable(GOES_ON, False))
 
 
 def timeout_s() -> float:

@@ -1,16 +1,22 @@
 """Writing files so that a crash, a full disk or a kill leaves the old file or the new one, never half of one."""
 
 import contextlib
+import errno
 import itertools
 import os
 import tempfile
 from pathlib import Path
 
 from bigbatch.core.checks import OutputError
+from bigbatch.core.environment import how_to_go_on
 
 
-def make_folder(path: Path) -> Path:
+def make_folder(path: Path, *, option: str = "--out") -> Path:
     """Create `path` and prove that it can be written.
+
+    Args:
+        path: Of the folder.
+        option: By which another one is given.
 
     Raises:
         OutputError: If it can't be created or written.
@@ -20,7 +26,7 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise OutputError(f"output folder {path}: {error.strerror}; choose a folder that you can write with --out") from error
+        raise OutputError(f"output folder {path}: {error.strerror}; choose a folder that you can write with {option}") from error
     return path
 
 
@@ -42,9 +48,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         kept = "the earlier file is intact" if os.path.lexists(path) else "nothing was written"
-        raise OutputError(
-            f"can't write {path} ({len(content):,} bytes): {error.strerror}; {kept}; free some space, then continue with --resume"
-        ) from error
+        raise OutputError(f"can't write {path} ({len(content):,} bytes): {error.strerror}; {kept}; {remedy_for(error)}") from error
+
+
+def remedy_for(error: OSError) -> str:
+    """What a person can do about a file that can't be written, in words."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{'free some space' if full else 'make it writable'}, then {how_to_go_on()}"
 
 
 def sync_folder(path: Path) -> None:

@@ -1,13 +1,16 @@
 """The citation record: each method's file holds one, and PAPERS.md, the docs and the command line read it from there."""
 
-import importlib
+import ast
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FAMILIES = ("scaling", "schedules", "batching", "noise", "curvature", "layers", "optim", "adversarial", "comm", "simulate")
 """Packages whose modules may hold a method."""
 RECORD = re.compile(r"^PAPER = Paper\(", re.MULTILINE)
+CONSTANT = re.compile(r"^([A-Z_]+) = (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Paper:
 
 
 def find_papers() -> dict[str, Paper]:
-    """Collect the records of every family's modules, and import no module that has none: some need what is not installed everywhere.
+    """Collect the records of every family's modules. No module is imported: some take seconds, some need what is not installed everywhere.
 
     Returns:
         Full module name to its `PAPER`, sorted by module name.
@@ -63,8 +66,34 @@ def find_papers() -> dict[str, Paper]:
     root = Path(__file__).parents[1]
     for family in FAMILIES:
         for path in (root / family).rglob("*.py"):
-            if RECORD.search(path.read_text(encoding="utf-8")):
+            text = path.read_text(encoding="utf-8")
+            if (start := RECORD.search(text)) is not None:
                 name = ".".join(("bigbatch", *path.relative_to(root).with_suffix("").parts))
-                record: Paper = importlib.import_module(name).PAPER
-                found[name] = record
+                found[name] = _record(text, start.start())
     return dict(sorted(found.items()))
+
+
+def find_card(module: str) -> str:
+    """The docstring of a module, which is not imported.
+
+    Args:
+        module: Full name, as `find_papers` gives it.
+    """
+    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or ""
+
+
+def _record(text: str, start: int) -> Paper:
+    """The record that begins there: its arguments are literals, or names that were given literals above."""
+    known: dict[str, Any] = {}
+    for name, value in CONSTANT.findall(text[:start]):
+        with contextlib.suppress(ValueError, SyntaxError):
+            known[name] = ast.literal_eval(value)
+    end = text.index("\n)\n", start) + 2 if text.startswith("PAPER = Paper(\n", start) else text.index("\n", start)
+    call = ast.parse(text[start:end].removeprefix("PAPER = "), mode="eval").body
+    assert isinstance(call, ast.Call)
+
+    def value_of(node: ast.expr) -> Any:
+        return known[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+    return Paper(*map(value_of, call.args), **{k.arg or "": value_of(k.value) for k in call.keywords})

@@ -6,6 +6,7 @@ Ctrl-C (SIGINT), SIGTERM, SIGHUP of a terminal that was closed, and SIGUSR1, by 
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,20 @@ def was_received(number: int) -> bool:
 def seconds_since_the_last() -> float:
     """Seconds since this process has caught any of them; infinity if it hasn't."""
     return time.monotonic() - max(_received.values(), default=-math.inf)
+
+
+def is_importing() -> bool:
+    """Whether the main thread is importing a module."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def has_children() -> bool:
+    """Whether processes were started here that must be ended first."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    return multiprocessing is not None and bool(multiprocessing.active_children())
 
 
 @contextmanager

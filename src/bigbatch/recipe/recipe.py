@@ -362,7 +362,7 @@ def _parse(text: str) -> dict[str, Any]:
     try:
         return parse_toml(text)
     except Malformed as error:
-        raise RecipeError(f"{error}; `bigbatch plan TASK --global-batch N` writes a recipe to start from") from None
+        raise RecipeError(f"{error}; `bigbatch init` writes one to start from") from None
 
 
 def _parts(field: str) -> list[str]:

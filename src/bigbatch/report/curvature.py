@@ -14,7 +14,7 @@ from bigbatch.core.checks import InputError
 from bigbatch.core.metric import metric_of
 from bigbatch.core.reading import exists, read_json, reason
 from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, log_scale, shown, to_svg
-from bigbatch.study.curvature import RESULT
+from bigbatch.study.result_files import CURVATURE
 
 DECADES = 7
 """Of a density, from its highest point down, that are drawn."""
@@ -27,7 +27,7 @@ def curvature_section(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: If the file is damaged.
     """
-    path = folder / RESULT
+    path = folder / CURVATURE
     if not exists(path):
         return None
     study = read_json(path, "measure again with `bigbatch curvature`")

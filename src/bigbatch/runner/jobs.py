@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from bigbatch.core.checks import RunFailed
@@ -17,6 +18,49 @@ ALL_FAIL = 3
 
 Outcomes = Generator[tuple[int, Result | RunFailed], None, None]
 """Results as they come, each with the number of its job."""
+
+
+SAID_AFTER_S = 5.0
+"""Seconds from which on the time left is said."""
+
+
+@dataclass
+class Whole:
+    """How far a study is, over all its runs.
+
+    Attributes:
+        expected: Runs that it will take, as far as is known.
+        done: Runs that are done, whether they were made or found finished.
+        made: Those that were made.
+        seconds: In which they were made.
+    """
+
+    expected: int
+    done: int = 0
+    made: int = 0
+    seconds: float = 0.0
+
+    def found(self, runs: int = 1) -> None:
+        """So many were found finished."""
+        self.done += runs
+        self.expected = max(self.expected, self.done)
+
+    def add(self, seconds: float) -> None:
+        """One more was made, so many seconds after the one before."""
+        self.made += 1
+        self.seconds += seconds
+        self.found()
+
+    def in_words(self, what: str = "runs") -> str:
+        """How far it is, and how long it will take; empty if it is at its end, or has taken only seconds.
+
+        >>> Whole(expected=10, done=4, made=2, seconds=60.0).in_words()
+        '4 of 10 runs done, about 3 min left'
+        """
+        if self.made == 0 or self.done >= self.expected or self.seconds <= SAID_AFTER_S:
+            return ""
+        left = self.seconds / self.made * (self.expected - self.done)
+        return f"{self.done} of {self.expected} {what} done, about {_duration(left)} left"
 
 
 class Job(NamedTuple):
@@ -79,7 +123,13 @@ def opening(job: Job) -> str:
 
 
 def run_jobs(
-    pool: Pool, runner: Runner, jobs: Sequence[Job], say: Say | None = None, *, done: Callable[[int, Result], None] | None = None
+    pool: Pool,
+    runner: Runner,
+    jobs: Sequence[Job],
+    say: Say | None = None,
+    *,
+    done: Callable[[int, Result], None] | None = None,
+    whole: Whole | None = None,
 ) -> list[Result]:
     """Make all runs.
 
@@ -89,6 +139,7 @@ def run_jobs(
         jobs: The runs.
         say: Called with lines of text: before each run, and, of several, after each that took a while.
         done: Called with the number of a job and its result as it comes, in whichever order.
+        whole: How far the study is that these runs are part of; they are all of it if left out.
 
     Returns:
         The results, in the order of the jobs.
@@ -99,8 +150,8 @@ def run_jobs(
     """
     results: dict[int, Result] = {}
     failures: dict[int, RunFailed] = {}
-    to_make, began = {number for number, job in enumerate(jobs) if not job.is_finished}, time.monotonic()
-    made = 0
+    to_make = {number for number, job in enumerate(jobs) if not job.is_finished}
+    whole, last = whole or Whole(expected=len(jobs)), time.monotonic()
     with closing(pool.results(runner, jobs, say or (lambda _: None))) as outcomes:
         for number, outcome in outcomes:
             if isinstance(outcome, RunFailed):
@@ -111,9 +162,13 @@ def run_jobs(
                     done(number, outcome)
             if len(failures) == ALL_FAIL and not results:
                 break
-            made += number in to_make
-            if say is not None and 0 < made < len(to_make) and (seconds := time.monotonic() - began) > 5:
-                say(f"{made} of {len(to_make)} runs done, about {_duration(seconds / made * (len(to_make) - made))} left")
+            if number in to_make:
+                whole.add((now := time.monotonic()) - last)
+                last = now
+                if say is not None and (text := whole.in_words()):
+                    say(text)
+            else:
+                whole.found()
     if failures:
         left = len(jobs) - len(failures) - len(results)
         first = failures[min(failures)]

@@ -16,11 +16,11 @@ from bigbatch.core.metric import Metric
 from bigbatch.core.reading import read_json
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request
+from bigbatch.train.state.file_names import RUNNER
 from bigbatch.train.state.folder import finished_result, write_recipe
 from bigbatch.train.state.record import Record
 from bigbatch.train.state.result import Result
 
-RUNNER = "runner.json"
 OUTPUT, CHECKPOINTS = OWN_FILES = ("output", "checkpoints")
 """Folders of a run's own, which are there again when it goes on: of a command and of a function."""
 

@@ -90,7 +90,7 @@ class TaskRunner:
     def interrupted(self, request: Request) -> Interrupted:
         """What to say of a run that was asked to stop."""
         where = request.title or self.name
-        if request.out is not None:
+        if request.out is not None and (request.out / "last.pt").exists():
             return Interrupted(f"stopped in {where} and saved; the same command goes on from here")
         return Interrupted(f"stopped at {where}; finished runs are kept, and the same command goes on with this one")
 

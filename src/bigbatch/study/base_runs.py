@@ -21,7 +21,7 @@ from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task
 from bigbatch.train.branch import Branch, BranchResult, train_branch
 from bigbatch.train.state.checkpoint import numbered_checkpoints
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 
 TOLERANCE = 0.01
 """Of a task's loss, as Merrill et al. 2025 have it."""

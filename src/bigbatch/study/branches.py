@@ -14,6 +14,7 @@ Differs:  Merrill et al. 2025 keep the rate and smooth the loss (`decays=False` 
 import json
 import math
 import statistics
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,12 +30,14 @@ from bigbatch.core.folder_lock import owned
 from bigbatch.core.json_lines import append_line, finite, stored_lines
 from bigbatch.core.version import __version__
 from bigbatch.noise.branches import LEAST_POWER, Branches, NothingToCompare, expected_factor, largest_held, local_critical_batch
+from bigbatch.runner.jobs import Whole
 from bigbatch.study.base_runs import TaskRun
 from bigbatch.study.branch_results import BranchPoint, BranchStudy
+from bigbatch.study.result_files import BRANCHES
 from bigbatch.train.branch import Branch, BranchResult
 from bigbatch.train.state.record import environment
 
-RESULT = "branches.json"
+RESULT = BRANCHES
 COST = 0.2
 """Of the run's samples: what the branches of one checkpoint take, unless their samples are given."""
 LEAST_HELD_OUT, EVALUATION = 500, 1 / 3
@@ -149,10 +152,11 @@ def branches(
         )
     if not decays and lr != "linear":
         notes.append("the rate is kept: a larger batch with a lower noise of the rate ends lower by that alone")
+    whole = Whole(expected=number * len(chosen))
     with owned(Path(out)) as folder:
         found, lines = [], []
         for updates in chosen:
-            bench = _Bench(base, updates, folder / "branches.jsonl", tell, held_out=held_out, decays=decays)
+            bench = _Bench(base, updates, folder / "branches.jsonl", tell, whole, held_out=held_out, decays=decays)
             try:
                 found.append(_measure(bench, sizes, length, windows, lr, list(lr_factors), tolerance, confidence))
             except NothingToCompare as error:
@@ -291,7 +295,10 @@ def _best(by_factor: dict[float, list[float]]) -> tuple[list[float], float]:
 class _Bench:
     """Runs branches from one checkpoint, or finds that they have been run."""
 
-    def __init__(self, base: BaseRun, updates: int, path: Path, tell: Callable[[str], None], *, held_out: int, decays: bool) -> None:
+    def __init__(
+        self, base: BaseRun, updates: int, path: Path, tell: Callable[[str], None], whole: Whole, *, held_out: int, decays: bool
+    ) -> None:
+        self._whole = whole
         self.base, self.updates, self.tell, self.held_out, self.decays = base, updates, tell, held_out, decays
         self.lines: list[dict[str, Any]] = []
         self._path = path
@@ -312,6 +319,7 @@ class _Bench:
         if (key := self._identity(line)) not in self._done:
             rate = f", rate x {branch.rate_factor:.3g}" if branch.rate_factor != 1 else ""
             title = f"update {self.updates:,}, batch {branch.multiple * self.base.global_batch:,}{rate}, window {branch.order}"
+            began = time.monotonic()
             try:
                 result = self.base.branch(self.updates, branch)
             except Interrupted:
@@ -321,6 +329,11 @@ class _Bench:
             measured = {"loss": None if result.diverged else result.loss, "updates": result.updates, "train_s": result.train_s}
             self._done[key] = line | finite(measured)
             append_line(self._path, self._done[key])
+            self._whole.add(time.monotonic() - began)
+            if text := self._whole.in_words("branches"):
+                self.tell(text)
+        else:
+            self._whole.found()
         self.lines.append(self._done[key])
         loss = self._done[key]["loss"]
         return math.nan if loss is None else float(loss)

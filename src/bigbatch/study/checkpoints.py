@@ -24,7 +24,7 @@ from bigbatch.train.measure.evaluate import sum_over_samples
 from bigbatch.train.measure.task_loss import CountedBatch
 from bigbatch.train.setup.build import build_model
 from bigbatch.train.state.checkpoint import checkpoints_of, read_checkpoint
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 
 MATCHED = 1.1
 """Two losses match up to this ratio."""

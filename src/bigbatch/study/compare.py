@@ -19,7 +19,7 @@ from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
-from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
+from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
 from bigbatch.runner.protocol import NO_CONSTANT, Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.runner.workers import WorkersRunner
@@ -320,10 +320,12 @@ def scale(
     constant = _constant_prediction(runner, reference)
 
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
+        whole = Whole(expected=design.seeds * len(arms))
         if seeds is None:
-            _run_up_to(design.seeds, arms, [0], runner, runs_of, folder, quiet, say)
+            _run_up_to(design.seeds, arms, [0], runner, runs_of, folder, quiet, say, whole)
             first, why = seeds_asked_for(design, arms[0].by_seed[: design.seeds], metric)
             design = replace(design, seeds=first)
+            whole.expected = first * len(arms)
             if say is not None:
                 say(why)
         if say is not None:
@@ -332,7 +334,7 @@ def scale(
             going = arms[1:] if runs == design.seeds else [arm for arm in arms[1:] if _goes_on(compared(), arm)]
             if not going:
                 break
-            _run_up_to(runs, arms, [0, *(n for n in (1, 2) if arms[n] in going)], runner, runs_of, folder, quiet, say)
+            _run_up_to(runs, arms, [0, *(n for n in (1, 2) if arms[n] in going)], runner, runs_of, folder, quiet, say, whole)
             if say is not None and runs == design.seeds < design.max_seeds and any(_goes_on(compared(), arm) for arm in arms[1:]):
                 say(compared().expectation())
         comparison = compared()
@@ -375,6 +377,7 @@ def _run_up_to(
     folder: Path,
     quiet: bool,
     say: Callable[[str], None] | None,
+    whole: Whole,
 ) -> None:
     """Give each of the arms that go on so many runs; those that they lack are made, or found finished."""
     owners: list[int] = []
@@ -388,13 +391,14 @@ def _run_up_to(
             opening = f"arm {number + 1} of 3, {arm.name}, batch {batch}, seed {seed}"
             jobs.append(Job(arm.recipe.replace({"seed": seed}), request, opening))
     finished = [job.is_finished for job in jobs]
+    whole.expected = max(whole.expected, whole.done + len(jobs))
 
     def tell(number: int, result: Result) -> None:
         out = jobs[number].request.out
         if say is not None and result.diverged and not finished[number] and out is not None:
             say(read_text(out / "diverged.txt", "restore a copy").strip())
 
-    results = run_jobs(pool, runner, jobs, say, done=tell)
+    results = run_jobs(pool, runner, jobs, say, done=tell, whole=whole)
     for number in going:
         own = tuple(result for owner, result in zip(owners, results, strict=True) if owner == number)
         arms[number] = arms[number]._replace(results=(*arms[number].results, *own))

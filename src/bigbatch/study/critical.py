@@ -32,10 +32,11 @@ from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.core.version import __version__
 from bigbatch.noise.trade_off_likelihood import WHAT
 from bigbatch.recipe import Recipe
-from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
+from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule, rates_of
+from bigbatch.study.result_files import CRITICAL
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import environment
@@ -47,7 +48,7 @@ FIRST_INTERVAL = 0.01
 """Of the recipe's epochs: between two evaluations at the smallest batch, whose run takes some of them."""
 INTERVAL = 0.025
 """Of the samples that the batch before needed: between two evaluations. A larger batch needs at least as many."""
-RESULT = "critical.json"
+RESULT = CRITICAL
 
 
 def critical(
@@ -110,6 +111,7 @@ def critical(
     recipes = [at_constant_rate(reference, batch, epochs, runner, constant=constant) for batch in chosen]
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
         bench = _Bench(runner, runs_of, target, folder, evaluate_every, say, quiet=quiet, limits=constant)
+        bench.whole.expected = len(recipes) * (len(set(lr_factors)) + seeds - 1)
         points: list[Point] = []
         interval = FIRST_INTERVAL * reference.total_epochs
         for at_batch in recipes:
@@ -165,6 +167,7 @@ def _measure(bench: "_Bench", recipe: Recipe, seeds: int, lr_factors: Sequence[f
         beyond = next_factor(sorted(tried), best_factor(tried, bench.metric))
         if beyond is None:
             break
+        bench.whole.expected += 1
         attempt([beyond])
     best = best_factor(tried, bench.metric)
     runs = [tried[best], *trials([(best, recipe.seed + i) for i in range(1, seeds)])]
@@ -219,6 +222,7 @@ class _Bench:
         quiet: bool,
         limits: bool,
     ) -> None:
+        self.whole = Whole(expected=0)
         self.interval = 1.0  # epochs between evaluations
         self.limits = limits  # whether a shorter budget is the same run, ended earlier
         self._runner, self._pool, self._target, self._folder, self._asked = runner, pool, target, folder, asked
@@ -234,7 +238,9 @@ class _Bench:
             title = f"batch {recipe.batch.global_batch:,}, rate {recipe.optimizer.lr:.3g}, seed {recipe.seed}"
             if identity not in self._done:
                 jobs.append(self._job(recipe, identity, title))
-            elif self._say is not None:
+                continue
+            self.whole.found()
+            if self._say is not None:
                 self._say(f"{title}: found finished")
 
         def done(number: int, result: Result) -> None:
@@ -245,7 +251,7 @@ class _Bench:
             self._done[identity] = {"global_batch": recipe.batch.global_batch, **line}
             append_line(self._path, self._done[identity])
 
-        run_jobs(self._pool, self._runner, jobs, self._say, done=done)
+        run_jobs(self._pool, self._runner, jobs, self._say, done=done, whole=self.whole)
         return [Trial(**{name: self._done[identity][name] for name in Trial._fields}) for identity in identities]
 
     def _job(self, recipe: Recipe, identity: str, title: str) -> Job:

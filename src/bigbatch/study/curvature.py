@@ -34,6 +34,7 @@ from bigbatch.curvature.trace import trace
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
 from bigbatch.study.curvature_table import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point
+from bigbatch.study.result_files import CURVATURE
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task
 from bigbatch.train.data.loader import load_micro_batches
@@ -44,7 +45,7 @@ from bigbatch.train.display.progress import Stages
 from bigbatch.train.measure.task_loss import TaskLoss
 from bigbatch.train.state.record import environment
 
-RESULT = "curvature.json"
+RESULT = CURVATURE
 PASS = 128
 """Samples in one pass."""
 EPSILONS = (1e-3, 5e-4)

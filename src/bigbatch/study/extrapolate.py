@@ -12,7 +12,7 @@ from bigbatch.noise.critical_batch import Estimate
 from bigbatch.noise.estimate import two_digits
 from bigbatch.noise.power_law import PowerLaw, Prediction, SizedBatch, fit_power_law, plain_size
 from bigbatch.recipe import Recipe
-from bigbatch.study.critical import RESULT
+from bigbatch.study.result_files import CRITICAL
 
 WRITER = "give a file that `bigbatch critical` wrote, or its folder"
 
@@ -117,7 +117,7 @@ def read(text: str) -> Measured:
     if not equals or exists(Path(text)):
         name, given = text, ""
     path = Path(name)
-    file = path / RESULT if exists(path) and path.is_dir() else path
+    file = path / CRITICAL if exists(path) and path.is_dir() else path
     stored = read_json(file, WRITER)
     try:
         point = SizedBatch(_number(given) if equals and given else _size_of(stored), *_batch_of(stored))

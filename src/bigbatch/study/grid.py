@@ -16,7 +16,7 @@ from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner
 from bigbatch.study.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 
 
 class Cell(NamedTuple):

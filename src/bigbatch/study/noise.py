@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bigbatch.core.checks import UserError
+from bigbatch.core.checks import Interrupted, UserError
 from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.core.notebook import Content, Displayed
 from bigbatch.noise.estimate import NoiseEstimate, estimate
@@ -17,9 +17,10 @@ from bigbatch.noise.reader import ALL
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner, runner_of
+from bigbatch.study.result_files import NOISE
 from bigbatch.study.tokens import tokens_per_sample
 from bigbatch.tasks.task import Task
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 from bigbatch.train.trainer import fit
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -155,6 +156,7 @@ def measure_noise(
     Raises:
         UserError: If an update is outside the run, the run measures no noise, an update of the recipe can't tell signal from noise, or
             both layers and norms are asked for.
+        Interrupted: After Ctrl-C; the same call goes on.
     """
     runner = runner_of(task)
     if not runner.in_process:
@@ -167,10 +169,15 @@ def measure_noise(
         _windows(recipe.num_updates, at)
     folder = make_folder(Path(out))
     measured: bool | Literal["layers", "norms"] = "layers" if layers else "norms" if norms else True
+    request = Request(out=folder, measure_test=False, quiet=quiet, title=runner.name)
     if isinstance(runner, TaskRunner):
-        fit(runner.task, recipe, out=folder, resume=(folder / "last.pt").exists(), quiet=quiet, measure_test=False, measure_noise=measured)
+        how: dict[str, Any] = {"resume": (folder / "last.pt").exists(), "measure_test": False, "measure_noise": measured}
+        try:
+            fit(runner.task, recipe, out=folder, quiet=quiet, **how)
+        except Interrupted:
+            raise runner.interrupted(request) from None
     else:
-        runner.run(recipe, Request(out=folder, measure_test=False, quiet=quiet, title=runner.name))
+        runner.run(recipe, request)
     told = {line["update"]: line["signal_and_noise"] for line in read_record(folder / "record.jsonl") if line["kind"] == "noise"}
     parts = [name for name in next(iter(told.values()), {}) if all(name in line for line in told.values())]
     asked = isinstance(runner, TaskRunner)  # a function measures what it likes
@@ -183,7 +190,7 @@ def measure_noise(
     lines = [told.get(update, {}) for update in range(1, max(told) + 1)]
     stretches = tuple(Stretch(first, last, _estimates(lines[first:last], parts)) for first, last in _windows(len(lines), at))
     study = NoiseStudy(runner.name, recipe, stretches, _average(stretches), tokens)
-    write_atomically(folder / "noise.json", json.dumps(study.to_dict(), indent=2).encode())
+    write_atomically(folder / NOISE, json.dumps(study.to_dict(), indent=2).encode())
     return study
 
 

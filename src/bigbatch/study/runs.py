@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bigbatch.core.checks import InputError, UserError
 from bigbatch.core.folder_lock import is_held
 from bigbatch.core.json_lines import read_lines
-from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.reading import exists, first_mistake
 from bigbatch.core.saved import SavedProgress, saved_progress
 from bigbatch.recipe import Recipe
-from bigbatch.runner.log import RUNNER
 from bigbatch.study.runs_table import UNKNOWN, RunRow, RunsTable, printable
 from bigbatch.tasks.task import SHIPPED, load_task
+from bigbatch.train.state.file_names import RUNNER
 from bigbatch.train.state.record_lines import check_line, read_record_lines
 from bigbatch.train.state.result import Result
 
@@ -150,8 +150,10 @@ def _run_of(folder: Path, path: str, names: set[str]) -> RunRow | None:
 
 
 def _metric_of(task: str, start: Mapping[str, Any]) -> Metric:
-    """A shipped task's metric, or the one that a record names; other tasks are not imported, whoever wrote the file."""
-    return _of_shipped(task) if task in SHIPPED else metric_of(start.get("metric", UNKNOWN))
+    """The one that a record names; of a shipped task accuracy, where it names none. Only for a run without a record a task is imported."""
+    if "metric" in start or task not in SHIPPED:
+        return metric_of(start.get("metric", UNKNOWN))
+    return ACCURACY if start else _of_shipped(task)
 
 
 @cache

@@ -12,8 +12,9 @@ from bigbatch.core.notebook import Content, Displayed
 from bigbatch.simulate.all_reduce import FASTEST
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.strategies import STRATEGIES, cost_of_all
+from bigbatch.study.result_files import SIMULATION
 
-RESULT = "simulate.json"
+RESULT = SIMULATION
 MILLION = 1e6  # samples, that costs are given for
 MANY = 10.0  # times as many updates: no more given in percent
 BYTES = (("kB", 1e3, 1e5), ("MB", 1e6, 1e9), ("GB", 1e9, 1e12), ("TB", 1e12, math.inf))
@@ -54,7 +55,7 @@ class Table(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
     numbers: set[str]  # columns that are aligned to the right
-    narrow: frozenset[str] = frozenset()  # columns that a narrow terminal leaves out
+    spare: tuple[str, ...] = ()  # columns that a narrow terminal leaves out, the last first
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,8 +146,8 @@ class Simulation(Displayed):
         for n in self.workers:
             exact, winner = self.fastest(n, exact=True), self.rows[n][0]
             rows.append([f"{n:,}", *((exact.strategy, *_speed(exact)) if exact else ("none", "", "")), winner.strategy, *_speed(winner)])
-        narrow = frozenset({columns[3], columns[6]})
-        return [Table("Over workers", columns, rows, set(columns) - {columns[1], columns[4]}, narrow), most]
+        spare = (columns[3], columns[6])
+        return [Table("Over workers", columns, rows, set(columns) - {columns[1], columns[4]}, spare), most]
 
     def _table_of_most(self) -> Table:
         cost = "worker-hours / 1M samples" if self.price is None else "cost / 1M samples"
@@ -160,7 +161,7 @@ class Simulation(Displayed):
             ]
             for row in self.rows[self.case.workers]
         ]
-        return Table(f"{self.case.workers:,} workers", columns, rows, set(columns[2:-1]), frozenset(columns[5:]))
+        return Table(f"{self.case.workers:,} workers", columns, rows, set(columns[2:-1]), tuple(columns[4:]))
 
     def shown(self) -> Content:
         """What a notebook shows: who wins, and a row a strategy and number of workers."""

@@ -75,7 +75,7 @@ class TimeToTarget:
             ]
             for way in self.fastest
         ]
-        return Table("To the target", columns, rows, set(columns[:-1]), frozenset({"updates", "an update"}))
+        return Table("To the target", columns, rows, set(columns[:-1]), ("updates", "an update"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

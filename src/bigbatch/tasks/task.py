@@ -1,14 +1,15 @@
 """What a task is: data, model, loss and metric. A user's own task is the same small protocol, named `module:Class`."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.users_module import import_users_module
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.data import Dataset
 
 SHIPPED = {
     "digits/mlp": "bigbatch.tasks.digits_mlp:DigitsMLP",
@@ -33,9 +34,9 @@ class Splits(NamedTuple):
     that holds its labels too, is both: the inputs and the targets.
     """
 
-    train: Dataset[Any]
-    validation: Dataset[Any]  # settings are chosen on this
-    test: Dataset[Any]  # used once, at the end of a run
+    train: "Dataset[Any]"
+    validation: "Dataset[Any]"  # settings are chosen on this
+    test: "Dataset[Any]"  # used once, at the end of a run
 
 
 @runtime_checkable
@@ -61,15 +62,15 @@ class Task(Protocol):
         """The data, the same at every call."""
         ...
 
-    def model(self, **options: Any) -> nn.Module:
+    def model(self, **options: Any) -> "nn.Module":
         """A freshly initialised model; `options` are the recipe's `[model]` section."""
         ...
 
-    def losses(self, outputs: Any, targets: Any) -> Tensor:
+    def losses(self, outputs: Any, targets: Any) -> "Tensor":
         """One loss per sample, shape (n,), from `outputs = model(inputs)`. The trainer owns the mean."""
         ...
 
-    def scores(self, outputs: Any, targets: Any) -> Tensor:
+    def scores(self, outputs: Any, targets: Any) -> "Tensor":
         """One score per sample, shape (n,); times the metric's scale it is in the metric's unit, so a right answer's is 1, not 100 %."""
         ...
 

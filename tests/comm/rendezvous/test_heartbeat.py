@@ -41,7 +41,7 @@ def test_a_lost_worker_is_noticed_by_all(tmp_path, what):
         codes = [ranks[rank].wait(LIMIT_S) for rank in (0, 2)]
         assert time.monotonic() - begin < 200
         assert codes == [4, 4]
-        assert "lost: worker 0 of 3 lost worker 1; continue from the last checkpoint with --resume" in logs[0].read_text()
+        assert "lost: worker 0 of 3 lost worker 1; to go on from the last checkpoint, continue with --resume" in logs[0].read_text()
         assert "worker 2: lost: worker 2 of 3 lost worker 1;" in logs[2].read_text()
     finally:
         for rank in ranks:

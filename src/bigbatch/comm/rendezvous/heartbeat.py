@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from bigbatch.core.checks import Diverged, Interrupted, UserError
-from bigbatch.core.environment import LAUNCHER
+from bigbatch.core.environment import LAUNCHER, how_to_go_on
 
 GRACE_S = 2.0
 """Seconds that a rank has to exit by itself, once another is lost."""
@@ -127,7 +127,7 @@ class _HeartbeatRing:
             return
         if LAUNCHER not in os.environ:  # else the launcher reports the lost worker
             who = f"worker {self._rank}: " if self._rank else ""
-            text = f"worker {self._rank} of {self._world_size} lost worker {rank}; continue from the last checkpoint with --resume"
+            text = f"worker {self._rank} of {self._world_size} lost worker {rank}; to go on from the last checkpoint, {how_to_go_on()}"
             sys.stderr.write(f"{who}lost: {text}\n")
         sys.stderr.flush()
         os._exit(EXIT_CODE)

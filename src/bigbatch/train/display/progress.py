@@ -1,8 +1,9 @@
 """What a person sees while a run runs: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
 
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -10,20 +11,53 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 BAR_EVERY_S, LINE_EVERY_S = 0.25, 5.0
+FIRST_LINE_S = 1.0
+"""Before the first of the lines: a person wants to see early that a run runs."""
 
 
 def _bar(*texts: str) -> "Progress | None":
-    """A bar with texts behind it; None where there is no terminal, or no rich to draw on one."""
+    """A bar with texts behind it, the time left after the first of them; None where there is no terminal, or no rich to draw on one."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
     except ImportError:
         return None
     console = Console(stderr=True)
     if not console.is_terminal:
         return None
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), *map(TextColumn, texts), TimeRemainingColumn(compact=True))
+    bar = BarColumn(bar_width=_bar_width(console.width))
+    first, *rest = (TextColumn(text, table_column=Column(no_wrap=True)) for text in texts)
+    columns = (TextColumn("{task.description}", table_column=Column(no_wrap=True)), bar, first, TimeRemainingColumn(compact=True), *rest)
     return Progress(*columns, console=console, refresh_per_second=4, transient=True)
+
+
+def _bar_width(width: int) -> int:
+    return 24 if width >= 100 else 12
+
+
+def shortened(text: str, width: int) -> str:
+    """A text that is no longer than so many characters.
+
+    >>> shortened("a long title", 8)
+    'a long …'
+    """
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def that_fit(parts: Sequence[str], width: int) -> str:
+    """The first of the parts, as many as fit, with two spaces between; empty parts are left out.
+
+    >>> that_fit(["loss 0.5", "", "epoch 1/2", "10 samples/s"], 20)
+    'loss 0.5  epoch 1/2'
+    """
+    text = ""
+    for part in filter(None, parts):
+        longer = f"{text}  {part}" if text else part
+        if len(longer) > width:
+            break
+        text = longer
+    return text
 
 
 class _WithBar:
@@ -63,10 +97,10 @@ class Display(_WithBar):
         super().__init__("{task.percentage:>3.0f} %", "{task.fields[text]}", quiet=quiet)
         self.title, self.total, self.start, self.epoch = title, total, start, epoch
         self._began = time.monotonic()
-        self._next = self._began + LINE_EVERY_S * (self._bar is None)
+        self._next = self._began + FIRST_LINE_S * (self._bar is None)
         self._score = ""
         if self._bar is not None:
-            self._id = self._bar.add_task(title, total=total, completed=start, text="")
+            self._id = self._bar.add_task(shortened(title, self._bar.console.width // 3), total=total, completed=start, text="")
 
     def show_score(self, score: str) -> None:
         """Keep the newest score for display."""
@@ -90,13 +124,21 @@ class Display(_WithBar):
         if self._quiet or (now < self._next and samples < self.total):
             return
         rate = (samples - self.start) / max(now - self._began, 1e-9)
-        text = f"epoch {samples / self.epoch:.1f}/{self.total / self.epoch:g}  loss {loss:.4f}  {self._score}  {rate:,.0f} samples/s"
+        epoch, speed = f"epoch {samples / self.epoch:.1f}/{self.total / self.epoch:g}", f"{rate:,.0f} samples/s"
         if self._bar is not None:
+            text = that_fit(["" if math.isnan(loss) else f"loss {loss:.4f}", self._score, epoch, speed], self._room(self._bar))
             self._bar.update(self._id, completed=samples, text=text)
             self._next = now + BAR_EVERY_S
         else:
+            text = f"{epoch}  loss {loss:.4f}  {self._score}  {speed}"
             print(f"{self.title}  {text}  {(self.total - samples) / rate:.0f} s left", file=sys.stderr, flush=True)
             self._next = now + LINE_EVERY_S
+
+    @staticmethod
+    def _room(bar: "Progress") -> int:
+        """Characters behind the title, the bar, the percentage and the time left."""
+        width = bar.console.width
+        return width - min(len(bar.tasks[0].description), width // 3) - _bar_width(width) - len("100 %") - len("0:00:00") - 4
 
 
 class Stages(_WithBar):
@@ -127,7 +169,9 @@ class Stages(_WithBar):
         if self._bar is not None:
             for done in self._bar.task_ids:
                 self._bar.remove_task(done)
-            bar, shown = self._bar, self._bar.add_task(text, total=None, text="")
+            bar = self._bar
+            width = bar.console.width
+            shown = bar.add_task(shortened(text, width - _bar_width(width) - 21), total=None, text="")
             return lambda done, total: bar.update(shown, completed=done, total=total, text=f"{done}/{total}" if total else f"{done}")
         if self._quiet:
             return lambda done, total: None  # noqa: ARG005

@@ -13,7 +13,7 @@ from bigbatch.core.files import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.train.state.checkpoint import checkpoints_of, read_checkpoint
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 
 
 class Exported(NamedTuple):

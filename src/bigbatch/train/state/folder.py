@@ -10,7 +10,7 @@ import torch
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import CheckpointError, InputError, OutputError, RecipeError
-from bigbatch.core.environment import job_names, names_of_a_restart
+from bigbatch.core.environment import goes_on_by_itself, job_names, names_of_a_restart
 from bigbatch.core.files import keep_damaged, make_folder, remove_leftovers, write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.reading import exists, read_text
@@ -59,7 +59,8 @@ def open_folder(out: str | Path | None, *, resume: bool) -> Path | None:
     if resume and not holds_run:
         raise CheckpointError(f"{folder}: holds no run to resume (no last.pt); check --out, or start the run without --resume")
     if holds_run and not resume and not _begun_by_this_job(folder):
-        raise OutputError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+        how = "continue it with --resume" if not goes_on_by_itself() else "remove it"
+        raise OutputError(f"{folder}: already holds a run; {how}, or choose another --out")
     make_folder(folder)
     remove_leftovers(folder)
     remove_leftover_shards(folder)

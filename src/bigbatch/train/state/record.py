@@ -17,13 +17,14 @@ from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.devices import choose_device
-from bigbatch.core.files import write_atomically
+from bigbatch.core.files import remedy_for, write_atomically
 from bigbatch.core.json_lines import repair
 from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.core.reading import reason
 from bigbatch.recipe import Recipe
 from bigbatch.train.measure.evaluate import Evaluation
 from bigbatch.train.state.record_lines import missing_updates, read_record_lines
+from bigbatch.train.state.record_lines import read_record as read_record
 from bigbatch.train.state.scalars import Scalars
 
 
@@ -305,19 +306,7 @@ class Record:
 
     @staticmethod
     def _cannot_write(path: Path, error: OSError) -> OutputError:
-        return OutputError(f"can't write {path}: {reason(error)}; free some space, then continue with --resume")
-
-
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's record that can be read; a warning says what can't. A line that a killed run left unfinished is dropped.
-
-    Raises:
-        InputError: If the file is there and can't be read.
-    """
-    lines = read_record_lines(path)
-    if lines.damaged:
-        warnings.warn(f"{path}: {lines.loss()}", stacklevel=2)
-    return lines.values
+        return OutputError(f"can't write {path}: {reason(error)}; {remedy_for(error)}")
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

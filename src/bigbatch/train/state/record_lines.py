@@ -1,6 +1,7 @@
 """What a line of `record.jsonl` holds, by its kind: what is not so was damaged."""
 
 import itertools
+import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -227,3 +228,15 @@ def missing_updates(lines: Iterable[Mapping[str, Any]], updates: int) -> list[li
             there.update(i for first, last in line["missing"] for i in range(first, min(last, updates) + 1))
     present = sorted(i for i in there if i <= updates + 1)
     return [[a + 1, b - 1] for a, b in itertools.pairwise(present) if b > a + 1]
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's record that can be read; a warning says what can't. A line that a killed run left unfinished is dropped.
+
+    Raises:
+        InputError: If the file is there and can't be read.
+    """
+    lines = read_record_lines(path)
+    if lines.damaged:
+        warnings.warn(f"{path}: {lines.loss()}", stacklevel=2)
+    return lines.values

@@ -4,17 +4,20 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from bigbatch.core.checks import InputError
 from bigbatch.core.clock import Clock
+from bigbatch.core.environment import how_to_go_on
 from bigbatch.core.files import write_atomically
 from bigbatch.core.notebook import Content, Displayed, Plot, plot_of
 from bigbatch.core.reading import exists, first_mistake, read_json
-from bigbatch.train.measure.evaluate import Evaluation
-from bigbatch.train.state.record import Record
+
+if TYPE_CHECKING:
+    from bigbatch.train.measure.evaluate import Evaluation
+    from bigbatch.train.state.record import Record
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,10 +67,13 @@ class Result(Displayed):
         """
         return plot_of(self, folder=out)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; None for numbers that are not finite, which JSON has not."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
     def to_json(self) -> str:
-        """JSON text; numbers that are not finite, which JSON has not, as null."""
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-        return json.dumps(fields, indent=2) + "\n"
+        """JSON text of `to_dict`."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
@@ -83,7 +89,7 @@ class Result(Displayed):
             InputError: If it can't be read, or holds no result.
         """
         resumes = exists(path.with_name("last.pt"))
-        remedy = f"delete {path.name} and continue with --resume: the end of the run is made again" if resumes else "restore a copy"
+        remedy = f"delete {path.name} and {how_to_go_on()}: the end of the run is made again" if resumes else "restore a copy"
         fields = read_json(path, remedy)
         known = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__ and value is not None}
         try:
@@ -100,7 +106,7 @@ _RESULT = TypeAdapter(Result)
 
 
 def write_result(
-    result: Result, record: Record, clock: Clock, folder: Path | None, *, test: Evaluation, validation: Evaluation, **also: Any
+    result: Result, record: "Record", clock: Clock, folder: Path | None, *, test: "Evaluation", validation: "Evaluation", **also: Any
 ) -> Result:
     """Fill in what a run measured, and leave it as the last line of its record and in `result.json`.
 
@@ -120,7 +126,7 @@ def write_result(
         validation_score=validation.score,
         samples_per_s=clock.samples / result.train_s,
     )
-    record.end(clock, **json.loads(result.to_json()), **also)
+    record.end(clock, **result.to_dict(), **also)
     if folder is not None:
         write_atomically(folder / "result.json", result.to_json().encode())
     return result
