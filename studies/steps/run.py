@@ -21,7 +21,7 @@ from bigbatch.runner.parallel import Parallel
 from bigbatch.study.critical import critical
 from bigbatch.study.steps import steps
 from bigbatch.study.steps.steps import RESULT
-from bigbatch.study.steps.study import rows_of
+from bigbatch.study.steps.study import stored_rows
 
 HERE = Path(__file__).parent
 TASKS = {
@@ -97,7 +97,7 @@ def main():
             stored |= {"arm": arm, "commit": commit, "seconds": max(seconds, before), "parallel": arguments.parallel}
             (results / f"{name}.json").write_text(json.dumps(stored) + "\n")
             print(task, arm, f"{seconds} s")
-            for row in rows_of(study):
+            for row in stored_rows(study.to_dict()):
                 print("  ", *row, sep=" | ")
             for text in (*study.sentences(), *study.doubts()):
                 print("   ", text, flush=True)

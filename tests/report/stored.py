@@ -5,6 +5,10 @@ import json
 from bigbatch import Recipe
 from bigbatch.noise.estimate import NoiseEstimate
 from bigbatch.study.noise import NoiseStudy, Stretch
+from bigbatch.study.steps.space import Range
+from bigbatch.study.steps.storage import Trial as SearchTrial
+from bigbatch.study.steps.study import Point as SearchPoint
+from bigbatch.study.steps.study import StepsStudy
 from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 
 RECIPE = Recipe.named("digits/mlp")
@@ -32,3 +36,19 @@ def branches(*, at_least=False, value=500.0, task="digits/mlp"):
     point = {"updates": 80, "samples": 1280, "start_loss": 2.0, "branches": ways, "critical_batch": critical_batch, "power": 0.5}
     whole = {"task": task, "global_batch": 16, "samples": 1024, "tolerance": 0.01, "cost": 0.2, "confidence": 0.95, "seconds": None}
     return {**whole, "points": [{**point, "gain": 0.5, "largest_held": 64}], "sentences": ["at update 80: about 500"], "notes": ["a doubt"]}
+
+
+def steps():
+    """Three regimes with knees at 64 and 256; the largest batch reached the target once, at an edge of the rates."""
+    space = (Range("optimizer.lr", 0.01, 1.0),)
+
+    def point(batch, updates, number=4):
+        best = [SearchTrial({"optimizer.lr": 0.02 * (batch / 16) ** 0.5}, i, "reached", updates + i, 0.91) for i in range(number)]
+        rest = [
+            SearchTrial({"optimizer.lr": 0.9}, 9, "stopped", 3 * updates, 0.8),
+            SearchTrial({"optimizer.lr": 1.0}, 8, "diverged", 7, None),
+        ]
+        return SearchPoint(batch, (space,), (*best, *rest), 4 * updates)
+
+    points = (point(16, 800), point(32, 400), point(64, 200), point(256, 100), point(1024, 100), point(65536, 100, number=1))
+    return json.loads(json.dumps(StepsStudy("digits/mlp", "accuracy", 0.9, RECIPE, points).to_dict()))

@@ -6,7 +6,7 @@ import shutil
 import warnings
 
 import pytest
-from tests.report.stored import branches, critical, noise
+from tests.report.stored import branches, critical, noise, steps
 
 from bigbatch import Interrupted, Recipe, UserError, fit, scale
 from bigbatch.core.checks import InputError
@@ -73,6 +73,7 @@ def test_a_run_whose_result_is_damaged(tmp_path, finished):
         ("noise.json", noise(at_least=True), "batches up to about 50 [40, 65] samples early"),
         ("critical.json", critical(at_least=True), "critical batch about"),
         ("branches.json", branches(), "at update 80: about 500"),
+        ("steps.json", steps(), "perfect scaling up to about 64"),
         ("simulate.json", simulate(Case(8, link_of(bandwidth_bytes_per_s=6e9, latency_s=5e-5), 1e8, 0.1)).to_dict(), "8 workers: "),
     ],
 )
@@ -86,7 +87,7 @@ def test_each_study_alone(tmp_path, name, stored, words):
     assert leave_report(tmp_path, name) == f"report: {tmp_path / 'report.html'}, plot: {tmp_path / name.replace('.json', '.svg')}"
 
 
-@pytest.mark.parametrize("name", ["noise.json", "critical.json", "branches.json", "simulate.json"])
+@pytest.mark.parametrize("name", ["noise.json", "critical.json", "branches.json", "steps.json", "simulate.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"points": [3], "stretches": 3, "sentence": "x", "metric": "m"}'])
 def test_a_damaged_study_is_named_and_ends_no_command(tmp_path, name, content):
     (tmp_path / name).write_text(content)

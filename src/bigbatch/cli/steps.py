@@ -8,6 +8,7 @@ import typer
 from bigbatch.cli import output
 from bigbatch.cli.batches import batches_of
 from bigbatch.cli.force import Force
+from bigbatch.cli.notices import starting, tell
 from bigbatch.cli.pools import On, ParallelRuns, find_pool
 from bigbatch.cli.runners import Better, Command, Curve, MetricName, What, find_runner, folder_name, label
 from bigbatch.cli.settings import Data, Quiet, RecipeFile, Sets
@@ -50,24 +51,26 @@ def steps(
     output.check(json)
     chosen = batches_of("--batches", batches)
     from bigbatch.cli.tables import say, show
-    from bigbatch.report.steps import write_steps
-    from bigbatch.study.steps import steps as measure
-    from bigbatch.study.steps.space import parse
-    from bigbatch.study.steps.steps import RESULT
-    from bigbatch.study.steps.study import COLUMNS, rows_of
+
+    with starting("importing torch", quiet=quiet):
+        from bigbatch.report import leave_report
+        from bigbatch.study.steps import steps as measure
+        from bigbatch.study.steps.space import parse
+        from bigbatch.study.steps.steps import RESULT
+        from bigbatch.study.steps.study import COLUMNS, stored_rows
 
     space = [parse(text) for text in search or []]
     of_command = {"command": command, "score": curve, "curve": curve, "metric": metric, "better": better}
     runner, reference = find_runner(task, recipe, sets, data=data, margin=0.01 if command else None, **of_command)
     folder = out or Path("runs/steps") / folder_name(task, runner)
     how = {"batches": chosen, "target": target, "trials": trials, "space": space, "max_epochs": max_epochs, "storage": storage}
-    told = None if quiet else lambda text: typer.echo(text, err=True)
-    study = measure(runner, reference, out=folder, say=told, quiet=True, pool=find_pool(parallel, on), **how)  # type: ignore[arg-type]
-    plot = write_steps(study.to_dict(), folder)
+    study = measure(runner, reference, out=folder, say=None if quiet else tell, quiet=True, pool=find_pool(parallel, on), **how)  # type: ignore[arg-type]
+    drawn = leave_report(folder, RESULT)
     if json != output.STANDARD:
         title = f"{label(task, runner)} to validation {runner.metric} {runner.metric.exact(target)}"
-        show(title, COLUMNS, list(rows_of(study)), numbers={"batch", "updates", "samples"}, narrow=frozenset({"samples", COLUMNS[5]}))
-        for text in (*study.sentences(), *(f"not known: {doubt}" for doubt in study.doubts())):
+        spare = [COLUMNS[3], COLUMNS[5]]
+        show(title, COLUMNS, list(stored_rows(study.to_dict())), numbers={"batch", "updates", "samples"}, spare=spare)
+        for text in (*study.sentences(), *(f"caveat: {doubt}" for doubt in study.doubts())):
             say(text)
-        say(f"plot: {plot}, numbers: {json or folder / RESULT}")
+        say(f"{drawn}, numbers: {json or folder / RESULT}".removeprefix(", "))
     output.write_json(json, study.to_dict())

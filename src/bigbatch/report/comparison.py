@@ -11,7 +11,7 @@ from bigbatch.scaling import readable
 from bigbatch.study.runs import natural, runs
 from bigbatch.study.runs_table import RunRow
 from bigbatch.study.stored_comparison import SUFFIX, read_comparison, rows_of
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 
 COLUMNS = ("arm", "global batch", "updates", "samples/s", "seconds", "diverged", "samples", "hours, all runs")
 PAIRED = (

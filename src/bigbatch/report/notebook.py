@@ -98,7 +98,7 @@ def draw_result(result: Any, folder: str | Path | None = None) -> str:
     """Training loss and validation score over the samples of the run in a folder."""
     from bigbatch.core.metric import metric_of
     from bigbatch.report.plots import start_of
-    from bigbatch.train.state.record import read_record
+    from bigbatch.train.state.record_lines import read_record
 
     if folder is None:
         raise UserError(f"the result of {result.task}: is without its curves; give the folder of the run: result.plot(out)")

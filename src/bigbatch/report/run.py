@@ -16,7 +16,7 @@ from bigbatch.report.plots import SVG_STYLE, Record, start_of
 from bigbatch.report.workers import draw_staleness, worker_facts
 from bigbatch.study.runs import runs
 from bigbatch.study.runs_table import UNKNOWN, RunRow
-from bigbatch.train.state.record import read_record
+from bigbatch.train.state.record_lines import read_record
 from bigbatch.train.state.result import Result
 
 RECORD = "record.jsonl"

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bigbatch.core.metric import metric_of
-from bigbatch.report.plots import COLOURS, SVG_STYLE, log_ticks, to_svg, write_plot
-from bigbatch.study.steps.space import LR, MOMENTUM
+from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
+from bigbatch.report.plots import COLOURS, SVG_STYLE, bound, log_scale, nothing, to_svg, write_plot
+from bigbatch.study.steps.study import COLUMNS, stored_rows
 
 FILE = "steps.svg"
+LR, MOMENTUM = "optimizer.lr", "optimizer.momentum"
 
 
 def write_steps(study: Mapping[str, Any], folder: Path) -> Path:
@@ -30,7 +32,8 @@ def write_steps(study: Mapping[str, Any], folder: Path) -> Path:
 def draw_steps(studies: Mapping[str, Mapping[str, Any]], title: str | None = None) -> str:
     """Updates against the batch, and the best rates against the batch, all logarithmic, of one study or several.
 
-    Bars are intervals; a bar without an end has an arrow. A batch that did not reach the target is a hollow triangle at its longest run.
+    Bars are intervals; a point without an upper bound has an arrow, as one that did not reach the target, at its longest run. Thin lines
+    are where regimes meet, dotted ones twice the batch for half the updates.
 
     Args:
         studies: As `StepsStudy.to_dict` gives them, by the name of each in the legend.
@@ -44,17 +47,18 @@ def draw_steps(studies: Mapping[str, Mapping[str, Any]], title: str | None = Non
     with matplotlib.rc_context(SVG_STYLE):
         figure = Figure(figsize=(9.2, 4.2), layout="constrained")
         steps, rates = figure.subplots(1, 2)
-        for axes in (steps, rates):
-            axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
-            axes.set_xlabel("batch, samples (log)")
         for (name, study), colour in zip(studies.items(), COLOURS, strict=False):
             _draw_updates(steps, study, name, colour)
             _draw_rates(rates, study, name, colour)
         steps.set_ylabel("updates to the target (log)")
         rates.set_ylabel("best rate (log); dashed: lr/(1 - momentum)")
-        log_ticks(steps.yaxis)
         _guides(rates, first)
+        for axes in (steps, rates):
+            axes.set_xlabel("batch, samples (log)")
+            if not axes.lines:
+                nothing(axes, "no batch reached the target")
+            elif log_scale(axes, "y"):
+                axes.set_xscale("log", base=2)
         return to_svg(figure, title or f"{first['task']}: to {metric} {metric.exact(first['target'])} on validation data")
 
 
@@ -66,11 +70,12 @@ def _draw_updates(axes: Axes, study: Mapping[str, Any], name: str, colour: str) 
     for batch, point in zip(batches, points, strict=True):
         lower, upper = point["updates"]["lower"], point["updates"]["upper"]
         if upper is None:
-            axes.annotate("", (batch, 1.5 * lower), (batch, lower), arrowprops={"arrowstyle": "->", "color": colour})
+            bound(axes, batch, lower, color=colour)
         else:
             axes.plot([batch, batch], [lower, upper], color=colour, lw=3, alpha=0.35)
-    missed = [point for point in study["points"] if point["updates"] is None]
-    axes.plot([p["global_batch"] for p in missed], [p["longest"] for p in missed], ls="", marker="^", ms=5, mfc="none", color=colour)
+    for point in study["points"]:
+        if point["updates"] is None:
+            bound(axes, point["global_batch"], point["longest"], color=colour)
     if points:
         ideal = [values[0] * batches[0] / batch for batch in batches]
         axes.plot(batches, ideal, color=colour, lw=0.8, ls=":")
@@ -98,3 +103,17 @@ def _guides(axes: Axes, study: Mapping[str, Any]) -> None:
     (start, rate), end = best[0], best[-1][0]
     for power, style, label in ((0.5, "-.", "root rule"), (1.0, ":", "linear")):
         axes.plot([start, end], [rate, rate * (end / start) ** power], color="grey", lw=0.9, ls=style, label=label)
+
+
+def steps_section(study: Mapping[str, Any]) -> Section:
+    """Of a stored study, as `StepsStudy.to_dict` gives it."""
+    metric, (first, *others) = metric_of(study["metric"]), study["sentences"]
+    blocks: list[Block] = [
+        verdict(first),
+        *(verdict(text) for text in others),
+        plots([draw_steps({study["recipe"]["optimizer"]["name"]: study})]),
+        table(COLUMNS, stored_rows(study), numbers=("batch", "updates", "samples")),
+        *caveats(study["doubts"]),
+    ]
+    title = f"{study['task']}: updates to validation {metric} {metric.exact(study['target'])}, all settings searched"
+    return Section(title, tuple(blocks), "How do updates to a target fall with the batch?")

@@ -23,6 +23,7 @@ KINDS = {
     "noise.json": Kind("noise scale", "bigbatch noise", "noise", "noise_section", "write_noise_plot"),
     "critical.json": Kind("critical batch", "bigbatch critical", "trade_off", "critical_section", "write_trade_off"),
     "branches.json": Kind("critical batch, by branches", "bigbatch critical --branch", "branches", "branches_section", "write_branches"),
+    "steps.json": Kind("steps to a target", "bigbatch steps", "steps", "steps_section", "write_steps"),
     "simulate.json": Kind("simulation", "bigbatch simulate", "simulate", "simulation_section", "write_simulation"),
 }
 

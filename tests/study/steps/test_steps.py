@@ -12,7 +12,7 @@ from bigbatch.report.steps import draw_steps
 from bigbatch.runner.parallel import Parallel
 from bigbatch.study.critical import critical
 from bigbatch.study.steps import Range, steps
-from bigbatch.study.steps.study import COLUMNS, rows_of
+from bigbatch.study.steps.study import COLUMNS, stored_rows
 from bigbatch.train import Result
 
 RECIPE = Recipe.named("digits/mlp").replace({"batch.micro_batch": 16})
@@ -105,7 +105,7 @@ def test_where_none_reaches_runs_get_longer(tmp_path, fake):
     hopeless = study(tmp_path / "never", batches=[8, 16], trials=8)
     assert hopeless.points[1].best is None
     assert "batch 16: none of 20 trials reached the target within" in " ".join(hopeless.doubts())
-    assert list(rows_of(hopeless))[1][1].startswith("> ")
+    assert list(stored_rows(hopeless.to_dict()))[1][1].startswith("> ")
 
 
 def test_rates_that_diverge_are_kept_and_do_not_count(tmp_path, fake):
@@ -190,7 +190,8 @@ def test_as_a_command(tmp_path):
     command = ["steps", "digits/mlp", "--batches", "16..1024:4", "--target", "0.8", "--trials", "3", "--max-epochs", "2"]
     done = bigbatch(*command, "--search", "optimizer.lr=0.05:0.8", "--quiet", cwd=tmp_path)
     assert all(column.split()[0] in done.stdout for column in COLUMNS)
-    assert "plot: runs/steps/digits-mlp/steps.svg, numbers: runs/steps/digits-mlp/steps.json" in done.stdout
+    folder = "runs/steps/digits-mlp"
+    assert f"report: {folder}/report.html, plot: {folder}/steps.svg, numbers: {folder}/steps.json" in done.stdout
     assert (tmp_path / "runs/steps/digits-mlp/steps.svg").exists()
     again = bigbatch(*command, "--search", "optimizer.lr=0.05:0.8", "--json", "-", cwd=tmp_path)
     assert json.loads(again.stdout)["task"] == "digits/mlp"

@@ -28,6 +28,7 @@ from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule
+from bigbatch.study.result_files import STEPS
 from bigbatch.study.steps.space import LENGTH, LR, LR_REACH, Choice, Range, Space, applied, at_edge, default_space
 from bigbatch.study.steps.storage import Storage, StoredTrials, Trial, check_driver
 from bigbatch.study.steps.study import Point, StepsStudy, best_of
@@ -35,7 +36,7 @@ from bigbatch.study.steps.trials import Bench, Outcome, limit_of, run_trials
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import environment
 
-RESULT, DATABASE = "steps.json", "trials.db"
+RESULT, DATABASE = STEPS, "trials.db"
 WHAT = "a search of steps to a target"
 EXTENSIONS = 3
 """Times that half as many trials are added: beyond an edge where the best lies; where none reached the target, of runs twice as long."""

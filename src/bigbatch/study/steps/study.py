@@ -174,22 +174,23 @@ class StepsStudy:
         }
 
 
-COLUMNS = ["batch", "updates", "interval", "samples", "best settings", "trials: reached, stopped, diverged", "note"]
+COLUMNS = ["batch", "updates", "interval", "samples", "best settings", "reached, stopped, diverged", "note"]
 
 
-def rows_of(study: StepsStudy) -> Iterator[list[str]]:
-    """The table: one row a batch, in the order of `COLUMNS`."""
-    for point in study.points:
-        counts = ", ".join(str(point.count(outcome)) for outcome in ("reached", "stopped", "diverged"))
-        note = f"{point.edge} at the edge" if point.edge is not None else ""
-        best, updates = point.best, point.updates
-        if best is None or updates is None:
-            yield [f"{point.global_batch:,}", f"> {point.longest:,}", "-", f"> {point.longest * point.global_batch:,}", "-", counts, note]
+def stored_rows(study: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The table of a stored study: one row a batch, in the order of `COLUMNS`."""
+    for point in study["points"]:
+        batch, best, updates = point["global_batch"], point["best"], point["updates"]
+        outcomes = [trial["outcome"] for trial in point["trials"]]
+        counts = ", ".join(str(outcomes.count(outcome)) for outcome in ("reached", "stopped", "diverged"))
+        note = f"{point['edge']} at the edge" if point["edge"] is not None else ""
+        if best is None:
+            yield [f"{batch:,}", f"> {point['longest']:,}", "-", f"> {point['longest'] * batch:,}", "-", counts, note]
             continue
-        upper = "no bound" if updates.upper is None else f"{updates.upper:,.0f}"
-        settings = ", ".join(f"{field.rpartition('.')[2]} {value:.3g}" for field, value in best.values.items())
-        interval = f"{updates.lower:,.0f} to {upper}"
-        yield [f"{point.global_batch:,}", f"{best.updates:,}", interval, f"{best.updates * point.global_batch:,}", settings, counts, note]
+        upper = "no bound" if updates["upper"] is None else f"{updates['upper']:,.0f}"
+        settings = ", ".join(f"{field.rpartition('.')[2]} {value:.3g}" for field, value in best["values"].items())
+        interval = f"{updates['lower']:,.0f} to {upper}"
+        yield [f"{batch:,}", f"{best['updates']:,}", interval, f"{best['updates'] * batch:,}", settings, counts, note]
 
 
 def effective_lr(trial: Trial) -> float:
