@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigbatch.cli import output
+
 if TYPE_CHECKING:
     from bigbatch.core.metric import Metric
     from bigbatch.recipe import Recipe
@@ -35,3 +37,12 @@ def sentence(task: str, result: "Result", recipe: "Recipe", metric: "Metric") ->
         f"{task}: test {metric} {metric.text(result.test_score)}, validation {metric.text(result.validation_score)}, "
         f"{result.updates:,} updates of {size}, {result.train_s:.1f} s, {result.samples_per_s:,.0f} samples/s{result.cost_of_curvature()}"
     )
+
+
+def tell_result(json: str | None, text: str, result: "Result") -> None:
+    """Print and write a result."""
+    from bigbatch.cli.tables import say
+
+    if json != output.STANDARD:
+        say(text)
+    output.write_json(json, result.to_dict())

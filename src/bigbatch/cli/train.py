@@ -66,7 +66,6 @@ def train(
         if not quiet and json != output.STANDARD:
             show_plan(planned)
     with starting(f"{task}: {o.length(chosen)}", quiet=quiet):
-        from bigbatch.cli.tables import say
         from bigbatch.integrations.follow import tracked
         from bigbatch.tasks import load_task, metric_of
         from bigbatch.train import fit
@@ -75,7 +74,5 @@ def train(
     options: dict[str, Any] = {"save_every_s": save_every_s, "keep_checkpoints": keep, "quiet": quiet, "compile": compiled}
     with tracked(track if speaks else None, out), requeued(requeue, out=out):
         result = fit(loaded, chosen, out=out, resume=resume, **options)
-    if speaks and json != output.STANDARD:
-        say(o.sentence(task, result, chosen, metric_of(loaded.metric)))
     if speaks:
-        output.write_json(json, result.to_dict())
+        o.tell_result(json, o.sentence(task, result, chosen, metric_of(loaded.metric)), result)
