@@ -21,6 +21,13 @@ REPORTS = {
         ],
         "runs/small",
     ),
+    "noise": (["noise digits/mlp --layers --out runs/noise"], "runs/noise"),
+    "critical": (["critical digits/mlp --batches 8,32,128,512 --target 0.95 --max-epochs 40 --out runs/critical"], "runs/critical"),
+    "steps": (["steps digits/mlp --batches 8..1024 --target 0.96 --trials 16 --out runs/steps"], "runs/steps"),
+    "simulate": (
+        ["simulate --workers 2,8,64 --bandwidth 10Gbit --latency 50us --model-bytes 100MB --step 120ms --out runs/simulate"],
+        "runs/simulate",
+    ),
 }
 """Commands, and the folder whose report.html it is."""
 
