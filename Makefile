@@ -57,6 +57,7 @@ docs: $(VENV)/all  ## build the site into site/
 bench: $(VENV)/dev  ## measure what the loop, the start and the optimizers cost
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/commands.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torch-optimizer pytorch-ranger
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/ghost_batch_norm.py

@@ -15,9 +15,7 @@ def extrapolate(
     json: output.Json = None,
 ) -> None:
     """Fit a power law to critical batches of several sizes of data, and predict that of a larger one with its interval."""
-    from rich.markup import escape
-
-    from bigbatch.cli.tables import say, show
+    from bigbatch.cli.tables import say, show, warn
     from bigbatch.study.extrapolate import extrapolate as predict
     from bigbatch.study.extrapolate import rows_of
 
@@ -28,7 +26,7 @@ def extrapolate(
         show("critical batch against size", columns, [list(row) for row in rows_of(found)], numbers=set(columns[1:]))
         say(found.sentence())
         if found.prediction.warning:
-            say(f"[yellow]warning:[/yellow] {escape(found.prediction.warning)}")
+            warn(found.prediction.warning)
         for doubt in found.doubts():
             say(f"caveat: {doubt}")
     output.write_json(json, found.to_dict())
