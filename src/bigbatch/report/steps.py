@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from bigbatch.core.metric import metric_of
 from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
@@ -15,6 +16,7 @@ from bigbatch.study.steps.study import COLUMNS, stored_rows
 
 FILE = "steps.svg"
 LR, MOMENTUM = "optimizer.lr", "optimizer.momentum"
+NUMBER = FuncFormatter(lambda value, _: f"{value:,g}")
 
 
 def write_steps(study: Mapping[str, Any], folder: Path) -> Path:
@@ -29,7 +31,7 @@ def write_steps(study: Mapping[str, Any], folder: Path) -> Path:
     return write_plot(draw_steps({study["recipe"]["optimizer"]["name"]: study}), folder / FILE)
 
 
-def draw_steps(studies: Mapping[str, Mapping[str, Any]], title: str | None = None) -> str:
+def draw_steps(studies: Mapping[str, Mapping[str, Any]], title: str | None = None, *, which: str = "both") -> str:
     """Updates against the batch, and the best rates against the batch, all logarithmic, of one study or several.
 
     Bars are intervals; a point without an upper bound has an arrow, as one that did not reach the target, at its longest run. Thin lines
@@ -38,27 +40,30 @@ def draw_steps(studies: Mapping[str, Mapping[str, Any]], title: str | None = Non
     Args:
         studies: As `StepsStudy.to_dict` gives them, by the name of each in the legend.
         title: Of the plot; the task and target of the first study if left out.
+        which: "updates", "rates", or "both" side by side.
 
     Returns:
         An `<svg>` element.
     """
     first = next(iter(studies.values()))
     metric = metric_of(first["metric"])
+    shown = ["updates", "rates"] if which == "both" else [which]
     with matplotlib.rc_context(SVG_STYLE):
-        figure = Figure(figsize=(9.2, 4.2), layout="constrained")
-        steps, rates = figure.subplots(1, 2)
-        for (name, study), colour in zip(studies.items(), COLOURS, strict=False):
-            _draw_updates(steps, study, name, colour)
-            _draw_rates(rates, study, name, colour)
-        steps.set_ylabel("updates to the target (log)")
-        rates.set_ylabel("best rate (log); dashed: lr/(1 - momentum)")
-        _guides(rates, first)
-        for axes in (steps, rates):
+        figure = Figure(figsize=(4.6 * len(shown), 4.2), layout="constrained")
+        for name, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+            for (legend, study), colour in zip(studies.items(), COLOURS, strict=False):
+                (_draw_updates if name == "updates" else _draw_rates)(axes, study, legend, colour)
+            if name == "rates":
+                _guides(axes, first)
+            axes.set_ylabel("updates to the target (log)" if name == "updates" else "best rate (log); dashed: lr/(1 - momentum)")
             axes.set_xlabel("batch, samples (log)")
             if not axes.lines:
                 nothing(axes, "no batch reached the target")
             elif log_scale(axes, "y"):
                 axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter(NUMBER)
+            if name == "rates":
+                axes.yaxis.set_major_formatter(NUMBER)
         return to_svg(figure, title or f"{first['task']}: to {metric} {metric.exact(first['target'])} on validation data")
 
 
@@ -108,11 +113,12 @@ def _guides(axes: Axes, study: Mapping[str, Any]) -> None:
 def steps_section(study: Mapping[str, Any]) -> Section:
     """Of a stored study, as `StepsStudy.to_dict` gives it."""
     metric, (first, *others) = metric_of(study["metric"]), study["sentences"]
+    named = {study["recipe"]["optimizer"]["name"]: study}
     blocks: list[Block] = [
         verdict(first),
         *(verdict(text) for text in others),
-        plots([draw_steps({study["recipe"]["optimizer"]["name"]: study})]),
-        table(COLUMNS, stored_rows(study), numbers=("batch", "updates", "samples")),
+        plots([draw_steps(named, which=which) for which in ("updates", "rates")]),
+        table(COLUMNS, stored_rows(study), numbers=("batch", "updates", "samples"), stacked=True),
         *caveats(study["doubts"]),
     ]
     title = f"{study['task']}: updates to validation {metric} {metric.exact(study['target'])}, all settings searched"
