@@ -74,8 +74,8 @@ def two_valleys():
 
 def step_lengths():
     """Best effective rates against the batch, with the laws."""
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    paths = [path for path in sorted(laws.RESULTS.glob("*.json")) if path.stem.startswith("digits-mlp")]
+    paths = sorted(laws.RESULTS.glob("*.json"))
+    figure = Figure(figsize=(2.9 * len(paths), 3.8), layout="constrained")
     for axes, path in zip(figure.subplots(1, len(paths)), paths, strict=True):
         batches, updates, rates = laws.points_of(json.loads(path.read_text()))
         fits = laws.fits_of(batches, updates, rates)
@@ -87,9 +87,9 @@ def step_lengths():
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("batch M (log)")
-        axes.set_title(path.stem.rpartition("-")[2], fontsize=9)
+        axes.set_title(path.stem.replace("-", " "), fontsize=9)
     figure.axes[0].set_ylabel("lr/(1 - momentum) (log)")
-    return figure, "digits/mlp to 96 %: the best rates of studies/steps"
+    return figure, "the best rates of studies/steps, and three laws"
 
 
 def main():
