@@ -38,6 +38,13 @@ def _quiet_machine(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def _no_command_of_before():
+    """A command that a test calls in this process says for those that follow how to go on."""
+    yield
+    os.environ.pop("BIGBATCH_GOES_ON", None)
+
+
 def pytest_addoption(parser):
     parser.addoption("--repeat", type=int, default=1, metavar="N", help="run every test N times")
     parser.addoption("--renew-killers", action="store_true", help="run mutants against whole files of tests: contract/test_mutations.py")

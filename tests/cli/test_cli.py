@@ -115,7 +115,7 @@ MISTAKES = {
     "not writable": (["train", "digits/mlp", "--out", "/proc/run"], "output folder /proc/run"),
     "missing data": (["train", "fashion_mnist/mlp", "--data", "nowhere"], "train-images-idx3-ubyte.gz not found; tried nowhere"),
     "nothing to resume": (["train", "digits/mlp", "--out", "nowhere", "--resume"], "holds no run to resume"),
-    "nothing to report": (["report", "."], "holds neither a comparison nor a run"),
+    "nothing to report": (["report", "."], "holds no run and no study, nor does a folder below it"),
     "a name too long for --out": (["train", "digits/mlp", "--out", "x" * 300], "x: File name too long; choose a folder"),
     "a name too long to report": (["report", "x" * 300], "x: File name too long; check the path"),
     "a name too long to plan": (["plan", "x" * 300, "--global-batch", "64"], "x: File name too long; check the path"),

@@ -14,6 +14,7 @@ COMMANDS = {
     "scale": ["scale", "digits/mlp", "--to", "64", "--rule", "sqrt", *SHORT, "--seeds", "1", "--max-seeds", "1", "--out", "compared"],
     "noise": ["noise", "digits/mlp", *SHORT, "--out", "noise"],
     "critical": ["critical", "digits/mlp", "--batches", "32,64,128", "--target", "0.6", *SHORT, "--out", "critical"],
+    "steps": ["steps", "digits/mlp", "--batches", "32,128", "--target", "0.6", "--trials", "2", *SHORT, "--out", "steps"],
     "curvature": ["curvature", "run", "--samples", "64", "--eigenvalues", "1", "--no-match"],
     "plan": ["plan", "digits/mlp", "--global-batch", "64"],
     "runs": ["runs", "."],

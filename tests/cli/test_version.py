@@ -41,6 +41,9 @@ def test_a_shell_completes_commands_options_tasks_and_rules():
 
 
 def test_the_script_of_a_completion_is_of_the_program_however_it_is_called():
-    script = bigbatch("--show-completion", "bash").stdout
+    """Of which shell is said, not found out: these tests may run below another one."""
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "bigbatch", "--show-completion", "bash"]
+    script = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=True).stdout
     assert "_BIGBATCH_COMPLETE=complete_bash" in script
     assert script.rstrip().endswith(" bigbatch")

@@ -80,7 +80,7 @@ def test_a_run_whose_record_holds_nothing(tmp_path, content):
     short_run(tmp_path).write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(InputError, match=r"record.jsonl: holds no line that can be read; continue the run, or restore"):
+        with pytest.raises(InputError, match=r"record.jsonl: holds no line that can be read; continue the run with --resume, or restore"):
             write_report(tmp_path)
 
 

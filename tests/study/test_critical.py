@@ -8,7 +8,8 @@ import pytest
 from bigbatch import Diverged, Interrupted, Recipe, UserError
 from bigbatch.noise.critical_batch import CriticalBatch, Estimate
 from bigbatch.schedules import schedule_of
-from bigbatch.study.critical import WARMUP_UPDATES, best_factor, critical
+from bigbatch.study.constant_rate import WARMUP_UPDATES
+from bigbatch.study.critical import best_factor, critical
 from bigbatch.study.trade_off import Trial, in_words, rows_of
 from bigbatch.train import Result
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bigbatch import Recipe, build_optimizer
+from bigbatch.core.methods import OPTIMIZERS
 
 FOLDER = Path(__file__).parents[2] / "studies" / "subsets"
 
@@ -18,7 +19,9 @@ def module():
     loaded = importlib.util.module_from_spec(spec)
     sys.modules["subset_gradients"] = loaded
     spec.loader.exec_module(loaded)
-    return loaded
+    yield loaded
+    for name in ("subset_sgd", "subset_muon"):
+        del OPTIMIZERS._registered[name]
 
 
 ROWS = torch.tensor([[4.0, 0.0], [3.0, 1.0], [1.0, 2.0], [0.0, -3.0]])  # mean (2, 0)
