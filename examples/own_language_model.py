@@ -14,7 +14,7 @@ from bigbatch.tasks import Metric, Splits
 PADDING = -100
 RECIPE = """
 num_train_samples = 1000
-optimizer = { name = "adamw", lr = 3e-3 }
+optimizer = { name = "adamw", lr = 0.03 }
 schedule = { warmup = { kind = "gradual", updates = 10 }, decay = { kind = "cosine" } }
 batch = { global_batch = 32, micro_batch = 16 }
 budget = { tokens = 100_000, tokens_per_sample = 50 }

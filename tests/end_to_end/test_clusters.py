@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -43,11 +44,15 @@ def slurm(tmp_path):
     return os.environ | own | {"PATH": path, "WORKERS": "1", "GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
 
 
+def is_free(port):
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) != 0
+
+
 def start(slurm, *arguments):
     command = ["bash", str(CLUSTER / "slurm.sh"), *arguments]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        slurm = slurm | {"PORT": str(free.getsockname()[1])}
+    port = next(port for port in random.sample(range(20_000, 30_000), 100) if is_free(port))  # no process is given one of these by chance
+    slurm = slurm | {"PORT": str(port)}
     return subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 

@@ -157,7 +157,7 @@ def test_a_language_model_of_one_s_own_with_ragged_weighted_tokens(tmp_path):
     shutil.copy(ROOT / "examples" / "own_language_model.py", tmp_path)
     (tmp_path / "lm.toml").write_text(runpy.run_path(str(ROOT / "examples" / "own_language_model.py"))["RECIPE"])
     lm = ["own_language_model:Documentation", "--recipe", "lm.toml", "--quiet", "--parallel", 2]
-    design = ["--to", 64, "--rule", "sqrt", "--seeds", 2, "--max-seeds", 2, "--set", "budget.tokens=20_000"]
+    design = ["--to", 64, "--rule", "sqrt", "--seeds", 2, "--max-seeds", 2]
     said = bigbatch("scale", *lm, *design, cwd=tmp_path).stdout
     assert "nats per letter of loss" in said
     assert "margin +0.02 nats per letter at 95 %" in said
