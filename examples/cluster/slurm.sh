@@ -11,7 +11,7 @@
 set -euo pipefail
 RUN=${RUN:-runs/slurm}
 WORKERS=${WORKERS:-${SLURM_GPUS_ON_NODE:-1}}
-FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 RESUME=()
 [ -e "$RUN/recipe.toml" ] && RESUME=(--resume)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((${SLURM_CPUS_PER_TASK:-1} / WORKERS > 0 ? ${SLURM_CPUS_PER_TASK:-1} / WORKERS : 1))}

@@ -28,7 +28,12 @@ wait $B
 while kill -0 $B 2>/dev/null; do wait $B; done
 exit $CODE
 """
-SCONTROL = "#!/bin/sh\n# `scontrol show hostnames LIST`\necho 127.0.0.1\necho node-2\n"
+SCONTROL = """#!/bin/sh
+# `scontrol show hostnames LIST`: who reads the first line alone is gone before the second, which then ends a script with `pipefail`.
+echo 127.0.0.1
+sleep 0.3
+echo node-2
+"""
 
 
 @pytest.fixture
