@@ -11,7 +11,6 @@ from bigbatch.cli import output
 from bigbatch.core.checks import OutputError, UserError
 
 WHAT = "A task, your own as module:Class, module:function, or the command line of a script with fields such as {optimizer.lr}."
-COMMAND = "python train.py --lr {optimizer.lr} --batch-size {batch.global_batch} --seed {seed}"
 
 
 def init(
@@ -29,12 +28,12 @@ def init(
 ) -> None:
     """Write a settings file of your case, by what the options say and by asking for the rest."""
     from bigbatch.core.files import make_folder, write_atomically
-    from bigbatch.recipe.starter import Answers, starter
+    from bigbatch.recipe.starter import EXAMPLE, Answers, starter
 
     output.check(json)
     if out.exists() and not force:
         raise OutputError(f"{out}: exists; replace it with --force, or choose another --out")
-    what = _ask(what, "WHAT", "1/5  What trains: a task, module:Class, module:function, or a command line", COMMAND, str)
+    what = _ask(what, "WHAT", "1/5  What trains: a task, module:Class, module:function, or a command line", EXAMPLE, str)
     kind = Answers(what).kind
     known: dict[str, Any] = {}
     if kind != "shipped":

@@ -12,6 +12,7 @@ from bigbatch.recipe.recipe import Recipe, recipe_names
 
 NEEDED = ("optimizer.lr", "batch.global_batch")
 """Fields without which a command can't be scaled."""
+EXAMPLE = "python train.py --lr {optimizer.lr} --batch-size {batch.global_batch} --seed {seed}"
 MORE = """
 # More of the recipe, if your training has it:
 # optimizer.weight_decay = 5e-4
@@ -120,8 +121,7 @@ def _how(answers: Answers) -> list[str]:
         return ["[function]", f"run = {_quoted(answers.what)}  # called as function(recipe, run)", metric]
     missing = [field for field in NEEDED if f"{{{field}" not in answers.what]
     if missing:
-        example = "python train.py --lr {optimizer.lr} --batch-size {batch.global_batch} --seed {seed}"
-        raise UserError(f"{answers.what}: has no {{{missing[0]}}}, which a larger batch changes; write it where it belongs: {example}")
+        raise UserError(f"{answers.what}: has no {{{missing[0]}}}, which a larger batch changes; write it where it belongs: {EXAMPLE}")
     if not answers.score:
         raise UserError('--score: is missing; give a regular expression that finds it in what is printed, such as "test_acc ([0-9.]+)"')
     try:

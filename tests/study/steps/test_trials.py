@@ -12,7 +12,7 @@ from bigbatch import UserError
 from bigbatch.study.steps import storage as module
 from bigbatch.study.steps.space import Choice, Range, sobol
 from bigbatch.study.steps.storage import Storage, StoredTrials
-from bigbatch.study.steps.trials import BRACKET, KEPT, MOST_ASKED, SLACK, Bench, Outcome, run_trials
+from bigbatch.study.steps.trials import BRACKET, KEPT, MOST_ASKED, SLACK, Bench, Outcome, expected_runs, run_trials
 
 SPACE = (Range("optimizer.lr", 0.01, 1.0), Range("optimizer.momentum", 0.0, 0.99, "log of 1 - value"), Choice("x.y", (1, 2)))
 
@@ -22,7 +22,7 @@ def url(folder):
 
 
 def opened(folder, *, name="batch 8", space=SPACE, shared=False, asked=None):
-    return StoredTrials(Storage(url(folder), shared=shared), name, space, seed=5, asked=asked or {"target": 0.9})
+    return StoredTrials(Storage(url(folder), shared=shared), name, space, longest=900, seed=5, asked=asked or {"target": 0.9})
 
 
 class Runs:
@@ -165,6 +165,28 @@ def test_trials_of_a_process_that_is_not_heard_of_are_taken_over(tmp_path, monke
     assert len(trials) == 6
 
 
+def test_who_comes_later_searches_what_the_first_began(tmp_path):
+    """It may have seen another best trial at the batch before; before, it was refused."""
+    first = opened(tmp_path, shared=True)
+    other = (SPACE[0]._replace(low=0.02, high=2.0), *SPACE[1:])
+    later = StoredTrials(Storage(url(tmp_path), shared=True), "batch 8", other, longest=1000, seed=5, asked={"target": 0.9})
+    assert (later.space, later.longest) == (first.space, 900) == (SPACE, 900)
+    trials = run_trials(later, 4, bench(Runs()))
+    assert [trial.values["optimizer.lr"] for trial in trials] == [SPACE[0].at(sobol(number, 3, 5)[0]) for number in range(4)]
+
+
+def test_a_data_base_that_goes_away_is_told(tmp_path):
+    def use_it_while_it_goes():
+        with Storage(url(tmp_path), shared=False) as held:
+            stored = StoredTrials(held, "batch 8", SPACE, longest=900, seed=5, asked={})
+            with sqlite3.connect(tmp_path / "trials.db") as data:
+                data.execute("drop table trials")
+            run_trials(stored, 4, bench(Runs()))
+
+    with pytest.raises(UserError, match=r"trials.db: is lost \(.*no such table.*\); the same command goes on"):
+        use_it_while_it_goes()
+
+
 def test_other_arguments_are_refused(tmp_path):
     opened(tmp_path)
     with pytest.raises(UserError, match="batch 8: was begun with another target; give another --out or --storage"):
@@ -185,3 +207,9 @@ def test_optuna_reads_what_is_stored(tmp_path):
     study = optuna.load_study(study_name="batch 8", storage=url(tmp_path))
     assert study.best_value == min(trial.updates for trial in opened(tmp_path).ended() if trial.outcome == "reached")
     assert set(study.best_params) == {"optimizer.lr", "optimizer.momentum", "x.y"}
+
+
+def test_how_many_runs_a_batch_takes():
+    assert expected_runs(16, halves=True) == 16 + 6 + 4
+    assert expected_runs(40, halves=True) == 2 * 26 + 8 + 4 + 4
+    assert expected_runs(40, halves=False) == 40

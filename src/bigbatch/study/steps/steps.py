@@ -24,7 +24,7 @@ from bigbatch.core.files import write_atomically
 from bigbatch.core.folder_lock import owned
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
-from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
+from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule
@@ -32,7 +32,7 @@ from bigbatch.study.result_files import STEPS
 from bigbatch.study.steps.space import LENGTH, LR, LR_REACH, Choice, Range, Space, applied, at_edge, default_space
 from bigbatch.study.steps.storage import Storage, StoredTrials, Trial, check_driver
 from bigbatch.study.steps.study import Point, StepsStudy, best_of
-from bigbatch.study.steps.trials import Bench, Outcome, limit_of, run_trials
+from bigbatch.study.steps.trials import Bench, Outcome, expected_runs, limit_of, run_trials
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record import environment
 
@@ -106,9 +106,12 @@ def steps(
     settings = _Settings(runner, reference, target, trials, tuple(space), epochs, constant and not lengths)
     with owned(Path(out)) as folder, Storage(storage or f"sqlite:///{folder / DATABASE}", shared=storage is not None) as kept:
         points: list[Point] = []
+        of_a_batch = expected_runs(trials, halves=settings.at_constant_rate)
+        whole = Whole(expected=of_a_batch * len(chosen))
         with pool or OneAfterAnother() as runs_of:
             for batch in chosen:
-                points.append(_measure(settings, batch, points, kept, _Runs(settings, runs_of, folder, say, quiet)))
+                points.append(_measure(settings, batch, points, kept, _Runs(settings, runs_of, folder, say, whole, quiet=quiet)))
+                whole.done = of_a_batch * len(points)
         study = StepsStudy(runner.name, runner.metric, target, reference, tuple(points), *settings.words())
         facts = {"trials": trials, "max_epochs": epochs, "version": __version__, "environment": environment(choose_device())}
         write_atomically(folder / RESULT, f"{json.dumps({**study.to_dict(), **facts}, indent=2)}\n".encode())
@@ -129,6 +132,11 @@ class _Settings(NamedTuple):
     def recipe(self, batch: int) -> Recipe:
         """At another batch, with the root of the multiple in its rates."""
         return at_constant_rate(self.reference, batch, self.epochs, self.runner, constant=self.at_constant_rate)
+
+    def asked(self, recipe: Recipe) -> dict[str, Any]:
+        """What trials of a batch are of, as JSON has it."""
+        given = json.loads(json.dumps([list(each) for each in self.space]))
+        return {"target": self.target, "recipe": recipe.to_toml(), "space": given}
 
     def words(self) -> tuple[str, bool]:
         """What is said of the schedule, and whether trials were halved."""
@@ -159,10 +167,10 @@ def _measure(settings: _Settings, batch: int, before: Sequence[Point], storage: 
     trials: list[Trial] = []
     for number in range(EXTENSIONS + 1):
         space, wanted = spaces[-1], settings.trials if number == 0 else math.ceil(settings.trials / 2)
-        asked = {"target": settings.target, "recipe": recipe.to_toml(), "space": [list(each._asdict().values()) for each in space]}
-        asked |= {"longest": longest}
         name, seed = f"{settings.runner.name}, batch {batch}, range {number}", settings.reference.seed + 1000 * number
-        stored = StoredTrials(storage, name, space, seed=seed, asked=json.loads(json.dumps(asked)))
+        stored = StoredTrials(storage, name, space, longest=longest, seed=seed, asked=settings.asked(recipe))
+        space, longest = stored.space, stored.longest
+        spaces[-1] = space
         how = settings.runner.metric.rank, limit_of(trials, longest), settings.at_constant_rate
         trials += run_trials(stored, wanted, Bench(runs, *how))
         best = best_of(trials)
@@ -194,8 +202,10 @@ def _space(settings: _Settings, recipe: Recipe, known: Sequence[Point]) -> Space
 class _Runs:
     """Makes the runs of a batch to the target."""
 
-    def __init__(self, settings: _Settings, pool: Pool, folder: Path, say: Callable[[str], None] | None, quiet: bool) -> None:
-        self._settings, self._pool, self._folder, self._say, self._quiet = settings, pool, folder, say, quiet
+    def __init__(
+        self, settings: _Settings, pool: Pool, folder: Path, say: Callable[[str], None] | None, whole: Whole, *, quiet: bool
+    ) -> None:
+        self._settings, self._pool, self._folder, self._say, self._whole, self._quiet = settings, pool, folder, say, whole, quiet
 
     def begin(self, recipe: Recipe, known: Sequence[Point]) -> None:
         """Run this recipe from now on; evaluations are a few per cent of the run apart."""
@@ -209,7 +219,7 @@ class _Runs:
     def __call__(self, wanted: Sequence[tuple[dict[str, Any], int, int]]) -> list[Outcome]:
         """Make runs of values, a seed, and the most updates each."""
         jobs = [self._job(*each) for each in wanted]
-        results = run_jobs(self._pool, self._settings.runner, jobs, self._say)
+        results = run_jobs(self._pool, self._settings.runner, jobs, self._say, whole=self._whole)
         return [
             Outcome(r.updates, r.reached and not r.diverged, r.diverged, None if r.diverged else _finite(r.best_validation_score))
             for r in results

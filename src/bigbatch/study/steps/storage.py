@@ -71,11 +71,17 @@ class Storage(AbstractContextManager["Storage"]):
         except SQLAlchemyError as error:
             why = " ".join(str(error.__cause__ or error).split())[:200]
             raise UserError(f"storage {told}: can't be used ({why})") from None
-        self.shared = shared
+        self.shared, self._told = shared, told
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
         self.storage.remove_session()
         self.storage.engine.dispose()
+        if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
+            why = " ".join(str(error.__cause__ or error).split())[:200]
+            raise UserError(f"storage {self._told}: is lost ({why}); the same command goes on when it is there again") from error
 
 
 class StoredTrials:
@@ -84,26 +90,35 @@ class StoredTrials:
     Args:
         storage: Where they are kept.
         name: In the storage.
-        space: What is searched.
+        space: What is searched, unless another process has begun: the batch before may have looked otherwise to it.
+        longest: Updates of the longest run, likewise.
         seed: Of the sequence of points; trial i runs with seed + i.
-        asked: What the trials depend on besides their values, as JSON has it.
+        asked: What a person asked for, as JSON has it.
+
+    Attributes:
+        space: What is searched.
+        longest: Updates of the longest run.
 
     Raises:
         UserError: If trials of this name are of something else.
     """
 
-    def __init__(self, storage: Storage, name: str, space: Space, *, seed: int, asked: Mapping[str, Any]) -> None:
+    def __init__(self, storage: Storage, name: str, space: Space, *, longest: int, seed: int, asked: Mapping[str, Any]) -> None:
         import optuna
 
-        self._space, self._seed, self._storage = space, seed, storage
-        how: dict[str, Any] = {"sampler": _sampler(space, seed), "load_if_exists": True, "direction": "minimize"}
-        self._study = optuna.create_study(storage=storage.storage, study_name=name, **how)
-        before = self._study.user_attrs.get("asked")
-        if before is None:
-            self._study.set_user_attr("asked", dict(asked))
-        elif before != asked:
-            changed = next((key for key in asked if before.get(key) != asked[key]), "set of arguments")
+        self._seed, self._storage = seed, storage
+        self._study = optuna.create_study(storage=storage.storage, study_name=name, load_if_exists=True, direction="minimize")
+        if "begun" not in self._study.user_attrs:
+            self._study.set_user_attr("begun", {"asked": dict(asked), "space": [list(each) for each in space], "longest": longest})
+        begun = self._study.user_attrs["begun"]
+        if begun["asked"] != asked:
+            changed = next((key for key in asked if begun["asked"].get(key) != asked[key]), "set of arguments")
             raise UserError(f"{name}: was begun with another {changed}; give another --out or --storage, or the same arguments")
+        self.space: Space = tuple(
+            Range(*each) if len(each) == len(Range._fields) else Choice(each[0], tuple(each[1])) for each in begun["space"]
+        )
+        self.longest: int = begun["longest"]
+        self._study.sampler = _sampler(self.space, seed)
         if not storage.shared:
             self._give_back(self._running())  # a process of before began them, and is gone
 
@@ -138,7 +153,7 @@ class StoredTrials:
         """Trials to be run in the block, which tells what came of each; those it leaves behind are given back."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Heartbeat of storage")  # told below
-            asked = [self._study.ask(_distributions(self._space)) for _ in range(number)]
+            asked = [self._study.ask(_distributions(self.space)) for _ in range(number)]
         over = threading.Event()
 
         def beat() -> None:

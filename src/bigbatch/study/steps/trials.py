@@ -67,6 +67,20 @@ def run_trials(stored: StoredTrials, wanted: int, bench: Bench) -> list[Trial]:
             return trials
 
 
+def expected_runs(wanted: int, *, halves: bool) -> int:
+    """Runs that so many trials take, if none reaches the target before the last rung, and none diverges.
+
+    >>> expected_runs(16, halves=True)
+    26
+    """
+    if not halves:
+        return wanted
+    brackets = [min(BRACKET, wanted - start) for start in range(0, wanted, BRACKET)]
+    return sum(
+        number + sum(min(number, max(KEPT, math.ceil(number / 3**rung))) for rung in range(1, len(FRACTIONS))) for number in brackets
+    )
+
+
 def limit_of(trials: Sequence[Trial], longest: int) -> int:
     """The most updates that a further trial may take."""
     fewest = min((trial.updates for trial in trials if trial.outcome == "reached"), default=math.inf)
