@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.cli.critical import read_noise_scale
+from bigbatch.cli.commands.critical import read_noise_scale
 from bigbatch.report.trade_off import write_trade_off
 from bigbatch.study.critical import RESULT, critical
 from bigbatch.study.trade_off import rows_of

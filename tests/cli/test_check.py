@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.cli.command import bigbatch
 
-from bigbatch.cli.tables import show
+from bigbatch.cli.display.tables import show
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """

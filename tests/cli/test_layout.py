@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bigbatch.cli import tables
-from bigbatch.cli.layout import lay_out
-from bigbatch.cli.tables import show
+from bigbatch.cli.display import tables
+from bigbatch.cli.display.layout import lay_out
+from bigbatch.cli.display.tables import show
 
 COLUMNS = ["field", "before", "after", "why"]
 ROWS = [

@@ -10,8 +10,8 @@ import pytest
 from tests.cli.command import bigbatch
 from tests.limits import LIMIT_S
 
-from bigbatch.cli import units
-from bigbatch.cli.simulate import simulate
+from bigbatch.cli.commands.simulate import simulate
+from bigbatch.cli.options import units
 from bigbatch.core.checks import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from bigbatch.cli.workers import _check_device
+from bigbatch.cli.process.workers import _check_device
 from bigbatch.comm.launch.launcher import NVML, Workers, launch
 from bigbatch.core.saved import Saved
 

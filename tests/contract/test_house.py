@@ -22,7 +22,7 @@ def test_the_loop_stays_readable_in_one_sitting():
     assert lines(SOURCE / "train" / "loop.py") <= 250
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "cli").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((SOURCE / "cli").rglob("*.py")), ids=lambda p: p.name)
 def test_a_command_is_under_80_lines(path):
     assert lines(path) < 80
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigbatch import Recipe, plan
-from bigbatch.cli.sets import parse_set as _parse
-from bigbatch.cli.sets import split_sets
+from bigbatch.cli.options.sets import parse_set as _parse
+from bigbatch.cli.options.sets import split_sets
 from bigbatch.scaling import RULES
 from bigbatch.scaling.warnings import largest_factor
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from bigbatch import Recipe, fit
-from bigbatch.cli.settings import find_recipe
+from bigbatch.cli.options.settings import find_recipe
 from bigbatch.core.checks import DataError, UserError
 from bigbatch.tasks import load_task
 from bigbatch.tasks.data import text

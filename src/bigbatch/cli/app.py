@@ -6,10 +6,10 @@ from importlib import import_module
 
 import typer
 
-from bigbatch.cli.leave import explain, interrupt, leave
-from bigbatch.cli.notices import warn_in_one_line
-from bigbatch.cli.program_options import options
-from bigbatch.cli.streams import check_streams
+from bigbatch.cli.display.notices import warn_in_one_line
+from bigbatch.cli.options.program import options
+from bigbatch.cli.process.leave import explain, interrupt, leave
+from bigbatch.cli.process.streams import check_streams
 from bigbatch.comm.launch.launcher import watch_launcher
 from bigbatch.core.environment import check_environment
 from bigbatch.core.signals import caught
@@ -27,7 +27,7 @@ COMMANDS = (
     "tasks runs report export papers doctor version"  # tell
 )
 for name in COMMANDS.split():
-    app.command()(getattr(import_module(f"bigbatch.cli.{name}"), name))
+    app.command()(getattr(import_module(f"bigbatch.cli.commands.{name}"), name))
 
 
 app.callback()(options)

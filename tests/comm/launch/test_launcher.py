@@ -17,7 +17,7 @@ import importlib, os, torch
 asked = []
 for name in ("is_available", "device_count", "init", "_lazy_init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, lambda *args, name=name, **settings: asked.append(name))
-from bigbatch.cli.workers import IMPORTS
+from bigbatch.cli.process.workers import IMPORTS
 for name in IMPORTS:
     importlib.import_module(name)
 assert asked == [], asked

@@ -1,0 +1,1 @@
+"""What commands read: options that several share, and the values of them that take more than a word to check."""
