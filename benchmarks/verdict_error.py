@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from bigbatch.study.noninferiority import noninferiority
-from bigbatch.study.verdict import Design, judge_seeds
+from bigbatch.study.comparison.noninferiority import noninferiority
+from bigbatch.study.comparison.verdict import Design, judge_seeds
 from bigbatch.train.state.record import environment
 
 MARGIN, SPREAD = 0.5, 0.3

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
     from bigbatch.scaling import Plan, plan
     from bigbatch.schedules.scheduler_from_recipe import build_scheduler
-    from bigbatch.study.compare import Comparison, scale
+    from bigbatch.study.comparison.compare import Comparison, scale
     from bigbatch.train import Result, fit
 
 _HOMES = {
     "Clock": "bigbatch.core.clock",
-    "Comparison": "bigbatch.study.compare",
+    "Comparison": "bigbatch.study.comparison.compare",
     "Diverged": "bigbatch.core.checks",
     "Interrupted": "bigbatch.core.checks",
     "Metric": "bigbatch.core.metric",
@@ -41,7 +41,7 @@ _HOMES = {
     "build_scheduler": "bigbatch.schedules.scheduler_from_recipe",
     "fit": "bigbatch.train",
     "plan": "bigbatch.scaling",
-    "scale": "bigbatch.study.compare",
+    "scale": "bigbatch.study.comparison.compare",
 }
 __all__ = [
     "Clock",

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.cli.commands.critical import read_noise_scale
+from bigbatch.cli.options.values import read_noise_scale
 from bigbatch.report.trade_off import write_trade_off
-from bigbatch.study.critical import RESULT, critical
-from bigbatch.study.trade_off import rows_of
+from bigbatch.study.critical.critical import RESULT, critical
+from bigbatch.study.critical.study import rows_of
 
 HERE = Path(__file__).parent
 

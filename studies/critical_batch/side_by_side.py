@@ -22,8 +22,8 @@ from bigbatch.comm.ranks import SINGLE_PROCESS
 from bigbatch.core.checks import UserError
 from bigbatch.noise import DualNormMonitor, NoiseScaleMonitor
 from bigbatch.noise.preconditioned import Preconditioned
-from bigbatch.study.base_runs import TaskRun
 from bigbatch.study.branches import branches
+from bigbatch.study.branches.base_runs import TaskRun
 from bigbatch.tasks import load_task
 from bigbatch.train.data.loader import load_micro_batches
 from bigbatch.train.data.precision import DTYPES

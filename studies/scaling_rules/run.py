@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import scale
-from bigbatch.study.noninferiority import Verdict, noninferiority
+from bigbatch.study.comparison.noninferiority import Verdict, noninferiority
 from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""The curvature of runs from the command line; what is measured, and what is refused, is in tests/study/test_curvature.py."""
+"""The curvature of runs from the command line; what is measured, and what is refused, is in tests/study/curvature/test_curvature.py."""
 
 import json
 import re

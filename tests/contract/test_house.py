@@ -120,7 +120,7 @@ def test_a_cycle_is_found_wherever_the_import_stands(tmp_path, back):
         "import bigbatch; bigbatch.Recipe.named('digits/mlp')",
         "import bigbatch; bigbatch.plan(bigbatch.Recipe.named('digits/mlp'), global_batch=64)",
         "import bigbatch.schedules",
-        "import bigbatch.simulate.strategies, bigbatch.study.simulate",
+        "import bigbatch.simulate.strategies, bigbatch.study.simulate.simulate",
         "import sys; sys.argv = ['bigbatch', '--help']; from bigbatch.cli.app import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['bigbatch', 'tasks']; from bigbatch.cli.app import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['bigbatch', 'plan', 'digits/mlp', '--global-batch', '64']; from bigbatch.cli.app import app; "

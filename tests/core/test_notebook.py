@@ -13,10 +13,10 @@ from bigbatch.core.notebook import ROWS, Content, Displayed, Plot
 from bigbatch.noise.estimate import NoiseEstimate
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import link_of
+from bigbatch.study.critical.study import CriticalStudy, Point, Trial
 from bigbatch.study.noise import NoiseStudy, Stretch
-from bigbatch.study.runs import runs
-from bigbatch.study.simulate import simulate
-from bigbatch.study.trade_off import CriticalStudy, Point, Trial
+from bigbatch.study.runs.runs import runs
+from bigbatch.study.simulate.simulate import simulate
 
 ATTACK = '<script>alert(1)</script>"&'
 ESTIMATE = NoiseEstimate(50.0, 40.0, 65.0, 1.0, 50.0, 100)

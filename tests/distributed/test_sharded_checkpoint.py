@@ -23,7 +23,7 @@ from bigbatch import Recipe, fit
 from bigbatch.comm.shard_files import SafetensorsWriter, size_and_checksum
 from bigbatch.core.checks import CheckpointError, OutputError
 from bigbatch.report import write_report
-from bigbatch.study.curvature import curvature
+from bigbatch.study.curvature.curvature import curvature
 from bigbatch.train.state.checkpoint import FORMAT, SHARDED, read_checkpoint
 from bigbatch.train.state.export import export_weights
 from bigbatch.train.state.folder import open_folder

@@ -4,12 +4,12 @@ import json
 
 from bigbatch import Recipe
 from bigbatch.noise.estimate import NoiseEstimate
+from bigbatch.study.critical.study import CriticalStudy, Point, Trial
 from bigbatch.study.noise import NoiseStudy, Stretch
 from bigbatch.study.steps.space import Range
 from bigbatch.study.steps.storage import Trial as SearchTrial
 from bigbatch.study.steps.study import Point as SearchPoint
 from bigbatch.study.steps.study import StepsStudy
-from bigbatch.study.trade_off import CriticalStudy, Point, Trial
 
 RECIPE = Recipe.named("digits/mlp")
 

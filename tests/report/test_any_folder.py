@@ -14,7 +14,7 @@ from bigbatch.report import leave_report, write_report
 from bigbatch.runner import task as task_runner
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import link_of
-from bigbatch.study.simulate import simulate
+from bigbatch.study.simulate.simulate import simulate
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": 1, "batch.micro_batch": 32})
 

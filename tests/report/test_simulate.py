@@ -7,7 +7,7 @@ from bigbatch.report.simulate import SHOWN, draw_simulation, write_simulation
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import Link, link_of
 from bigbatch.simulate.strategies import STRATEGIES
-from bigbatch.study.simulate import simulate
+from bigbatch.study.simulate.simulate import simulate
 
 LINK = link_of(bandwidth_bytes_per_s=6.25e9, latency_s=50e-6)
 

@@ -8,7 +8,7 @@ import pytest
 
 from bigbatch import Recipe
 from bigbatch.report.trade_off import draw_trade_off, write_trade_off
-from bigbatch.study.trade_off import CriticalStudy, Point, Trial
+from bigbatch.study.critical.study import CriticalStudy, Point, Trial
 
 
 def point(batch, *updates, reached=True):

@@ -9,7 +9,7 @@ from bigbatch import Interrupted, Metric, Recipe, UserError
 from bigbatch.core.checks import CheckpointError, RunFailed
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.runner import FunctionRunner, Request, TaskRunner, runner_of
-from bigbatch.study.critical import critical
+from bigbatch.study.critical.critical import critical
 from bigbatch.train.state.record import read_record
 
 LOSS = Metric("loss", "nats", "lower", margin=0.01)

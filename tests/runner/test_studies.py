@@ -14,7 +14,7 @@ from tests.runner.scripts import CURVE, RUN, SETTINGS, write_script
 from bigbatch import Recipe, UserError, scale
 from bigbatch.runner import CommandRunner, FunctionRunner
 from bigbatch.runner.parallel import Parallel
-from bigbatch.study.critical import critical
+from bigbatch.study.critical.critical import critical
 from bigbatch.study.search import search
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,15 +15,15 @@ from bigbatch.report import write_report
 from bigbatch.report.curvature import draw_score
 from bigbatch.report.trade_off import draw_trade_off
 from bigbatch.runner import task as task_runner
-from bigbatch.study.compare import Arm, Comparison
-from bigbatch.study.critical import best_factor, critical
-from bigbatch.study.curvature_table import CurvatureStudy, Measure, Measured
-from bigbatch.study.expectation import expectation
+from bigbatch.study.comparison.compare import Arm, Comparison
+from bigbatch.study.comparison.expectation import expectation
+from bigbatch.study.comparison.stored import read_comparison, rows_of
+from bigbatch.study.comparison.verdict import Design
+from bigbatch.study.critical.critical import best_factor, critical
+from bigbatch.study.critical.study import Trial
+from bigbatch.study.curvature.study import CurvatureStudy, Measure, Measured
 from bigbatch.study.grid import cell_text, verdict_of
 from bigbatch.study.search import search
-from bigbatch.study.stored_comparison import read_comparison, rows_of
-from bigbatch.study.trade_off import Trial
-from bigbatch.study.verdict import Design
 from bigbatch.tasks import ACCURACY, Metric
 from bigbatch.train import Result
 

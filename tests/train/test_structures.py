@@ -25,7 +25,7 @@ from bigbatch import fit
 from bigbatch.comm.ranks import SINGLE_PROCESS
 from bigbatch.core.checks import UserError
 from bigbatch.curvature import Hessian, top_eigenvalues
-from bigbatch.study.curvature import curvature
+from bigbatch.study.curvature.curvature import curvature
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.train.data.label_skew import classes_of
 from bigbatch.train.data.sampler import sample_indices

@@ -12,7 +12,7 @@ from bigbatch.core.metric import metric_of
 from bigbatch.noise.estimate import two_digits
 from bigbatch.report.blocks import Block, Section, caveats, plots, table, verdict
 from bigbatch.report.plots import COLOURS, INK, SVG_STYLE, bound, drawn, log_scale, nothing, to_svg, write_plot
-from bigbatch.study.trade_off import stored_rows
+from bigbatch.study.critical.study import stored_rows
 
 FILE = "critical.svg"
 

@@ -1,1 +1,1 @@
-"""Grids of runs: comparing arms over seeds, searching settings on validation data; and a look at the machine before them."""
+"""Studies over many runs: comparisons, critical batches, branches, steps to a target, curvature; and a look at the machine before."""

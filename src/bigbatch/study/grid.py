@@ -14,7 +14,7 @@ from bigbatch.core.metric import ACCURACY, Metric
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner
-from bigbatch.study.noninferiority import Verdict, noninferiority
+from bigbatch.study.comparison.noninferiority import Verdict, noninferiority
 from bigbatch.tasks.task import Task
 from bigbatch.train.state.record_lines import read_record
 

@@ -10,7 +10,7 @@ from bigbatch import Diverged, Recipe, UserError
 from bigbatch.core.extras import MissingExtra
 from bigbatch.report.steps import draw_steps
 from bigbatch.runner.parallel import Parallel
-from bigbatch.study.critical import critical
+from bigbatch.study.critical.critical import critical
 from bigbatch.study.steps import Range, steps
 from bigbatch.study.steps.study import COLUMNS, stored_rows
 from bigbatch.train import Result

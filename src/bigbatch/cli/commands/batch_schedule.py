@@ -17,7 +17,7 @@ def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, w
     from bigbatch.batching.batch_steps import rate_factor
     from bigbatch.cli.display.tables import say, show
     from bigbatch.core.files import make_folder, write_atomically
-    from bigbatch.study.batch_schedule import batch_schedule
+    from bigbatch.study.branches.batch_schedule import batch_schedule
 
     output.check(json)
     stored = read_json("--batch-schedule", study, "bigbatch critical --branch")

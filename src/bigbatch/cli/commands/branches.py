@@ -33,11 +33,11 @@ def branch_study(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Measure, print and write what `bigbatch.study.branches` finds; `how` holds the other options, by their names."""
+    """Measure, print and write what `bigbatch.study.branches.branches` finds; `how` holds the other options, by their names."""
     from bigbatch.cli.display.tables import say, show
     from bigbatch.report import leave_report
-    from bigbatch.study.branch_results import COLUMNS
-    from bigbatch.study.branches import RESULT, branches
+    from bigbatch.study.branches.branches import RESULT, branches
+    from bigbatch.study.branches.study import COLUMNS
 
     how |= {"at": whole_numbers("--at", at) if at else None, "multiples": whole_numbers("--multiples", multiples) if multiples else None}
     how["lr_factors"] = numbers("--lr-factors", lr_factors)

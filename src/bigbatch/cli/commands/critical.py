@@ -61,7 +61,7 @@ def critical(
         budget: dict[str, Any] = {"batches": batches, "target": target, "seeds": seeds, "max_epochs": max_epochs}
         full_study(task, runner, chosen, noise=noise, parallel=parallel, on=on, **budget, **where)
         return
-    from bigbatch.study.base_runs import find_base_run
+    from bigbatch.study.branches.base_runs import find_base_run
 
     if batches is not None or target is not None:
         raise UserError("--branch: is another way than --batches and --target; leave them out")

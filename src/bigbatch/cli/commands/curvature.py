@@ -31,8 +31,8 @@ def curvature(
 
     with starting("importing torch", quiet=quiet):
         from bigbatch.report import leave_report
-        from bigbatch.study.curvature import RESULT
-        from bigbatch.study.curvature import curvature as measure
+        from bigbatch.study.curvature.curvature import RESULT
+        from bigbatch.study.curvature.curvature import curvature as measure
 
     chosen: dict[str, Any] = {
         "samples": samples,

@@ -10,7 +10,7 @@ from bigbatch.cli.display import output
 from bigbatch.cli.options.settings import Data
 
 if TYPE_CHECKING:
-    from bigbatch.study.doctor import Report
+    from bigbatch.study.machine.doctor import Report
 
 COLOURS = {"problem": "red", "note": "yellow", "ok": "green"}
 
@@ -24,7 +24,7 @@ def doctor(
     """Look at this machine before training on it: about 10 seconds. Exit code 2 if there is a problem."""
     from rich.console import Console
 
-    from bigbatch.study.doctor import examine
+    from bigbatch.study.machine.doctor import examine
 
     output.check(json)
     with Console(stderr=True).status("measuring, about 10 s"):

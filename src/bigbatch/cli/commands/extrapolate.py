@@ -16,8 +16,8 @@ def extrapolate(
 ) -> None:
     """Fit a power law to critical batches of several sizes of data, and predict that of a larger one with its interval."""
     from bigbatch.cli.display.tables import say, show, warn
-    from bigbatch.study.extrapolate import extrapolate as predict
-    from bigbatch.study.extrapolate import rows_of
+    from bigbatch.study.critical.extrapolate import extrapolate as predict
+    from bigbatch.study.critical.extrapolate import rows_of
 
     output.check(json)
     found = predict(studies, size)

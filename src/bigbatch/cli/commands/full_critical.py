@@ -29,12 +29,12 @@ def full_study(
     quiet: bool,
     **run: Any,
 ) -> None:
-    """Measure, print and write what `bigbatch.study.critical` finds; `run` holds its other arguments."""
+    """Measure, print and write what `bigbatch.study.critical.critical` finds; `run` holds its other arguments."""
     from bigbatch.cli.display.tables import say, show
     from bigbatch.report import leave_report
-    from bigbatch.study.critical import RESULT
-    from bigbatch.study.critical import critical as measure
-    from bigbatch.study.trade_off import rows_of
+    from bigbatch.study.critical.critical import RESULT
+    from bigbatch.study.critical.critical import critical as measure
+    from bigbatch.study.critical.study import rows_of
 
     run |= {"batches": whole_numbers("--batches", batches), "target": target, "noise": read_noise_scale(noise), "out": out}
     run |= {"say": None if quiet else tell, "pool": find_pool(parallel, on)}

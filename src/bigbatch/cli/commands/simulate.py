@@ -30,9 +30,7 @@ def simulate(
     outer_period: Annotated[int, typer.Option("--outer-period", help="Updates between outer steps (DiLoCo and its like).")] = 30,
     fragments: Annotated[int, typer.Option("--fragments", help="Pieces that Streaming DiLoCo exchanges in turn.")] = 2,
     overlap_updates: Annotated[int, typer.Option("--overlap-updates", help="Updates that hide a piece's exchange.")] = 1,
-    lost_every: Annotated[
-        str | None, typer.Option("--lost-every", metavar="TIME", help="Mean time to the loss of one worker: 24h.")
-    ] = None,
+    lost_every: Annotated[str | None, typer.Option("--lost-every", metavar="TIME", help="Mean time to a worker's loss: 24h.")] = None,
     recovery: Annotated[str, typer.Option("--recovery", metavar="TIME", help="From a loss until work goes on.")] = "60s",
     servers: Annotated[int, typer.Option("--servers", help="Hosts that serve parameters.")] = 1,
     overlap: Annotated[bool, typer.Option(help="Gossip while computing, not after.")] = True,
@@ -47,8 +45,8 @@ def simulate(
     from bigbatch.core.files import make_folder, write_atomically
     from bigbatch.report import leave_report
     from bigbatch.simulate.case import Case
-    from bigbatch.study.simulate import RESULT
-    from bigbatch.study.simulate import simulate as study
+    from bigbatch.study.simulate.simulate import RESULT
+    from bigbatch.study.simulate.simulate import simulate as study
 
     output.check(json)
     numbers, link, size = whole_numbers("--workers", workers), read_link(doctor, bandwidth, latency), model_size(model_bytes)
@@ -61,7 +59,7 @@ def simulate(
     result = study(Case(max(numbers), link, **sizes, **shape), workers=numbers if len(numbers) > 1 else (), **prices)
     stored, tables, words = result.to_dict(), result.tables(), [result.sentence()]
     if critical is not None:
-        from bigbatch.study.time_to_target import time_to_target
+        from bigbatch.study.critical.time_to_target import time_to_target
 
         curve, fixed_s = read_trade_off(critical), units.seconds("--fixed", fixed)
         target = time_to_target(result.case, curve, workers=result.workers, fixed_s=fixed_s, **prices)

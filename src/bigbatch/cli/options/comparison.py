@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bigbatch.study.compare import Comparison
+    from bigbatch.study.comparison.compare import Comparison
 
 MOST = "Runs an arm at most, until it is decided; 14, or --seeds if that is more."
 MARGIN = "What may be lost without calling it a loss, in the metric's unit; the task's own, or 0.5 points."
@@ -34,7 +34,7 @@ def exit_code(comparison: "Comparison") -> int:
 def show_comparison(comparison: "Comparison", name: str, drawn: str) -> None:
     """Print a comparison: the table of its arms, a sentence each, and what to do."""
     from bigbatch.cli.display.tables import say, show
-    from bigbatch.study.stored_comparison import rows_of
+    from bigbatch.study.comparison.stored import rows_of
 
     columns = ["arm", "batch", f"test {comparison.metric}", "updates", "samples/s", "s", "diverged"]  # fits 80 columns
     rows = [list(row)[: len(columns)] for row in rows_of(comparison.to_dict())]

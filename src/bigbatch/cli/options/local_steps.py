@@ -12,7 +12,7 @@ from bigbatch.core.checks import UserError
 
 if TYPE_CHECKING:
     from bigbatch.scaling import Plan
-    from bigbatch.study.local_savings import Savings
+    from bigbatch.study.simulate.local_savings import Savings
 
 Doctor = Annotated[Path | None, typer.Option("--doctor", help="JSON of `bigbatch doctor --workers N`: the link, for --rule local.")]
 Bandwidth = Annotated[str | None, typer.Option("--bandwidth", help="Of a worker's link: 1Gbit; with --latency.")]
@@ -27,7 +27,7 @@ def find_savings(planned: "Plan", task: str, given: Mapping[str, Any]) -> "Savin
     Raises:
         UserError: If options are malformed, or only a part of what they need is there.
     """
-    from bigbatch.study.local_savings import savings
+    from bigbatch.study.simulate.local_savings import savings
     from bigbatch.tasks.task import SHIPPED
 
     link = None

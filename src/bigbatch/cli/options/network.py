@@ -9,7 +9,7 @@ from bigbatch.core.checks import UserError
 
 if TYPE_CHECKING:
     from bigbatch.simulate.link import Link
-    from bigbatch.study.time_to_target import TradeOff
+    from bigbatch.study.critical.time_to_target import TradeOff
 
 
 def read_link(doctor: Path | None, bandwidth: str | None, latency: str | None, *, prefix: str = "--") -> "Link":
@@ -70,7 +70,7 @@ def read_trade_off(path: Path) -> "TradeOff":
     Raises:
         UserError: If the file can't be read, or its study has no fit.
     """
-    from bigbatch.study.time_to_target import trade_off_of
+    from bigbatch.study.critical.time_to_target import trade_off_of
 
     try:
         return trade_off_of(read_json("--critical", path, "bigbatch critical"))
