@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tests.cli.command import bigbatch
-from tests.study.test_extrapolate import store, three
+from tests.study.critical.test_extrapolate import store, three
 
 
 def test_table_sentence_warning_and_json(tmp_path):

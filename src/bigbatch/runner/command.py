@@ -19,7 +19,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, check_words, files_by_updates
 from bigbatch.runner.log import OUTPUT, RunLog, TargetReached, held, open_run, required_folder
 from bigbatch.runner.process import Ended, run_process
-from bigbatch.runner.protocol import NO_CONSTANT, Request
+from bigbatch.runner.protocol import NO_CONSTANT, Request, Split
 from bigbatch.runner.score_sources import UNITS, JSONFile, Pattern, ScoreSource, TensorBoard, compiled
 from bigbatch.runner.template import Template
 from bigbatch.train.measure.constant_prediction import ConstantPrediction
@@ -142,7 +142,7 @@ class CommandRunner:
             )
         return files_by_updates((folder / OUTPUT).absolute(), self._section.checkpoint)
 
-    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:  # noqa: ARG002
+    def constant_prediction(self, recipe: Recipe, *, split: Split = "test") -> ConstantPrediction:  # noqa: ARG002
         """There is none: the command's predictions and data are its own."""
         raise UserError(NO_CONSTANT.format(what="a command"))
 

@@ -25,7 +25,7 @@ from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, files_by_updates
 from bigbatch.runner.log import CHECKPOINTS, RunLog, TargetReached, held, open_run, required_folder
-from bigbatch.runner.protocol import NO_CONSTANT, Request
+from bigbatch.runner.protocol import NO_CONSTANT, Request, Split
 from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.interrupt import interruptible
 from bigbatch.train.state.result import Result
@@ -151,7 +151,7 @@ class FunctionRunner:
             )
         return files_by_updates(folder / CHECKPOINTS, str(pattern))
 
-    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:  # noqa: ARG002
+    def constant_prediction(self, recipe: Recipe, *, split: Split = "test") -> ConstantPrediction:  # noqa: ARG002
         """There is none: the function's predictions and data are its own."""
         raise UserError(NO_CONSTANT.format(what="a function"))
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import Literal, Protocol
 
 from bigbatch.core.metric import Metric
 from bigbatch.recipe import Recipe
 from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.result import Result
 
+Split = Literal["validation", "test"]
 NO_CONSTANT = "{what} keeps its data and predictions to itself; compare its scores with those of a constant prediction yourself"
 
 
@@ -87,8 +88,8 @@ class Runner(Protocol):
         """
         ...
 
-    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:
-        """The best constant output on the test set, to tell whether a run learnt anything.
+    def constant_prediction(self, recipe: Recipe, *, split: Split = "test") -> ConstantPrediction:
+        """The best constant output on a part of the data, to tell whether a run learnt anything.
 
         Raises:
             UserError: If it can't be measured, saying why.

@@ -10,7 +10,7 @@ from bigbatch.core.metric import Metric, metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.runner.function import FunctionRunner
 from bigbatch.runner.log import store_result
-from bigbatch.runner.protocol import Request, Runner
+from bigbatch.runner.protocol import Request, Runner, Split
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.measure.constant_prediction import ConstantPrediction, constant_prediction
@@ -64,9 +64,10 @@ class TaskRunner:
         """Those that `fit(keep_checkpoints=True)` kept."""
         return numbered_checkpoints(folder)
 
-    def constant_prediction(self, recipe: Recipe) -> ConstantPrediction:
-        """Of the task's test set."""
-        return constant_prediction(self.task, recipe, splits_of(self.task).test, device=choose_device(self.options.get("device")))
+    def constant_prediction(self, recipe: Recipe, *, split: Split = "test") -> ConstantPrediction:
+        """Of a part of the task's data."""
+        dataset = getattr(splits_of(self.task), split)
+        return constant_prediction(self.task, recipe, dataset, device=choose_device(self.options.get("device")))
 
     def run(self, recipe: Recipe, request: Request) -> Result:
         """As `Runner.run`; an unfinished run is continued from its checkpoint."""

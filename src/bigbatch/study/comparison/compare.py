@@ -20,7 +20,7 @@ from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.reading import read_text
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
-from bigbatch.runner.protocol import NO_CONSTANT, Request, Runner
+from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
 from bigbatch.runner.workers import WorkersRunner
 from bigbatch.scaling import Plan, plan
@@ -28,6 +28,7 @@ from bigbatch.study.comparison.expectation import FEWEST_SEEDS, expectation, see
 from bigbatch.study.comparison.learning import in_words, learnt_nothing, margin_is_too_wide, stored
 from bigbatch.study.comparison.stored import SUFFIX
 from bigbatch.study.comparison.verdict import Design, Rate, SeedsVerdict, judge_seeds
+from bigbatch.study.constant_prediction import constant_of
 from bigbatch.tasks.task import Task
 from bigbatch.train.measure.constant_prediction import ConstantPrediction
 from bigbatch.train.state.result import Result
@@ -317,7 +318,7 @@ def scale(
     def compared() -> Comparison:
         return Comparison(runner.name, metric, planned, (arms[0], arms[1], arms[2]), design, constant)
 
-    constant = _constant_prediction(runner, reference)
+    constant = constant_of(runner, reference, split="test")
 
     with owned(Path(out)) as folder, pool or OneAfterAnother() as runs_of:
         whole = Whole(expected=design.seeds * len(arms))
@@ -341,17 +342,6 @@ def scale(
         content = json.dumps(comparison.to_dict(), indent=2).encode()
         write_atomically(folder / f"{name}{SUFFIX}", content)
         return comparison
-
-
-def _constant_prediction(runner: Runner, reference: Recipe) -> ConstantPrediction | str:
-    measure = getattr(runner, "constant_prediction", None)
-    if measure is None:  # somebody's own runner
-        return NO_CONSTANT.format(what=runner.name)
-    try:
-        found: ConstantPrediction = measure(reference)
-        return found
-    except UserError as error:
-        return str(error)
 
 
 def _goes_on(comparison: Comparison, arm: Arm) -> bool:

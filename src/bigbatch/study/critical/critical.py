@@ -35,6 +35,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
+from bigbatch.study.constant_prediction import check_target
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule, rates_of
 from bigbatch.study.critical.study import CriticalStudy, Point, Trial
 from bigbatch.study.result_files import CRITICAL
@@ -100,9 +101,9 @@ def critical(
         import scipy  # noqa: F401
     chosen = sorted({int(batch) for batch in batches})
     runner = runner_of(task)
-    runner.metric.check_target(target)
     _check(chosen, seeds, lr_factors, noise)
     reference = (recipe or Recipe.named(runner.name)).replace({"batch.rule": None})
+    check_target(runner, reference, target)
     constant = keeps_no_schedule(runner)
     epochs = (EPOCHS if constant else 1.0) * reference.total_epochs if max_epochs is None else max_epochs
     check_positive("max_epochs", epochs)

@@ -27,6 +27,7 @@ from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import runner_of
+from bigbatch.study.constant_prediction import check_target
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule
 from bigbatch.study.result_files import STEPS
 from bigbatch.study.steps.space import LENGTH, LR, LR_REACH, Choice, Range, Space, applied, at_edge, default_space
@@ -96,10 +97,10 @@ def steps(
     if storage is not None:
         check_driver(storage)
     runner = runner_of(task)
-    runner.metric.check_target(target)
     chosen = sorted({int(batch) for batch in batches})
     _check(chosen, trials, max_epochs)
     reference = (recipe or Recipe.named(runner.name)).replace({"batch.rule": None})
+    check_target(runner, reference, target)
     constant = keeps_no_schedule(runner)
     epochs = (EPOCHS if constant else 1.0) * reference.total_epochs if max_epochs is None else max_epochs
     lengths = any(each.field == LENGTH for each in space)
