@@ -25,6 +25,7 @@ from bigbatch.study.critical import critical
 from bigbatch.study.curvature import curvature
 from bigbatch.study.noise import measure_noise
 from bigbatch.study.simulate import simulate
+from bigbatch.study.steps import steps
 
 PLACE = Path(__file__).parent / "screenshots"
 LOOKS = {"light": (1280, 1500, 1), "dark": (1280, 1500, 0), "narrow": (400, 1500, 1)}
@@ -56,6 +57,11 @@ def critical_batch(out: Path) -> None:
     critical("digits/mlp", RECIPE, batches=[16, 64, 256, 1024], target=0.96, max_epochs=10, out=out, quiet=True)
 
 
+def steps_to_target(out: Path) -> None:
+    """A study of updates to a target with every setting searched."""
+    steps("digits/mlp", RECIPE, batches=[8, 32, 128, 512], target=0.95, trials=8, max_epochs=20, out=out, quiet=True)
+
+
 def by_branches(out: Path) -> None:
     """A study by branches of a run."""
     fit("digits/mlp", RECIPE, out=out / "base", keep_checkpoints=True, measure_test=False, quiet=True, tensorboard=False)
@@ -79,7 +85,8 @@ def index(out: Path) -> None:
     (out / "stopped" / "result.json").unlink()
 
 
-MADE: dict[str, Callable[[Path], None]] = {f.__name__: f for f in (run, comparison, noise, critical_batch, by_branches, simulation, index)}
+KINDS = (run, comparison, noise, critical_batch, steps_to_target, by_branches, simulation, index)
+MADE: dict[str, Callable[[Path], None]] = {f.__name__: f for f in KINDS}
 
 
 def take(page: Path, look: str, to: Path, profile: Path) -> None:

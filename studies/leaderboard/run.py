@@ -37,7 +37,7 @@ from bigbatch.tasks import load_task, metric_of
 from bigbatch.train.state.record import environment
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # candidates import what they share
+sys.path[:0] = [str(HERE), str(HERE / "candidates")]  # candidates import what they share, and each other
 MULTIPLE = 64
 DEVELOPMENT = ("fashion_mnist/cnn", "fashion_mnist/lstm")
 JUDGED = ("fashion_mnist/resnet8", "fashion_mnist/mlp", "fashion_mnist/vit", "text/lstm")
@@ -79,6 +79,7 @@ class Board:
 
     def __init__(self, threads):
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # as in studies/optimizers
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
         self.facts = {"commit": commit, "environment": environment()}
 

@@ -81,7 +81,7 @@ def table(
     folded: str = "",
     links: Mapping[str, str] | None = None,
 ) -> Block:
-    """A table.
+    """A table, without the columns that have no text in any row.
 
     Args:
         columns: Their heads.
@@ -92,7 +92,9 @@ def table(
         folded: Title of what opens at a click; not folded if empty.
         links: Addresses by the text of a row's first cell.
     """
-    content = {"columns": list(columns), "rows": [[str(cell) for cell in row] for row in rows], "links": dict(links or {})}
+    texts = [[str(cell) for cell in row] for row in rows]
+    used = [i for i in range(len(columns)) if not texts or any(row[i] for row in texts)]
+    content = {"columns": [columns[i] for i in used], "rows": [[row[i] for i in used] for row in texts], "links": dict(links or {})}
     return Block("table", of={**content, "numbers": set(numbers), "code": set(code), "stacked": stacked, "folded": folded})
 
 
