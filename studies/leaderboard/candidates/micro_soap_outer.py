@@ -1,4 +1,4 @@
-"""SOAP of micro-batches before Muon within MuLoCo with one worker: micro_soap.py and outer_nesterov.py together, the best two on the search."""
+"""SOAP of micro-batches before Muon within MuLoCo with one worker: micro_soap.py and outer_nesterov.py together."""
 
 import micro_soap  # registers the optimizer
 

@@ -10,7 +10,7 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.noise.critical_batch import steps_needed
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.strategies import STRATEGIES, seconds_of_all
-from bigbatch.study.simulate.simulate import Table, in_figures, in_time
+from bigbatch.study.tables import Table, in_figures, in_time
 
 OCTAVES = 6  # batches reach from the critical batch over 2^6 to 2^6 times it
 

@@ -8,7 +8,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.core.json_lines import finite
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.study.checkpoints import MATCHED, ratio
-from bigbatch.study.simulate.simulate import Table
+from bigbatch.study.tables import Table
 
 TRACE_TOLERANCE = 0.02
 """Relative standard error of the trace."""

@@ -9,7 +9,7 @@ from bigbatch.scaling.local import exchanges
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import Link
 from bigbatch.simulate.strategies import STRATEGIES, update_cost
-from bigbatch.study.simulate.simulate import in_time
+from bigbatch.study.tables import in_time
 
 STATES = {"sgd": 1, "sgdp": 1, "lars": 1, "muon": 1, "soap_muon": 1}
 """Values that an optimizer keeps for each weight, and that are averaged with it; 2 of those that are not here, and of what Muon leaves to
