@@ -34,11 +34,11 @@ def build(section, model, _):
     """For a recipe; the model is at its beginning."""
     for module in model.modules():
         if isinstance(module, nn.LSTM):
-            with torch.no_grad():
-                start(module, section)
+            start(module, section)
     return PlainMuon(model, section)
 
 
+@torch.no_grad()
 def start(lstm, section):
     """Set the biases; torch's order of gates is input, forget, cell, output."""
     n = lstm.hidden_size
