@@ -61,7 +61,7 @@ def cells_of(task, precision=None):
 
 
 def text_of(lines, reference, *, metric=ACCURACY, usual=5):
-    seeds = f", {len(lines)} seeds" if len(lines) != usual and not_all_died(lines) else ""
+    seeds = f", {len(lines)} seed{'s' * (len(lines) > 1)}" if len(lines) != usual and not_all_died(lines) else ""
     text = cell_text(lines, reference, margin=metric.margin, metric=metric)
     return text + seeds + (" †" if lines is not reference and is_product(lines[0]) else "")
 
