@@ -13,9 +13,9 @@ from bigbatch.core.notebook import ROWS, Content, Displayed, Plot
 from bigbatch.noise.estimate import NoiseEstimate
 from bigbatch.simulate.case import Case
 from bigbatch.simulate.link import link_of
+from bigbatch.study.all_runs.runs import runs
 from bigbatch.study.critical.study import CriticalStudy, Point, Trial
 from bigbatch.study.noise import NoiseStudy, Stretch
-from bigbatch.study.runs.runs import runs
 from bigbatch.study.simulate.simulate import simulate
 
 ATTACK = '<script>alert(1)</script>"&'

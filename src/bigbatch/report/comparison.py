@@ -8,9 +8,9 @@ from bigbatch.core.reading import exists
 from bigbatch.report.blocks import Block, Section, advice, heading, note, plots, table, verdict
 from bigbatch.report.curves import curves, environment_of
 from bigbatch.scaling import readable
+from bigbatch.study.all_runs.runs import natural, runs
+from bigbatch.study.all_runs.table import RunRow
 from bigbatch.study.comparison.stored import SUFFIX, read_comparison, rows_of
-from bigbatch.study.runs.runs import natural, runs
-from bigbatch.study.runs.table import RunRow
 from bigbatch.train.state.record_lines import read_record
 
 COLUMNS = ("arm", "global batch", "updates", "samples/s", "seconds", "diverged", "samples", "hours, all runs")

@@ -10,9 +10,9 @@ from bigbatch.core.checks import InputError
 from bigbatch.core.reading import read_json
 from bigbatch.report.blocks import Block, Section, heading, note, table, verdict
 from bigbatch.report.studies import KINDS
+from bigbatch.study.all_runs.runs import natural, runs
+from bigbatch.study.all_runs.table import RunsTable, printable
 from bigbatch.study.comparison.stored import SUFFIX
-from bigbatch.study.runs.runs import natural, runs
-from bigbatch.study.runs.table import RunsTable, printable
 
 REPORT = "report.html"
 WIDTH = 150

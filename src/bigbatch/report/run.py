@@ -14,8 +14,8 @@ from bigbatch.report.curvature import cost_of_looks, curvature_section
 from bigbatch.report.curves import curves, environment_of
 from bigbatch.report.plots import SVG_STYLE, Record, start_of
 from bigbatch.report.workers import draw_staleness, worker_facts
-from bigbatch.study.runs.runs import runs
-from bigbatch.study.runs.table import UNKNOWN, RunRow
+from bigbatch.study.all_runs.runs import runs
+from bigbatch.study.all_runs.table import UNKNOWN, RunRow
 from bigbatch.train.state.record_lines import read_record
 from bigbatch.train.state.result import Result
 

@@ -19,7 +19,7 @@ def runs(
 ) -> None:
     """List all runs below a folder: in what their recipes differ, score, updates, seconds, state."""
     from bigbatch.cli.display.tables import console, say, show
-    from bigbatch.study.runs.runs import runs as find
+    from bigbatch.study.all_runs.runs import runs as find
 
     output.check(json, csv)
     found = find(folder).sorted_by(sort)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bigbatch import Recipe, UserError
 from bigbatch.core.metric import ACCURACY
-from bigbatch.study.runs.table import RunRow, RunsTable
+from bigbatch.study.all_runs.table import RunRow, RunsTable
 
 RECIPE = Recipe.named("digits/mlp")
 
