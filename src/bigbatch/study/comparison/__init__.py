@@ -1,1 +1,1 @@
-"""Did accuracy hold? Arms over seeds, the tests that judge them, and what is stored. `bigbatch.scale` is its front door."""
+"""Did accuracy hold? Arms over seeds, the tests that judge them, and what is stored. `bigbatch.scale` makes all of it."""
