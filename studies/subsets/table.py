@@ -55,7 +55,15 @@ def print_cell(cells, multiple, optimizer):
         ratios, seconds = figures(lines, "noise_to_signal"), figures(lines, "train_s")
         loss = spread_of(figures(lines, "train_loss"), 3) if scores[arm] else "-"
         noise = f"{statistics.fmean(ratios):.2g}" if ratios else "-"
-        row(arm, spread_of(scores[arm]) if scores[arm] else "-", seeds, *against, loss, noise, f"{statistics.median(seconds):.0f}")
+        row(
+            arm,
+            spread_of(scores[arm]) if scores[arm] else "-",
+            seeds,
+            *against,
+            loss,
+            noise,
+            f"{statistics.median(seconds):.0f}" if seconds else "-",
+        )
 
 
 def main():
