@@ -37,7 +37,7 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.core.folder_lock import OWNER
+from bigbatch.core.storage.folder_lock import OWNER
 from bigbatch.train.state.checkpoint import read_checkpoint
 from bigbatch.train.state.record import environment
 from bigbatch.train.state.sharded_checkpoint import put_in_shards

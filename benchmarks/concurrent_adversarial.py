@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import Recipe, fit
-from bigbatch.core.machine import usable_cores
+from bigbatch.core.hardware.machine import usable_cores
 from bigbatch.train.state.agreed_flags import AgreedFlags
 from bigbatch.train.state.record import environment
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bigbatch.core.machine import usable_cores
+from bigbatch.core.hardware.machine import usable_cores
 from bigbatch.train.state.record import environment
 
 CHANGES = {"batch.global_batch": 1024, "batch.micro_batch": 128, "budget.epochs": 1.117, "precision": "float32"}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bigbatch import Recipe
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.noise.estimate import two_digits
 from bigbatch.noise.weight_distance import fit_line, fit_log
 from bigbatch.study.grid import cell_text

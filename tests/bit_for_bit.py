@@ -179,7 +179,7 @@ def processor_flags():
 
 
 def machine():
-    from bigbatch.core.arithmetic import arithmetic
+    from bigbatch.core.hardware.arithmetic import arithmetic
 
     return {"cores": os.cpu_count(), **arithmetic()}
 

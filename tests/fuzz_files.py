@@ -15,8 +15,8 @@ import torch
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import UserError
-from bigbatch.core.folder_lock import OWNER, Owner
-from bigbatch.core.json_lines import stored_lines
+from bigbatch.core.storage.folder_lock import OWNER, Owner
+from bigbatch.core.storage.json_lines import stored_lines
 from bigbatch.report import write_report
 from bigbatch.study.all_runs.runs import runs
 from bigbatch.study.comparison.compare import scale

@@ -24,7 +24,7 @@ from studies.optimizers.variants import VARIANTS
 from studies.reference_recipes import stages
 
 from bigbatch import Recipe
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.study.grid import _identity, _stored_identity, run_grid
 from bigbatch.study.search import search
 from bigbatch.tasks import load_task, metric_of

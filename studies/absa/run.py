@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from bigbatch import Diverged, Recipe, fit, plan
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.tasks import load_task
 from bigbatch.train.state.record import environment, read_record
 

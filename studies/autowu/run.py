@@ -28,7 +28,7 @@ import torch
 
 from bigbatch import Recipe, fit, plan
 from bigbatch.core.checks import Diverged
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.tasks.task import load_task
 from bigbatch.train.state.record import environment, read_record
 

@@ -26,7 +26,7 @@ import torch
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import Diverged, UserError
-from bigbatch.core.json_lines import append_line, readable_lines
+from bigbatch.core.storage.json_lines import append_line, readable_lines
 from bigbatch.noise.critical_batch import Run, fit_critical_batch
 from bigbatch.train.state.record import environment, read_record
 

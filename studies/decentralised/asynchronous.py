@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from run import HERE, MULTIPLES, RATES, TASKS, classical
 
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.train.state.record import environment, read_record
 
 WORKERS = 8

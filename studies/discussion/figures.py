@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE))
 import laws  # noqa: E402
 import valleys  # noqa: E402
 
-from bigbatch.core.json_lines import readable_lines  # noqa: E402
+from bigbatch.core.storage.json_lines import readable_lines  # noqa: E402
 from bigbatch.report.plots import COLOURS, SVG_STYLE, to_svg  # noqa: E402
 
 STABLE = (2 + 2 * 0.9) / (1 + 2 * 0.9)

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from bigbatch import Diverged, Recipe, fit
-from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.storage.json_lines import append_line, stored_lines
 from bigbatch.train.state.record import environment, read_record
 
 HERE = Path(__file__).parent

@@ -3,7 +3,7 @@
 import torch
 from plain_muon import PlainMuon
 
-from bigbatch.core.matrices import as_matrices
+from bigbatch.core.tensors.matrices import as_matrices
 
 
 class MicroGradients:

@@ -6,7 +6,7 @@ One parameter after another, all state in float32, no sharded parameters. `Plain
 import torch
 from torch.optim import Optimizer
 
-from bigbatch.core.matrices import as_matrices, from_matrices
+from bigbatch.core.tensors.matrices import as_matrices, from_matrices
 from bigbatch.optim.muon_split import muon_groups
 from bigbatch.optim.newton_schulz import matched_rms, orthogonalise
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bigbatch import Recipe
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.scaling.auto import auto
 from bigbatch.study.grid import cell_text
 from bigbatch.tasks import load_task, metric_of

@@ -13,8 +13,8 @@ from pathlib import Path
 from run import methods_of  # beside this script
 
 from bigbatch import Recipe
-from bigbatch.core.json_lines import readable_lines
 from bigbatch.core.metric import ACCURACY
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.scaling.auto import auto
 from bigbatch.study.grid import cell_text
 from bigbatch.tasks import load_task, metric_of

@@ -16,7 +16,7 @@ import torch
 from stages import STAGES  # beside this script; studies/optimizers measures these
 
 from bigbatch import Recipe, fit
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.recipe import recipe_names
 from bigbatch.train.state.record import environment
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from bigbatch import Recipe
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.tasks import load_task, metric_of
 
 HERE = Path(__file__).parent

@@ -33,8 +33,8 @@ from pathlib import Path
 import torch
 
 from bigbatch import Diverged, Recipe, fit, plan
-from bigbatch.core.files import make_folder
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
+from bigbatch.core.storage.writing import make_folder
 from bigbatch.curvature import adaptive_sharpness, keskar_sharpness, path, sam_sharpness
 from bigbatch.noise.weight_distance import distance
 from bigbatch.tasks import load_task

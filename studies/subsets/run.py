@@ -25,7 +25,7 @@ from subset_gradients import RULES, SEEN
 from torch.utils.data import TensorDataset
 
 from bigbatch import Diverged, Recipe, fit, plan
-from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.storage.json_lines import append_line, stored_lines
 from bigbatch.study.constant_rate import rates_of
 from bigbatch.tasks import load_task, metric_of
 from bigbatch.train.measure.evaluate import evaluate

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scipy.stats import ttest_ind
 
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # this script may be run from anywhere

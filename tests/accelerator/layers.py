@@ -8,7 +8,7 @@ from torch import nn
 
 from bigbatch.adversarial.concurrent import ConAdv, made_here
 from bigbatch.adversarial.fgsm import Attack
-from bigbatch.core.norms import global_norm, norms, sq_norm
+from bigbatch.core.tensors.norms import global_norm, norms, sq_norm
 from bigbatch.layers import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Quantizer, SplitBatchNorm2d, adversarial_stream
 
 SETTINGS = [{}, {"affine": False}, {"bias": False}, {"track_running_stats": False}, {"ghost_batch": None}]

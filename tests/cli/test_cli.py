@@ -68,7 +68,7 @@ def test_what_is_listed_and_planned_as_json(tmp_path):
     tasks = json.loads(bigbatch("tasks", "--json", "-").stdout)["tasks"]
     assert {task["task"]: task["optimizer"]["lr"] for task in tasks}["digits/mlp"] == 0.1
     (paper,) = json.loads(bigbatch("papers", "legw", "--json", "-").stdout)["papers"]
-    assert (paper["module"], paper["arxiv"], paper["year"]) == ("bigbatch.scaling.legw", "1901.08256", 2019)
+    assert (paper["module"], paper["arxiv"], paper["year"]) == ("bigbatch.scaling.rules.legw", "1901.08256", 2019)
     assert len(json.loads(bigbatch("papers", "--json", "-").stdout)["papers"]) > 50
     done = bigbatch("plan", "digits/mlp", "--global-batch", 64, "--rule", "linear", "--json", "-", "--out", "r.toml", cwd=tmp_path)
     stored = json.loads(done.stdout)

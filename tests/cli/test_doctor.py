@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.cli.command import bigbatch
 
-from bigbatch.core.cores import usable_cores
+from bigbatch.core.hardware.cores import usable_cores
 
 
 def test_tables_findings_and_a_file(tmp_path):

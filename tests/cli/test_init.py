@@ -12,7 +12,7 @@ from tests.cli.command import bigbatch
 from tests.limits import LIMIT_S
 from tests.runner.scripts import RUN, write_script
 
-from bigbatch.core.reading import parse_toml
+from bigbatch.core.storage.reading import parse_toml
 from bigbatch.recipe import Recipe
 
 RECIPE = ["--samples", 1280, "--epochs", 2, "--batch", 32, "--optimizer", "sgd", "--lr", 0.1]

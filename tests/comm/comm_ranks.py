@@ -18,7 +18,7 @@ from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.local.local_sgd import LocalSGD
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import UserError
-from bigbatch.core.sharding import local
+from bigbatch.core.tensors.sharding import local
 from bigbatch.tasks import load_task
 from bigbatch.train.measure.evaluate import evaluate
 

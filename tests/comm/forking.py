@@ -7,7 +7,7 @@ import torch
 
 from bigbatch.cli.process.workers import _check_device
 from bigbatch.comm.launch.launcher import NVML, Workers, launch
-from bigbatch.core.saved import Saved
+from bigbatch.core.storage.saved import Saved
 
 
 def initialise():

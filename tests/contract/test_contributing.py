@@ -19,7 +19,7 @@ from bigbatch import Recipe
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (src/bigbatch/[\w/]+\.py)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL))
-NAMES = {"optim": "sign_sgd", "schedules": "inverse_sqrt", "scaling": "random_matrix", "batching": "geometric", "comm": "one_shot"}
+NAMES = {"optim": "sign_sgd", "schedules": "inverse_sqrt", "rules": "random_matrix", "batching": "geometric", "comm": "one_shot"}
 
 USES = """
 import sys
@@ -92,7 +92,7 @@ def test_recipes_plans_and_commands_know_them(copy):
     for word in (
         "optim.sign_sgd",
         "schedules.inverse_sqrt",
-        "scaling.random_matrix",
+        "scaling.rules.random_matrix",
         "batching.geometric",
         "comm.one_shot",
         "regime, random_matrix",

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from bigbatch.comm import shard_files
-from bigbatch.core.files import write_atomically
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.tasks.digits_mlp import DigitsMLP
 
 

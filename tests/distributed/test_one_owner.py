@@ -13,7 +13,7 @@ from tests.forks import Program
 from tests.limits import LIMIT_S
 
 from bigbatch import Recipe
-from bigbatch.core.folder_lock import OWNER, Owner
+from bigbatch.core.storage.folder_lock import OWNER, Owner
 from bigbatch.train.state.checkpoint import read_checkpoint
 
 TRAIN = ["train", "digits/mlp", "--quiet"]

@@ -30,7 +30,7 @@ def test_an_undamaged_file_is_read(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["record", "lines of a study"])
 def test_the_harness_sees_a_silent_loss(folder, tmp_path, monkeypatch, kind):
     """As it was before: reading stopped at the first damaged line."""
-    import bigbatch.core.json_lines as json_lines
+    import bigbatch.core.storage.json_lines as json_lines
     import bigbatch.train.state.record_lines as record_lines
 
     whole = json_lines.read_lines

@@ -7,10 +7,10 @@ from torch import nn
 import bigbatch
 from bigbatch import Recipe
 from bigbatch.core.checks import Interrupted
-from bigbatch.core.groups import param_groups
+from bigbatch.core.tensors.groups import param_groups
 from bigbatch.noise import NoiseScaleMonitor
 from bigbatch.optim import describe_groups, muon_groups
-from bigbatch.scaling.weight_decay import total_shrinkage
+from bigbatch.scaling.rules.weight_decay import total_shrinkage
 from bigbatch.study.noise import measure_noise
 from bigbatch.tasks import Metric
 from bigbatch.tasks.data.text import split_text

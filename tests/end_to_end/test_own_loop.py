@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tests.limits import LIMIT_S
 
 import bigbatch
-from bigbatch.core.alignment import aligned
+from bigbatch.core.tensors.alignment import aligned
 from bigbatch.tasks import load_task
 from bigbatch.train.data.sampler import sample_indices
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bigbatch.core import kernels as core_kernels
+from bigbatch.core.hardware import kernels as core_kernels
 from bigbatch.layers import convert_batch_norm, ghost_groups, group_kernels
 
 

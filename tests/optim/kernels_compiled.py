@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.kernel_files import compiled_only
 
-from bigbatch.core import kernels as core_kernels
+from bigbatch.core.hardware import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP
 
 CASES = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 import triton
 
-from bigbatch.core import kernels as core_kernels
+from bigbatch.core.hardware import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, kernels
 from bigbatch.optim.kernels import tables
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.multi_tensor import BLOCK
+from bigbatch.core.tensors.multi_tensor import BLOCK
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon, muon_groups, param_groups, soap_muon_groups
 
 DOUBLE = {"dtype": torch.float64}
@@ -150,7 +150,7 @@ def test_the_cut_into_blocks_changes_nothing(make, monkeypatch):
     extra = {"dtype": torch.float64} if make in OF_MATRICES else {}
     whole = make(a, **extra)
     steps(whole, a, 0, 3)
-    monkeypatch.setattr("bigbatch.core.multi_tensor.BLOCK", 128)
+    monkeypatch.setattr("bigbatch.core.tensors.multi_tensor.BLOCK", 128)
     cut = make(b, **extra)
     steps(cut, b, 0, 3)
     for p, q in zip(a, b, strict=True):

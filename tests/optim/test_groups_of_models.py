@@ -6,7 +6,7 @@ from tests.optim.dataflow import dataflow
 from tests.optim.model_kinds import KINDS, make
 from torch import nn
 
-from bigbatch.core.matrices import as_matrices, from_matrices
+from bigbatch.core.tensors.matrices import as_matrices, from_matrices
 from bigbatch.optim import Muon, describe_groups, muon_groups, param_groups
 
 every_kind = pytest.mark.parametrize("kind", KINDS)

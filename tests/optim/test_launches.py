@@ -8,7 +8,7 @@ from benchmarks.optimizer_step import resnet50
 from tests.optim import test_contract as contract
 from tests.optim.launches import Launches, multi_tensor_launches
 
-from bigbatch.core import kernels as core_kernels
+from bigbatch.core.hardware import kernels as core_kernels
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP
 
 SETTINGS = {"weight_decay": 1e-4}

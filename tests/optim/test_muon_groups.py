@@ -8,7 +8,7 @@ from tests.optim.model_kinds import HeadFirst, LoRA, Mixture, NanoGPT
 from torch import nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.matrices import as_matrices
+from bigbatch.core.tensors.matrices import as_matrices
 from bigbatch.optim import Muon, describe_groups, muon_groups, param_groups
 from bigbatch.optim.newton_schulz import matched_rms, orthogonalise
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import bigbatch
-from bigbatch.core.alignment import aligned
+from bigbatch.core.tensors.alignment import aligned
 from bigbatch.tasks import load_task
 from bigbatch.train.data.sampler import sample_indices
 

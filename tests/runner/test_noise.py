@@ -8,7 +8,7 @@ from tests.runner.scripts import RECIPE, section
 
 import bigbatch
 from bigbatch import Recipe, UserError
-from bigbatch.core.alignment import aligned
+from bigbatch.core.tensors.alignment import aligned
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.runner import CommandRunner, FunctionRunner
 from bigbatch.study.noise import measure_noise

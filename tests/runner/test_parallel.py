@@ -10,7 +10,7 @@ from tests.runner.scripts import RECIPE, section, write_script
 
 from bigbatch import Interrupted, Recipe, UserError
 from bigbatch.core.checks import RunFailed
-from bigbatch.core.cores import usable_cores
+from bigbatch.core.hardware.cores import usable_cores
 from bigbatch.runner import CommandRunner, FunctionRunner, Request, TaskRunner
 from bigbatch.runner.jobs import Job, OneAfterAnother, run_jobs
 from bigbatch.runner.parallel import Parallel

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bigbatch import Recipe, plan
-from bigbatch.core.json_lines import readable_lines
+from bigbatch.core.storage.json_lines import readable_lines
 from bigbatch.scaling.auto import fallbacks, keeper
 from bigbatch.scaling.evidence import EVIDENCE, STUDY
 from bigbatch.study.grid import verdict_of

@@ -13,7 +13,7 @@ from bigbatch.recipe import recipe_names
 from bigbatch.recipe.recipe import _flat
 from bigbatch.recipe.sections import KINDS
 from bigbatch.scaling import RULES
-from bigbatch.scaling.weight_decay import total_shrinkage
+from bigbatch.scaling.rules.weight_decay import total_shrinkage
 from bigbatch.schedules import schedule_of
 
 BATCH = 10_000

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigbatch.batching.decision import UpdateMeasurement
-from bigbatch.core.average import RunningMean
 from bigbatch.core.checks import UserError
+from bigbatch.core.tensors.average import RunningMean
 
 MIN_UPDATES = 20
 """Updates that a rule must have seen before it says anything (reasoned: the means of fewer are mostly noise themselves)."""

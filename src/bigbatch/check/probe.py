@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from bigbatch.check.arrangement import Arrangement, Setup
 from bigbatch.core.checks import UserError
-from bigbatch.core.structure import map_tensors, tensors_of
+from bigbatch.core.tensors.structure import map_tensors, tensors_of
 
 IGNORED = -100
 """The target that torch's losses leave out."""

@@ -19,7 +19,7 @@ from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.comm.rendezvous.backends import backend_of
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import COMMS
-from bigbatch.core.optimizer_state import load_optimizer_state
+from bigbatch.core.tensors.optimizer_state import load_optimizer_state
 from bigbatch.recipe.sections import CommSection
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
-from bigbatch.core.optimizer_state import load_optimizer_state
+from bigbatch.core.tensors.optimizer_state import load_optimizer_state
 
 
 class Comm:

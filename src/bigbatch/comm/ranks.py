@@ -18,9 +18,9 @@ from bigbatch.comm.launch.launcher import watch_launcher
 from bigbatch.comm.rendezvous.backends import backend_of, init_process_group, store_from_environment
 from bigbatch.comm.rendezvous.heartbeat import heartbeats
 from bigbatch.core.checks import Elsewhere, LostWorkers, UserError
-from bigbatch.core.devices import CPU, choose_device, current
 from bigbatch.core.environment import TIMEOUT, WAIT_S, how_to_go_on, join_launcher, read_variable
-from bigbatch.core.ordered_sum import sum_over_ranks_
+from bigbatch.core.hardware.devices import CPU, choose_device, current
+from bigbatch.core.tensors.ordered_sum import sum_over_ranks_
 
 T = TypeVar("T")
 DESTROY_TIMEOUT_S = 10.0

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import CheckpointError, Elsewhere, OutputError, UserError
-from bigbatch.core.files import remedy_for, sync_folder
+from bigbatch.core.storage.writing import remedy_for, sync_folder
 
 FILE_BYTES = 256e6
 """Approximate size of a file, which is assembled in memory before it is written, and read and checked as a whole."""

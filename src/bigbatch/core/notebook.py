@@ -86,7 +86,7 @@ class Plot:
         """
         from pathlib import Path
 
-        from bigbatch.core.files import write_atomically
+        from bigbatch.core.storage.writing import write_atomically
 
         write_atomically(Path(path), self.svg.encode())
 

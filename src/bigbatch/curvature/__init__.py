@@ -1,16 +1,16 @@
 """How the loss bends: products with the Hessian without the matrix, and what they say."""
 
-from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
-from bigbatch.curvature.gauss_newton import GaussNewton
-from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.hvp import hvp
-from bigbatch.curvature.lanczos import Eigenpairs, top_eigenvalues
-from bigbatch.curvature.operator import Dense, Operator
-from bigbatch.curvature.path import Path, path
-from bigbatch.curvature.sam_sharpness import SAMSharpness, sam_sharpness
-from bigbatch.curvature.sharpness import Sharpness, keskar_sharpness
-from bigbatch.curvature.spectral_density import SpectralDensity, spectral_density
-from bigbatch.curvature.trace import TraceEstimate, trace
+from bigbatch.curvature.landscape.adaptive_sharpness import adaptive_sharpness
+from bigbatch.curvature.landscape.path import Path, path
+from bigbatch.curvature.landscape.sam_sharpness import SAMSharpness, sam_sharpness
+from bigbatch.curvature.landscape.sharpness import Sharpness, keskar_sharpness
+from bigbatch.curvature.products.gauss_newton import GaussNewton
+from bigbatch.curvature.products.hessian import Hessian
+from bigbatch.curvature.products.hvp import hvp
+from bigbatch.curvature.products.operator import Dense, Operator
+from bigbatch.curvature.spectrum.lanczos import Eigenpairs, top_eigenvalues
+from bigbatch.curvature.spectrum.spectral_density import SpectralDensity, spectral_density
+from bigbatch.curvature.spectrum.trace import TraceEstimate, trace
 
 __all__ = [
     "Dense",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.core.checks import OutputError
-from bigbatch.core.files import write_atomically
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.integrations.tracker import Place, Tracker, begin
 from bigbatch.recipe import Recipe
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigbatch.core.kernels import OPTIONS
+from bigbatch.core.hardware.kernels import OPTIONS
 
 TILE = 1024
 """Elements that a program holds at once."""

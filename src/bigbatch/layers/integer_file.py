@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.files import write_atomically
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.layers.integer_network import IntegerInput
 from bigbatch.layers.quantized_batch_norm import QuantizedBatchNorm
 

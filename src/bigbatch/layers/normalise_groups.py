@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigbatch.core import kernels
+from bigbatch.core.hardware import kernels
 
 
 class Running(NamedTuple):

@@ -35,8 +35,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError, check_positive, unknown
-from bigbatch.core.matrices import as_matrices
-from bigbatch.core.ordered_sum import sum_over_ranks_
+from bigbatch.core.tensors.matrices import as_matrices
+from bigbatch.core.tensors.ordered_sum import sum_over_ranks_
 from bigbatch.noise.dual_norm import NORMS, Alignment, Norm, alignment_of, check_groups, dual_noise, pairings
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.reader import ALL, NOTHING, Measured

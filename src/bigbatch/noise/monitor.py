@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.norms import each_norm, norm_of
-from bigbatch.core.sharding import local
+from bigbatch.core.tensors.norms import each_norm, norm_of
+from bigbatch.core.tensors.sharding import local
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.gradient_sum import GradientSum
 from bigbatch.noise.reader import ALL, Measured, Pending, Reader

@@ -17,8 +17,8 @@ from typing import Literal
 from torch import nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.groups import is_norm
 from bigbatch.core.paper import Paper
+from bigbatch.core.tensors.groups import is_norm
 
 PAPER = Paper(
     method="Noise scale of norm layers",
@@ -37,7 +37,7 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Trainable gains and biases of a model's norm layers: for `NoiseScaleMonitor(model, only=...)`.
 
     Args:
-        model: With torch's norm layers, or classes named after one (LlamaRMSNorm); see `bigbatch.core.groups.is_norm`.
+        model: With torch's norm layers, or classes named after one (LlamaRMSNorm); see `bigbatch.core.tensors.groups.is_norm`.
 
     Raises:
         UserError: If it has none that are trained.

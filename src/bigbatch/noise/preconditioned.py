@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.matrices import as_matrices, from_matrices
 from bigbatch.core.paper import Paper
+from bigbatch.core.tensors.matrices import as_matrices, from_matrices
 
 PAPER = Paper(
     method="Preconditioned noise scale",

@@ -1,6 +1,6 @@
 """From the norms that a monitor left on the device to signal and noise: read at once for many updates, summed over ranks.
 
-An update's values have the same bits, however many others are read with it: see `bigbatch.core.ordered_sum`.
+An update's values have the same bits, however many others are read with it: see `bigbatch.core.tensors.ordered_sum`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.ordered_sum import add_in_order, sum_over_ranks_
+from bigbatch.core.tensors.ordered_sum import add_in_order, sum_over_ranks_
 from bigbatch.noise.simple_noise_scale import Groups, NoiseScale, noise_of_groups
 
 ALL = "all"

@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.norms import sq_norm
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import layout, local, sum_over_shards
+from bigbatch.core.tensors.norms import sq_norm
+from bigbatch.core.tensors.sharding import layout, local, sum_over_shards
 
 PAPER = Paper(
     method="Weight distance",

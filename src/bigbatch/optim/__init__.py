@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bigbatch.core.groups import param_groups
+    from bigbatch.core.tensors.groups import param_groups
     from bigbatch.optim.adamp import AdamP
     from bigbatch.optim.group_table import GroupTable, describe_groups
     from bigbatch.optim.lamb import LAMB
@@ -27,7 +27,7 @@ _HOMES = {
     "SoapMuon": "bigbatch.optim.soap_muon",
     "describe_groups": "bigbatch.optim.group_table",
     "muon_groups": "bigbatch.optim.muon_split",
-    "param_groups": "bigbatch.core.groups",
+    "param_groups": "bigbatch.core.tensors.groups",
     "soap_muon_groups": "bigbatch.optim.soap_muon",
 }
 __all__ = [

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
+from bigbatch.core.tensors.multi_tensor import Piece, flat, take
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import Rate, buffers
 from bigbatch.optim.batches import Batch

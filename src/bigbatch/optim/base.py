@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.multi_tensor import has_dense_rows, has_layout_of, overlaps, same_layout
-from bigbatch.core.sharding import dtensor_like, layout, local, redistribute_like
+from bigbatch.core.tensors.multi_tensor import has_dense_rows, has_layout_of, overlaps, same_layout
+from bigbatch.core.tensors.sharding import dtensor_like, layout, local, redistribute_like
 from bigbatch.optim.batches import Batch, BatchCache
 
 Rate = float | Tensor

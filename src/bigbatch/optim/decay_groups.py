@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from bigbatch.core.groups import param_groups
+from bigbatch.core.tensors.groups import param_groups
 from bigbatch.recipe.sections import LayerWise, UniformDecay
 
 

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from bigbatch.core.checks import UserError, unknown
-from bigbatch.core.groups import ROLES, Overrides, check_overrides, no_weight_decay, why_norm_or_bias
-from bigbatch.core.matrices import matrix_shape
-from bigbatch.core.owners import Shared, chosen_by_name, owned_parameters
+from bigbatch.core.tensors.groups import ROLES, Overrides, check_overrides, no_weight_decay, why_norm_or_bias
+from bigbatch.core.tensors.matrices import matrix_shape
+from bigbatch.core.tensors.owners import Shared, chosen_by_name, owned_parameters
 from bigbatch.optim.muon_split import muon_uses
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.core.multi_tensor import block_limit, blocks, flat, runs, take
-from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import sharded_axes
+from bigbatch.core.tensors.multi_tensor import block_limit, blocks, flat, runs, take
+from bigbatch.core.tensors.norms import norms, ratio_or_one
+from bigbatch.core.tensors.sharding import sharded_axes
 from bigbatch.optim.adam import adam_directions, corrections, fuses
 from bigbatch.optim.base import BaseOptimizer, Rate, buffers, subtract, widened
 from bigbatch.optim.batches import Batch

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.core.multi_tensor import BLOCK, block_limit, blocks, flat, take
-from bigbatch.core.norms import norms, ratio_or_one
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import sharded_axes
+from bigbatch.core.tensors.multi_tensor import BLOCK, block_limit, blocks, flat, take
+from bigbatch.core.tensors.norms import norms, ratio_or_one
+from bigbatch.core.tensors.sharding import sharded_axes
 from bigbatch.optim.base import BaseOptimizer, Rate, buffers, check_rate, widened
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.decay_groups import decay_groups

@@ -11,9 +11,9 @@ Decided by the module that owns the parameter. Matrices for Muon:
     stacked experts                                one for each expert
     LoRA factors                                   one each: A maps activations, B maps what A makes of them
 
-Left to AdamW: norms, biases and what `bigbatch.core.groups` counts among them; embeddings, among them the patch embedding, which is a
-table of input patches; bilinear forms; weights made of others (weight norm, parametrizations); matrices of a single row or column, such
-as depthwise kernels, which are vectors; bare parameters of modules that are not known to multiply by them.
+Left to AdamW: norms, biases and what `bigbatch.core.tensors.groups` counts among them; embeddings, among them the patch embedding, which
+is a table of input patches; bilinear forms; weights made of others (weight norm, parametrizations); matrices of a single row or column,
+such as depthwise kernels, which are vectors; bare parameters of modules that are not known to multiply by them.
 """
 
 import re
@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from bigbatch.core.groups import why_norm_or_bias
-from bigbatch.core.matrices import matrix_shape
-from bigbatch.core.owners import Owner, Shared
+from bigbatch.core.tensors.groups import why_norm_or_bias
+from bigbatch.core.tensors.matrices import matrix_shape
+from bigbatch.core.tensors.owners import Owner, Shared
 
 GATES = {"LSTM": 4, "GRU": 3}
 _PATCH = re.compile(r"patch_?embed", re.IGNORECASE)

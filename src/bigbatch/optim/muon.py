@@ -8,7 +8,7 @@ Formula: for a matrix w of A x B,
              w <- w (1 - eta lambda) - eta 0.2 sqrt(max(A, B)) O       the root mean square of a step is about 0.2 eta
          all else (groups with orthogonalise=False: biases, norms, embeddings, the head) by AdamW with its own rate.
 Differs: convolutions are matrices of output channels x the rest. Weights that hold several matrices (LSTM and GRU gates, a fused q, k
-         and v, experts) are orthogonalised one matrix at a time: group settings `matrices` and `layout`, see core/matrices.py.
+         and v, experts) are orthogonalised one matrix at a time: group settings `matrices` and `layout`, see core/tensors/matrices.py.
          scale="original" is Jordan's sqrt(max(1, A/B)) in place of 0.2 sqrt(max(A, B)).
 """
 
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.checks import UserError, check_positive, unknown
-from bigbatch.core.matrices import as_matrices, from_matrices, matrix_shape
-from bigbatch.core.multi_tensor import block_limit, blocks, flat, take
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import full_tensor_like, shard_like
+from bigbatch.core.tensors.matrices import as_matrices, from_matrices, matrix_shape
+from bigbatch.core.tensors.multi_tensor import block_limit, blocks, flat, take
+from bigbatch.core.tensors.sharding import full_tensor_like, shard_like
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Rate, buffers, subtract, widened
 from bigbatch.optim.batches import Batch
@@ -61,7 +61,7 @@ class Muon(BaseOptimizer):
         dtype: Type to orthogonalise in; None is bfloat16, and float64 for parameters of float64.
         orthogonalise: Whether a group is for matrices.
         matrices: Matrices in each parameter, all of one size.
-        layout: How they lie in it, see bigbatch.core.matrices.
+        layout: How they lie in it, see bigbatch.core.tensors.matrices.
         process_group: Plain data parallel: ranks of this group share the orthogonalisations out and exchange the results. Gradients
             must be equal on all of them (as DistributedDataParallel leaves them).
         maximize: Climb instead of descend.

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from bigbatch.core.groups import Overrides, check_overrides
-from bigbatch.core.matrices import matrix_shape
-from bigbatch.core.owners import Shared, chosen_by_name, owned_parameters
+from bigbatch.core.tensors.groups import Overrides, check_overrides
+from bigbatch.core.tensors.matrices import matrix_shape
+from bigbatch.core.tensors.owners import Shared, chosen_by_name, owned_parameters
 from bigbatch.optim.linear_maps import Use, first_convolution, use_of
 from bigbatch.optim.output_layer import output_layer
 
@@ -35,7 +35,7 @@ def muon_groups(
         weight_decay: Of the matrices; the rest does not decay.
         head: Name of the module that makes the outputs; by default what `output_layer` finds.
         overrides: Shell patterns of parameter names to "muon" or "adam", or to settings of a group of their own, such as
-            `{"*.fused.weight": {"group": "muon", "matrices": 2}}` (`layout`: see bigbatch.core.matrices); the last that matches wins.
+            `{"*.fused.weight": {"group": "muon", "matrices": 2}}` (`layout`: see `as_matrices`); the last that matches wins.
 
     Returns:
         Groups for `Muon`; never an empty one.

@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from bigbatch.core.checks import UserError, unknown
-from bigbatch.core.groups import is_norm
-from bigbatch.core.owners import owned_parameters
+from bigbatch.core.tensors.groups import is_norm
+from bigbatch.core.tensors.owners import owned_parameters
 
 NAMES = ("lm_head", "head", "classifier", "fc", "score", "output", "out", "readout", "logits", "decoder")
 _PRODUCTS: tuple[Any, ...] = (F.linear, F.conv1d, F.conv2d, F.conv3d, operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.einsum)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigbatch.core.multi_tensor import Piece, block_limit, blocks, flat, runs, take
-from bigbatch.core.sharding import sharded_axes
+from bigbatch.core.tensors.multi_tensor import Piece, block_limit, blocks, flat, runs, take
+from bigbatch.core.tensors.sharding import sharded_axes
 from bigbatch.optim.base import BaseOptimizer, check_rate, widened
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.projection import RowSums, radial, row_sums

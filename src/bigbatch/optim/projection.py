@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigbatch.core.sharding import max_over_shards, sharded_axes, sum_over_shards
+from bigbatch.core.tensors.sharding import max_over_shards, sharded_axes, sum_over_shards
 
 
 class RowSums(NamedTuple):
@@ -52,7 +52,7 @@ def radial(
         lengths: Elements of a whole row of each tensor.
         delta: Threshold of the cosine before the division by sqrt(dimension).
         eps: Added to |w|; least norm in the cosine.
-        where: Layout over ranks (see `bigbatch.core.sharding`).
+        where: Layout over ranks (see `bigbatch.core.tensors.sharding`).
 
     Returns:
         Coefficients of this rank's rows, and the decision for each tensor (the same on every rank).

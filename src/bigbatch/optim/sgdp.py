@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.core.multi_tensor import Piece, flat, take
 from bigbatch.core.paper import Paper
+from bigbatch.core.tensors.multi_tensor import Piece, flat, take
 from bigbatch.optim.base import Rate, buffers, check_below_one, widened
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.decay_groups import decay_groups

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from bigbatch.core.checks import UserError, unknown
-from bigbatch.core.groups import Overrides
-from bigbatch.core.matrices import as_matrices, matrix_shape
 from bigbatch.core.paper import Paper
-from bigbatch.core.sharding import full_tensor_like
+from bigbatch.core.tensors.groups import Overrides
+from bigbatch.core.tensors.matrices import as_matrices, matrix_shape
+from bigbatch.core.tensors.sharding import full_tensor_like
 from bigbatch.optim.base import Rate, check_below_one, check_rate
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.muon import Muon

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 from bigbatch.core.checks import InputError, RecipeError, check_group, unknown
 from bigbatch.core.methods import COMMS
 from bigbatch.core.notebook import Content, Displayed
-from bigbatch.core.reading import Malformed, parse_toml, read_text
+from bigbatch.core.storage.reading import Malformed, parse_toml, read_text
 from bigbatch.recipe.base import Count, Section
 from bigbatch.recipe.messages import readable_mistakes
 from bigbatch.recipe.sections import (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigbatch.core.checks import InputError
-from bigbatch.core.reading import read_json, reason
+from bigbatch.core.storage.reading import read_json, reason
 
 Made = TypeVar("Made")
 

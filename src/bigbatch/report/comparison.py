@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.core.metric import Metric, metric_of
-from bigbatch.core.reading import exists
+from bigbatch.core.storage.reading import exists
 from bigbatch.report.blocks import Block, Section, advice, heading, note, plots, table, verdict
 from bigbatch.report.curves import curves, environment_of
 from bigbatch.scaling import readable

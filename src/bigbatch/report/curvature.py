@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bigbatch.core.checks import InputError
 from bigbatch.core.metric import metric_of
-from bigbatch.core.reading import exists, read_json, reason
+from bigbatch.core.storage.reading import exists, read_json, reason
 from bigbatch.report.plots import COLOURS, SVG_STYLE, Points, Record, log_scale, shown, to_svg
 from bigbatch.study.result_files import CURVATURE
 

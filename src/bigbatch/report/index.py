@@ -7,7 +7,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from bigbatch.core.checks import InputError
-from bigbatch.core.reading import read_json
+from bigbatch.core.storage.reading import read_json
 from bigbatch.report.blocks import Block, Section, heading, note, table, verdict
 from bigbatch.report.studies import KINDS
 from bigbatch.study.all_runs.runs import natural, runs

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 
-from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import ACCURACY, Metric
+from bigbatch.core.storage.writing import write_atomically
 
 INK = "#1d2430"
 """Lines and points that belong to no arm."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import jinja2
 
 from bigbatch.core.checks import InputError, UserError
-from bigbatch.core.files import write_atomically
-from bigbatch.core.reading import exists, read_json, reason
+from bigbatch.core.storage.reading import exists, read_json, reason
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.report.blocks import Section
 from bigbatch.report.studies import study_sections, write_plot_of

@@ -7,7 +7,7 @@ import matplotlib
 
 from bigbatch.core.checks import InputError
 from bigbatch.core.metric import Metric, metric_of
-from bigbatch.core.reading import exists
+from bigbatch.core.storage.reading import exists
 from bigbatch.recipe import Recipe
 from bigbatch.report.blocks import Block, Section, caveats, facts, heading, note, plots, table, text_of, verdict
 from bigbatch.report.curvature import cost_of_looks, curvature_section

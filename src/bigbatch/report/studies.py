@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigbatch.core.reading import exists
+from bigbatch.core.storage.reading import exists
 from bigbatch.report.blocks import Section, section_of
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError
-from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import Metric, metric_of
-from bigbatch.core.reading import first_mistake
+from bigbatch.core.storage.reading import first_mistake
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.runner.fields import allows, check_words, files_by_updates
 from bigbatch.runner.log import OUTPUT, RunLog, TargetReached, held, open_run, required_folder

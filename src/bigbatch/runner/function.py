@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, unknown
-from bigbatch.core.files import write_atomically
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.core.users_module import import_users_module
 from bigbatch.noise.monitor import NoiseScaleMonitor
 from bigbatch.recipe import Recipe

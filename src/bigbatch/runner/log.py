@@ -10,10 +10,10 @@ from typing import Any
 
 from bigbatch.core.checks import CheckpointError, Diverged, RecipeError, RunFailed, UserError
 from bigbatch.core.clock import Clock
-from bigbatch.core.files import make_folder, remove_leftovers, write_atomically
-from bigbatch.core.folder_lock import owned
 from bigbatch.core.metric import Metric
-from bigbatch.core.reading import read_json
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.reading import read_json
+from bigbatch.core.storage.writing import make_folder, remove_leftovers, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request
 from bigbatch.train.state.file_names import RUNNER

@@ -18,8 +18,8 @@ from queue import Empty, Queue
 from typing import Any
 
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, check_positive
-from bigbatch.core.cores import usable_cores
-from bigbatch.core.devices import num_devices
+from bigbatch.core.hardware.cores import usable_cores
+from bigbatch.core.hardware.devices import num_devices
 from bigbatch.runner.jobs import Job, Outcomes, Say, opening
 from bigbatch.runner.protocol import Runner
 from bigbatch.train.state.interrupt import interruptible

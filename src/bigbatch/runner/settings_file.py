@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bigbatch.core.checks import InputError, RecipeError, UserError
-from bigbatch.core.reading import Malformed, first_mistake, parse_toml, read_text
+from bigbatch.core.storage.reading import Malformed, first_mistake, parse_toml, read_text
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.recipe import HOW_IT_IS_RUN
 from bigbatch.runner.command import CommandRunner

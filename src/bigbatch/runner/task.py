@@ -5,7 +5,7 @@ from typing import Any
 
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import Diverged, Interrupted
-from bigbatch.core.devices import choose_device
+from bigbatch.core.hardware.devices import choose_device
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.runner.function import FunctionRunner

@@ -15,8 +15,8 @@ from typing import Any
 
 from bigbatch.comm.launch.launcher import Workers, launch
 from bigbatch.core.checks import Diverged, Elsewhere, Interrupted, LostWorkers, UserError
-from bigbatch.core.files import write_atomically
-from bigbatch.core.saved import Saved
+from bigbatch.core.storage.saved import Saved
+from bigbatch.core.storage.writing import write_atomically
 
 REQUEST, ANSWER = "request.pickle", "answer.pickle"
 IMPORTS = ("bigbatch.train.trainer", "torch._dynamo")

@@ -13,10 +13,10 @@ from bigbatch.scaling.change import readable
 from bigbatch.scaling.evidence import BEYOND, EVIDENCE, STUDY
 from bigbatch.scaling.local import MOST_WORKERS, REACH, LocalSteps, exchanges
 from bigbatch.scaling.local import STUDY as LOCAL_STUDY
-from bigbatch.scaling.sde import largest_inside, outside
-from bigbatch.scaling.switch import ADAMS
-from bigbatch.scaling.timescale import without_timescale
-from bigbatch.scaling.weight_decay import MOST_SUMMANDS, converted_decay
+from bigbatch.scaling.rules.sde import largest_inside, outside
+from bigbatch.scaling.rules.switch import ADAMS
+from bigbatch.scaling.rules.timescale import without_timescale
+from bigbatch.scaling.rules.weight_decay import MOST_SUMMANDS, converted_decay
 from bigbatch.schedules.from_recipe import schedule_of
 from bigbatch.schedules.step_decay import StepDecaySection
 

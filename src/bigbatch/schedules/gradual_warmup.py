@@ -3,7 +3,7 @@ r"""Gradual warm-up: a straight line, per update, from a fraction of the peak ra
 Paper:   Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677, Section 2.2 "Gradual warmup".
 Formula: factor(s) = f0 + (1 - f0) s / s_w   for s < s_w samples, 1 after; f0 = 1/k starts at the unscaled base rate.
 Units:   s, s_w in samples, so a batch that changes inside the ramp does not move it.
-Differs: nowhere with f0 = 1/k. LEGW (scaling/legw.py) uses the same line from f0 = 0.
+Differs: nowhere with f0 = 1/k. LEGW (scaling/rules/legw.py) uses the same line from f0 = 0.
 """
 
 from functools import partial

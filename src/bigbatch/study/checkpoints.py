@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import CheckpointError, UserError
 from bigbatch.core.clock import Clock
-from bigbatch.core.reading import exists
-from bigbatch.core.structure import call_model
+from bigbatch.core.storage.reading import exists
+from bigbatch.core.tensors.structure import call_model
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task, load_task
 from bigbatch.train.measure.evaluate import sum_over_samples

@@ -7,7 +7,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Runner
 from bigbatch.scaling import plan
-from bigbatch.scaling.sqrt import sqrt_lr
+from bigbatch.scaling.rules.sqrt import sqrt_lr
 
 WARMUP_UPDATES = 10
 EPOCHS = 4.0

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bigbatch.core.environment import own_rank
-from bigbatch.core.files import make_folder
-from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.metric import ACCURACY, Metric
+from bigbatch.core.storage.json_lines import append_line, stored_lines
+from bigbatch.core.storage.writing import make_folder
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bigbatch.core.checks import Interrupted, UserError
-from bigbatch.core.files import make_folder, write_atomically
 from bigbatch.core.notebook import Content, Displayed
+from bigbatch.core.storage.writing import make_folder, write_atomically
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.norm_layers import NORMS
 from bigbatch.noise.reader import ALL

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigbatch.core.folder_lock import owned
-from bigbatch.core.json_lines import append_line, stored_lines
 from bigbatch.core.metric import Metric
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.json_lines import append_line, stored_lines
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, run_jobs
 from bigbatch.runner.protocol import Request, Runner

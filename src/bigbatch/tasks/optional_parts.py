@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.structure import call_model
+from bigbatch.core.tensors.structure import call_model
 from bigbatch.tasks.task import Splits, Task
 
 WEIGHTS: Literal["weights"] = "weights"

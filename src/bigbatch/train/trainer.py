@@ -60,7 +60,7 @@ def fit(
         out: Folder for `record.jsonl`, TensorBoard events, `last.pt`, `best.pt` (by validation), `recipe.toml` and `result.json`,
             and `shards` of a model that is spread over workers; None writes nothing.
         resume: Continue the run in `out`; it ends in the same weights, bit for bit, as one that was never stopped, with what
-            `bigbatch.core.arithmetic` names unchanged; what differs is warned about. A finished run's result is returned as it is.
+            `bigbatch.core.hardware.arithmetic` names unchanged; what differs is warned about. A finished run's result is returned as it is.
         evaluate_every: Epochs between evaluations on the validation set; the last update is always followed by one.
         measure_test: Whether to use the test set at the end; False while settings are being chosen (its scores are then NaN).
         save_every_s: Least seconds between two checkpoints; 0 saves after every update.

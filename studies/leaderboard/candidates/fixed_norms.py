@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from plain_muon import PlainMuon
 
-from bigbatch.core.matrices import as_matrices, from_matrices
 from bigbatch.core.methods import OPTIMIZERS
+from bigbatch.core.tensors.matrices import as_matrices, from_matrices
 from bigbatch.optim.muon_section import MuonSection
 
 CHOICES = (

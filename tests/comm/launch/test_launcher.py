@@ -10,7 +10,7 @@ from tests.limits import LIMIT_S
 
 from bigbatch.comm.launch.launcher import Workers
 from bigbatch.comm.parameter_server import supervisor
-from bigbatch.core.saved import Saved
+from bigbatch.core.storage.saved import Saved
 
 CHECK = """
 import importlib, os, torch

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import UserError
-from bigbatch.core.machine import usable_cores
+from bigbatch.core.hardware.arithmetic import arithmetic
+from bigbatch.core.hardware.machine import usable_cores
 from bigbatch.simulate.alpha_beta import AlphaBeta
 from bigbatch.study.machine import doctor
 from bigbatch.study.machine.doctor import examine

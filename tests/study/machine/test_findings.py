@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from bigbatch.comm.launch.preflight import WorkerTimings
-from bigbatch.core.machine import GPU, Disk, Machine
+from bigbatch.core.hardware.machine import GPU, Disk, Machine
 from bigbatch.simulate.alpha_beta import AlphaBeta
 from bigbatch.study.machine.doctor import Report
 from bigbatch.study.machine.measurements import Data

@@ -16,7 +16,7 @@ def show_batch_schedule(recipe: "Recipe", study: Path, *, largest: int | None, w
     """Plan, print and write a schedule of the batch."""
     from bigbatch.batching.batch_steps import rate_factor
     from bigbatch.cli.display.tables import say, show
-    from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.core.storage.writing import make_folder, write_atomically
     from bigbatch.study.branches.batch_schedule import batch_schedule
 
     output.check(json)

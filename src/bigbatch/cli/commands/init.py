@@ -27,7 +27,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a settings file of your case, by what the options say and by asking for the rest."""
-    from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.core.storage.writing import make_folder, write_atomically
     from bigbatch.recipe.starter import EXAMPLE, Answers, starter
 
     output.check(json)

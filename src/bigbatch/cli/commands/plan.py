@@ -43,8 +43,8 @@ def plan(
         raise UserError("--global-batch and --batch-schedule: give one of the two, a batch or a study of branches")
     from bigbatch.cli.display.plans import show_plan
     from bigbatch.cli.display.tables import say
-    from bigbatch.core.files import make_folder, write_atomically
-    from bigbatch.core.reading import exists
+    from bigbatch.core.storage.reading import exists
+    from bigbatch.core.storage.writing import make_folder, write_atomically
     from bigbatch.scaling import plan as make_plan
 
     file = Path(task) if task.endswith(".toml") or (exists(Path(task)) and Path(task).is_file()) else None

@@ -42,7 +42,7 @@ def simulate(
 ) -> None:
     """Compare ways to exchange, by latency, bandwidth and compute: time per update, efficiency, samples/s, cost, and which wins."""
     from bigbatch.cli.display.tables import say, show
-    from bigbatch.core.files import make_folder, write_atomically
+    from bigbatch.core.storage.writing import make_folder, write_atomically
     from bigbatch.report import leave_report
     from bigbatch.simulate.case import Case
     from bigbatch.study.simulate.simulate import RESULT

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bigbatch.core.checks import OutputError, UserError
-from bigbatch.core.files import make_folder, write_atomically
+from bigbatch.core.storage.writing import make_folder, write_atomically
 
 STANDARD = "-"
 """In place of a file: standard output, which then holds nothing else."""

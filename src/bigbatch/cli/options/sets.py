@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.reading import Malformed, parse_toml
+from bigbatch.core.storage.reading import Malformed, parse_toml
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe

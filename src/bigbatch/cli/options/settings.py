@@ -9,7 +9,7 @@ import typer
 
 from bigbatch.cli.options.sets import apply_sets
 from bigbatch.core.checks import UserError
-from bigbatch.core.reading import Malformed, parse_toml, read_text
+from bigbatch.core.storage.reading import Malformed, parse_toml, read_text
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe

@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from bigbatch.core import reading
 from bigbatch.core.checks import InputError, UserError
+from bigbatch.core.storage import reading
 
 
 def read_noise_scale(path: Path | None) -> float | None:

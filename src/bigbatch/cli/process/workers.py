@@ -19,7 +19,7 @@ def launch_workers(text: str, *, out: Path | None, servers: int) -> int:
     """Start this same command as several workers; returns the exit code."""
     from bigbatch.comm.launch.launcher import Workers, launch
     from bigbatch.comm.parameter_server.supervisor import supervise
-    from bigbatch.core.saved import Saved
+    from bigbatch.core.storage.saved import Saved
 
     workers = Workers.parse(text)
     if workers.elastic and out is None:
@@ -52,7 +52,7 @@ def _prepare() -> None:
 def _check_device() -> None:
     """Refuse a device that is not here once, before there are workers that would all refuse it."""
     if read_variable(DEVICE) is not None:
-        from bigbatch.core.devices import choose_device
+        from bigbatch.core.hardware.devices import choose_device
 
         choose_device()
 

@@ -17,7 +17,7 @@ from torch.futures import Future
 
 from bigbatch.comm.rendezvous.backends import backend_of
 from bigbatch.core.checks import UserError
-from bigbatch.core.devices import CPU
+from bigbatch.core.hardware.devices import CPU
 from bigbatch.core.methods import COMPRESSIONS
 from bigbatch.recipe.base import Count
 from bigbatch.recipe.sections import CompressionSection

@@ -31,7 +31,7 @@ from bigbatch.comm.model_averaging import ModelAveraging
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.comm.rendezvous.backends import cpu_group
 from bigbatch.core.checks import UserError
-from bigbatch.core.devices import CPU
+from bigbatch.core.hardware.devices import CPU
 from bigbatch.core.paper import Paper
 
 PAPER = Paper(

@@ -24,7 +24,7 @@ from bigbatch.comm.model_averaging import ModelAveraging, split_like
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.comm.rendezvous.backends import backend_of, cpu_group
 from bigbatch.core.checks import UserError
-from bigbatch.core.devices import CPU
+from bigbatch.core.hardware.devices import CPU
 
 AHEAD_BYTES = 1 << 20
 """Largest message whose receive is posted one update ahead: for larger ones bandwidth matters more than latency, simultaneous senders only

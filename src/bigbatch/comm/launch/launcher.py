@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 from bigbatch.comm.launch.exit_status import describe_exit, is_stopped, name_workers, oom_kills
 from bigbatch.core.checks import UserError
-from bigbatch.core.cores import usable_cores
 from bigbatch.core.environment import JOB, LAUNCHER, read_variable, timeout_s
-from bigbatch.core.saved import Saved
+from bigbatch.core.hardware.cores import usable_cores
 from bigbatch.core.signals import STOPS, caught
+from bigbatch.core.storage.saved import Saved
 
 MAX_RESTARTS_WITHOUT_CHECKPOINT = 10
 """Most consecutive restarts of the workers without a new checkpoint."""

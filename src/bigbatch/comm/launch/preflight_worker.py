@@ -13,8 +13,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from bigbatch.core.devices import synchronize
-from bigbatch.core.machine import matmul_gflops
+from bigbatch.core.hardware.devices import synchronize
+from bigbatch.core.hardware.machine import matmul_gflops
 
 SIZES = tuple(4096 * 4**i for i in range(7))
 """Bytes of the timed all-reduces: 4 kB to 16 MB."""

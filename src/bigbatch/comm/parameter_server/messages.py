@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigbatch.core.devices import CPU
+from bigbatch.core.hardware.devices import CPU
 
 HEADER = struct.Struct("!6sBIIQd32s")
 REPLY_HEADER = struct.Struct("!6sBI")

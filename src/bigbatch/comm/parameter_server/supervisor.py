@@ -30,8 +30,8 @@ from bigbatch.comm.launch.launcher import (
 )
 from bigbatch.comm.parameter_server.process_role import NUM_WORKERS, ROLE, SERVERS, TOKEN
 from bigbatch.core.environment import JOB, LAUNCHER, timeout_s
-from bigbatch.core.saved import Saved
 from bigbatch.core.signals import caught
+from bigbatch.core.storage.saved import Saved
 
 MOST_RESTARTS = 100
 """Most restarts of servers, and of workers, in a job."""

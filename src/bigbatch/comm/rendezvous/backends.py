@@ -17,8 +17,8 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from bigbatch.core.checks import Elsewhere, UserError
-from bigbatch.core.devices import CPU, identity_of
 from bigbatch.core.environment import JOB, STORE, read_variable
+from bigbatch.core.hardware.devices import CPU, identity_of
 
 ACK_TIMEOUT_S = 5.0
 """Seconds that rank 0, which may host the store, waits until all ranks have read an error."""

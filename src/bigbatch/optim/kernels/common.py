@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigbatch.core.kernels import OPTIONS
+from bigbatch.core.hardware.kernels import OPTIONS
 from bigbatch.optim.batches import Batch
 
 

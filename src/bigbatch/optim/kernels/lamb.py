@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bigbatch.core.sharding import sum_over_shards
+from bigbatch.core.tensors.sharding import sum_over_shards
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.kernels.common import (
     adam_moments,

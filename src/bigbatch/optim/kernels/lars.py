@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bigbatch.core.sharding import sum_over_shards
+from bigbatch.core.tensors.sharding import sum_over_shards
 from bigbatch.optim.batches import Batch
 from bigbatch.optim.kernels.common import compiled_for, element_pointer, load, place_of, ratio_or_one, store, totals
 from bigbatch.optim.kernels.tables import on_device, table_of

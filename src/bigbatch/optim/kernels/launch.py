@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bigbatch.core import kernels
+from bigbatch.core.hardware import kernels
 from bigbatch.optim.batches import Batch
 
 Update = Callable[[dict[str, Any], Batch], bool]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigbatch.core.kernels import OPTIONS
-from bigbatch.core.sharding import sharded_axes
+from bigbatch.core.hardware.kernels import OPTIONS
+from bigbatch.core.tensors.sharding import sharded_axes
 from bigbatch.optim.adamp import decayed_fraction as adam_decay
 from bigbatch.optim.base import Rate
 from bigbatch.optim.batches import Batch

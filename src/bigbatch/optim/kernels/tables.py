@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigbatch.core import kernels
+from bigbatch.core.hardware import kernels
 from bigbatch.optim.base import buffers
 from bigbatch.optim.batches import Batch
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bigbatch.core.checks import InputError, UserError
-from bigbatch.core.folder_lock import is_held
-from bigbatch.core.json_lines import read_lines
 from bigbatch.core.metric import ACCURACY, Metric, metric_of
-from bigbatch.core.reading import exists, first_mistake
-from bigbatch.core.saved import SavedProgress, saved_progress
+from bigbatch.core.storage.folder_lock import is_held
+from bigbatch.core.storage.json_lines import read_lines
+from bigbatch.core.storage.reading import exists, first_mistake
+from bigbatch.core.storage.saved import SavedProgress, saved_progress
 from bigbatch.recipe import Recipe
 from bigbatch.study.all_runs.table import UNKNOWN, RunRow, RunsTable, printable
 from bigbatch.tasks.task import SHIPPED, load_task

@@ -11,7 +11,7 @@ import torch
 
 from bigbatch.core.checks import CheckpointError, UserError
 from bigbatch.core.clock import Clock
-from bigbatch.core.devices import choose_device
+from bigbatch.core.hardware.devices import choose_device
 from bigbatch.recipe import Recipe
 from bigbatch.runner.protocol import Request, Runner
 from bigbatch.runner.task import TaskRunner

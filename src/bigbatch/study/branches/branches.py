@@ -24,10 +24,10 @@ import numpy as np
 
 from bigbatch.batching.batch_steps import POWERS, rate_factor
 from bigbatch.core.checks import CheckpointError, Interrupted, UserError, check_fraction, check_positive, unknown
-from bigbatch.core.devices import choose_device
-from bigbatch.core.files import write_atomically
-from bigbatch.core.folder_lock import owned
-from bigbatch.core.json_lines import append_line, finite, stored_lines
+from bigbatch.core.hardware.devices import choose_device
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.json_lines import append_line, finite, stored_lines
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.noise.branches import LEAST_POWER, Branches, NothingToCompare, expected_factor, largest_held, local_critical_batch
 from bigbatch.runner.jobs import Whole

@@ -5,8 +5,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bigbatch.core.json_lines import finite
 from bigbatch.core.notebook import Content, Displayed
+from bigbatch.core.storage.json_lines import finite
 from bigbatch.noise.branches import Branches, LocalCriticalBatch, excess
 from bigbatch.noise.estimate import two_digits
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.files import write_atomically
-from bigbatch.core.folder_lock import owned
 from bigbatch.core.metric import ACCURACY, Metric, metric_of
 from bigbatch.core.notebook import Content, Displayed
-from bigbatch.core.reading import read_text
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.reading import read_text
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs
 from bigbatch.runner.protocol import Request, Runner

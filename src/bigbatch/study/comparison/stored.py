@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bigbatch.core.checks import InputError
 from bigbatch.core.metric import metric_of
-from bigbatch.core.reading import first_mistake, read_json
+from bigbatch.core.storage.reading import first_mistake, read_json
 
 SUFFIX = ".comparison.json"
 REMEDY = "type the `bigbatch scale` that wrote it again: finished runs are used as they are"

@@ -23,12 +23,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bigbatch.core.checks import UserError, check_positive
-from bigbatch.core.devices import choose_device
 from bigbatch.core.extras import needed
-from bigbatch.core.files import write_atomically
-from bigbatch.core.folder_lock import owned
-from bigbatch.core.json_lines import append_line, stored_lines
+from bigbatch.core.hardware.devices import choose_device
 from bigbatch.core.metric import ACCURACY, Metric
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.json_lines import append_line, stored_lines
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.noise.trade_off_likelihood import WHAT
 from bigbatch.recipe import Recipe

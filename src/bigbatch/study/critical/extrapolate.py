@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.reading import exists, read_json
+from bigbatch.core.storage.reading import exists, read_json
 from bigbatch.noise.critical_batch import Estimate
 from bigbatch.noise.estimate import two_digits
 from bigbatch.noise.power_law import PowerLaw, Prediction, SizedBatch, fit_power_law, plain_size

@@ -17,20 +17,20 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bigbatch.core.checks import check_positive
-from bigbatch.core.devices import choose_device
 from bigbatch.core.extras import needed
-from bigbatch.core.files import write_atomically
-from bigbatch.core.structure import call_model
+from bigbatch.core.hardware.devices import choose_device
+from bigbatch.core.storage.writing import write_atomically
+from bigbatch.core.tensors.structure import call_model
 from bigbatch.core.version import __version__
-from bigbatch.curvature.adaptive_sharpness import adaptive_sharpness
-from bigbatch.curvature.evaluated import Loss
-from bigbatch.curvature.hessian import Hessian
-from bigbatch.curvature.lanczos import top_eigenvalues
-from bigbatch.curvature.path import path
-from bigbatch.curvature.sam_sharpness import sam_sharpness
-from bigbatch.curvature.sharpness import keskar_sharpness
-from bigbatch.curvature.spectral_density import spectral_density
-from bigbatch.curvature.trace import trace
+from bigbatch.curvature.landscape.adaptive_sharpness import adaptive_sharpness
+from bigbatch.curvature.landscape.path import path
+from bigbatch.curvature.landscape.sam_sharpness import sam_sharpness
+from bigbatch.curvature.landscape.sharpness import keskar_sharpness
+from bigbatch.curvature.products.evaluated import Loss
+from bigbatch.curvature.products.hessian import Hessian
+from bigbatch.curvature.spectrum.lanczos import top_eigenvalues
+from bigbatch.curvature.spectrum.spectral_density import spectral_density
+from bigbatch.curvature.spectrum.trace import trace
 from bigbatch.layers.precise_statistics import recompute_statistics
 from bigbatch.study.checkpoints import Candidate, RunFolder, check_comparable, match, mean_of, open_run, state_of
 from bigbatch.study.curvature.study import RHO, TRACE_TOLERANCE, CurvatureStudy, Measure, Measured, Point

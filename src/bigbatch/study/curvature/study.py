@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigbatch.core.clock import Clock
-from bigbatch.core.json_lines import finite
 from bigbatch.core.metric import Metric, metric_of
+from bigbatch.core.storage.json_lines import finite
 from bigbatch.study.checkpoints import MATCHED, ratio
 from bigbatch.study.tables import Table
 

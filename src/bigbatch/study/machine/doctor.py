@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigbatch.comm.launch.preflight import measure_workers
-from bigbatch.core.arithmetic import arithmetic, repeats
 from bigbatch.core.checks import UserError, check_positive
-from bigbatch.core.devices import choose_device
 from bigbatch.core.environment import DATA, read_variable
-from bigbatch.core.machine import Machine, disk_speed, inspect_machine, matmul_gflops
+from bigbatch.core.hardware.arithmetic import arithmetic, repeats
+from bigbatch.core.hardware.devices import choose_device
+from bigbatch.core.hardware.machine import Machine, disk_speed, inspect_machine, matmul_gflops
 from bigbatch.core.version import __version__
 from bigbatch.simulate.alpha_beta import AlphaBeta, fit_alpha_beta, ring_link
 from bigbatch.study.machine.findings import Finding, findings_of

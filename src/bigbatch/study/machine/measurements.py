@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigbatch.comm.launch.preflight import WorkerTimings
-from bigbatch.core.machine import Disk, Machine
+from bigbatch.core.hardware.machine import Disk, Machine
 from bigbatch.simulate.alpha_beta import AlphaBeta
 
 

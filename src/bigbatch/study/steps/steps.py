@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive
-from bigbatch.core.devices import choose_device
 from bigbatch.core.extras import needed
-from bigbatch.core.files import write_atomically
-from bigbatch.core.folder_lock import owned
+from bigbatch.core.hardware.devices import choose_device
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.runner.jobs import Job, OneAfterAnother, Pool, Whole, run_jobs

@@ -9,8 +9,8 @@ import platformdirs
 
 from bigbatch.core.checks import DataError
 from bigbatch.core.environment import CACHE, read_variable
-from bigbatch.core.files import make_folder, write_atomically
-from bigbatch.core.reading import reason
+from bigbatch.core.storage.reading import reason
+from bigbatch.core.storage.writing import make_folder, write_atomically
 
 TIMEOUT_S = 20.0
 

@@ -20,8 +20,8 @@ from torch.utils.data import TensorDataset
 
 from bigbatch.core.checks import DataError
 from bigbatch.core.environment import DATA, read_variable
-from bigbatch.core.files import make_folder, write_atomically
-from bigbatch.core.reading import reason
+from bigbatch.core.storage.reading import reason
+from bigbatch.core.storage.writing import make_folder, write_atomically
 from bigbatch.tasks.data.locate import cache_folder, read_verified
 from bigbatch.tasks.task import Splits
 

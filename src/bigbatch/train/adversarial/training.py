@@ -21,10 +21,10 @@ from bigbatch.adversarial.makers import RemoteMaker, StreamMaker, serve_examples
 from bigbatch.batching.absa import ABSASection
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.core.alignment import aligned
 from bigbatch.core.checks import CheckpointError, Elsewhere, RecipeError, UserError
 from bigbatch.core.clock import Clock
-from bigbatch.core.structure import describe
+from bigbatch.core.tensors.alignment import aligned
+from bigbatch.core.tensors.structure import describe
 from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe
 from bigbatch.recipe.sections import Adversarial

@@ -18,15 +18,15 @@ from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.core.methods import BATCH_RULES
-from bigbatch.core.sharding import is_sharded
+from bigbatch.core.tensors.sharding import is_sharded
 from bigbatch.noise.dual_norm_monitor import DualNormMonitor
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.norm_layers import NORMS, norm_parameters
 from bigbatch.noise.reader import ALL
 from bigbatch.recipe import Recipe
 from bigbatch.recipe import batch_rules as sections
-from bigbatch.scaling.linear import linear_lr
-from bigbatch.scaling.sqrt import sqrt_lr
+from bigbatch.scaling.rules.linear import linear_lr
+from bigbatch.scaling.rules.sqrt import sqrt_lr
 from bigbatch.schedules.autowu import AutoWU
 from bigbatch.schedules.compose import Schedule
 from bigbatch.schedules.from_recipe import decay_of, schedule_of, warmup_of

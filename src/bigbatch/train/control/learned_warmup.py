@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from bigbatch.comm.protocol import Comm
 from bigbatch.core.checks import UserError
 from bigbatch.core.clock import Clock
-from bigbatch.core.sharding import local
+from bigbatch.core.tensors.sharding import local
 from bigbatch.schedules.autowu import AutoWU, Judgement
 from bigbatch.schedules.kept import Kept
 from bigbatch.train.state.record import Record

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from bigbatch.core.alignment import aligned
 from bigbatch.core.checks import UserError
-from bigbatch.core.cores import usable_cores
-from bigbatch.core.devices import free_bytes, num_devices
 from bigbatch.core.environment import read_variable
-from bigbatch.core.structure import describe, map_tensors, tensors_of
+from bigbatch.core.hardware.cores import usable_cores
+from bigbatch.core.hardware.devices import free_bytes, num_devices
+from bigbatch.core.tensors.alignment import aligned
+from bigbatch.core.tensors.structure import describe, map_tensors, tensors_of
 from bigbatch.tasks.optional_parts import Collated
 from bigbatch.train.data.stream_reader import StreamReader, is_stream
 
 MicroBatch = tuple[Any, Any]
-"""Inputs and targets of n samples: tensors, or structures of them, see `bigbatch.core.structure`."""
+"""Inputs and targets of n samples: tensors, or structures of them, see `bigbatch.core.tensors.structure`."""
 SHARE = 0.25
 """Of a GPU's free memory, that a data set may take; where workers share the GPU, of all of them together."""
 
@@ -46,7 +46,7 @@ def load_micro_batches(
         dtype: Of floating-point inputs; for a GPU they are converted there, unless that would take more of its memory.
 
     Yields:
-        (inputs, targets) in the order of `batches`; on a CPU inputs begin at 64 bytes, see `bigbatch.core.alignment`.
+        (inputs, targets) in the order of `batches`; on a CPU inputs begin at 64 bytes, see `bigbatch.core.tensors.alignment`.
 
     Raises:
         UserError: If processes that load data can't be given the data set, or end; or if `collate` gives no pair.

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from bigbatch.core.checks import InputError, OutputError
-from bigbatch.core.devices import CPU, forked_random, name_of, synchronize
-from bigbatch.core.files import write_atomically
-from bigbatch.core.reading import read_json
+from bigbatch.core.hardware.devices import CPU, forked_random, name_of, synchronize
+from bigbatch.core.storage.reading import read_json
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.layers.ghost_batch_norm import ghost_groups
 from bigbatch.tasks.data.locate import cache_folder
 

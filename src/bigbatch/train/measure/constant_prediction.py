@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.devices import forked_random
-from bigbatch.core.reading import reason
+from bigbatch.core.hardware.devices import forked_random
+from bigbatch.core.storage.reading import reason
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.optional_parts import has_weights, outputs_of, sum_of_weights
 from bigbatch.tasks.task import Task

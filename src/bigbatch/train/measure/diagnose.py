@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from bigbatch.core.checks import DataError, Diverged
 from bigbatch.core.clock import Clock
-from bigbatch.core.sharding import local
-from bigbatch.core.structure import tensors_of
+from bigbatch.core.tensors.sharding import local
+from bigbatch.core.tensors.structure import tensors_of
 from bigbatch.recipe import Recipe
 from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.data.stream_reader import is_stream

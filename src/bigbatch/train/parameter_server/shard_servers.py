@@ -15,7 +15,7 @@ from bigbatch.comm.parameter_server.shard_server import ShardServer
 from bigbatch.comm.parameter_server.work_queue import WorkQueue
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, process_group
-from bigbatch.core.optimizer_state import load_optimizer_state
+from bigbatch.core.tensors.optimizer_state import load_optimizer_state
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.task import Task
 from bigbatch.train.parameter_server.step import build_server_optimizer, build_step

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from bigbatch.comm.fully_shard import FullyShard
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks, is_lost_worker_error
-from bigbatch.core.arithmetic import arithmetic, differences
 from bigbatch.core.checks import CheckpointError, Elsewhere, LostWorkers
 from bigbatch.core.clock import Clock
-from bigbatch.core.devices import random_states, restore_random_state
-from bigbatch.core.files import write_atomically
+from bigbatch.core.hardware.arithmetic import arithmetic, differences
+from bigbatch.core.hardware.devices import random_states, restore_random_state
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.state.checkpoint_checks import (
     check_begun,
@@ -145,7 +145,8 @@ def load_checkpoint(
     """Restore weights, optimizer and random states in place. Called by every worker, read by the first.
 
     Another number of workers than the run had goes on with the same samples in the same updates; only what each worker draws for itself
-    (dropout) then differs. Other arithmetic (see `bigbatch.core.arithmetic`) than the run had, such as another GPU, is warned about.
+    (dropout) then differs. Other arithmetic than the run had (see `bigbatch.core.hardware.arithmetic`), such as another GPU's, gets a
+    warning.
 
     Returns:
         Where the run stood.

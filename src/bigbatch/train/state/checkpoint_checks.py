@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from bigbatch.core.clock import Clock
-from bigbatch.core.reading import first_mistake
+from bigbatch.core.storage.reading import first_mistake
 from bigbatch.recipe import Recipe
 
 Count = Annotated[StrictInt, Field(ge=0)]

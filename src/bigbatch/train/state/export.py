@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigbatch.core.checks import CheckpointError, OutputError, UserError, unknown
 from bigbatch.core.clock import Clock
-from bigbatch.core.files import write_atomically
+from bigbatch.core.storage.writing import write_atomically
 from bigbatch.core.version import __version__
 from bigbatch.recipe import Recipe
 from bigbatch.train.state.checkpoint import checkpoints_of, read_checkpoint

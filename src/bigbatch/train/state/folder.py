@@ -11,9 +11,9 @@ import torch
 from bigbatch.comm.ranks import Ranks
 from bigbatch.core.checks import CheckpointError, InputError, OutputError, RecipeError
 from bigbatch.core.environment import goes_on_by_itself, job_names, names_of_a_restart
-from bigbatch.core.files import keep_damaged, make_folder, remove_leftovers, write_atomically
-from bigbatch.core.folder_lock import owned
-from bigbatch.core.reading import exists, read_text
+from bigbatch.core.storage.folder_lock import owned
+from bigbatch.core.storage.reading import exists, read_text
+from bigbatch.core.storage.writing import keep_damaged, make_folder, remove_leftovers, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.optional_parts import splits_of
 from bigbatch.tasks.task import Splits, Task

@@ -12,8 +12,8 @@ from bigbatch.comm.launch.launcher import SIGNAL_DEBOUNCE_S
 from bigbatch.core.checks import Interrupted
 from bigbatch.core.clock import Clock
 from bigbatch.core.environment import LAUNCHER
-from bigbatch.core.saved import Saved
 from bigbatch.core.signals import caught
+from bigbatch.core.storage.saved import Saved
 
 
 @contextmanager

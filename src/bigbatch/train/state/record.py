@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
-from bigbatch.core.arithmetic import arithmetic
 from bigbatch.core.checks import Diverged, OutputError, UserError
 from bigbatch.core.clock import Clock
-from bigbatch.core.devices import choose_device
-from bigbatch.core.files import remedy_for, write_atomically
-from bigbatch.core.json_lines import repair
+from bigbatch.core.hardware.arithmetic import arithmetic
+from bigbatch.core.hardware.devices import choose_device
 from bigbatch.core.metric import ACCURACY, Metric
-from bigbatch.core.reading import reason
+from bigbatch.core.storage.json_lines import repair
+from bigbatch.core.storage.reading import reason
+from bigbatch.core.storage.writing import remedy_for, write_atomically
 from bigbatch.recipe import Recipe
 from bigbatch.train.measure.evaluate import Evaluation
 from bigbatch.train.state.record_lines import missing_updates, read_record_lines

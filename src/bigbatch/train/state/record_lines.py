@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from bigbatch.core.json_lines import Damage, Line, Lines, read_lines
 from bigbatch.core.metric import metric_of
-from bigbatch.core.reading import first_mistake
+from bigbatch.core.storage.json_lines import Damage, Line, Lines, read_lines
+from bigbatch.core.storage.reading import first_mistake
 
 Count = Annotated[int, Field(ge=0)]
 MaybeNumber = Annotated[float, Field(allow_inf_nan=True)]  # a task's own score may be NaN

@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from bigbatch.core.checks import InputError
 from bigbatch.core.clock import Clock
 from bigbatch.core.environment import how_to_go_on
-from bigbatch.core.files import write_atomically
 from bigbatch.core.notebook import Content, Displayed, Plot, plot_of
-from bigbatch.core.reading import exists, first_mistake, read_json
+from bigbatch.core.storage.reading import exists, first_mistake, read_json
+from bigbatch.core.storage.writing import write_atomically
 
 if TYPE_CHECKING:
     from bigbatch.train.measure.evaluate import Evaluation

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigbatch.core.average import RunningMean
 from bigbatch.core.clock import Clock
+from bigbatch.core.tensors.average import RunningMean
 from bigbatch.recipe import Recipe
 from bigbatch.train.state.tensorboard import Events, events_into
 

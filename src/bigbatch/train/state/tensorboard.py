@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.core.extras import MissingExtra, needed
-from bigbatch.core.reading import reason
+from bigbatch.core.storage.reading import reason
 
 
 def events_into(folder: Path, updates: int, *, wanted: bool | None) -> "Events | None":

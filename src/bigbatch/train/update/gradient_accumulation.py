@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError
-from bigbatch.core.structure import num_rows
+from bigbatch.core.tensors.structure import num_rows
 from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.tasks.optional_parts import outputs_of
 from bigbatch.tasks.task import Task

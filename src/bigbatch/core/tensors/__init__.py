@@ -1,0 +1,1 @@
+"""Tensors in many shapes: norms, sums, averages, groups of parameters, matrices, shards and structures."""

@@ -1,0 +1,1 @@
+"""The loss around and between weights: sharpness in its several meanings, and paths."""

@@ -1,0 +1,1 @@
+"""Layers and losses made fit to be differentiated twice."""

@@ -1,0 +1,1 @@
+"""Eigenvalues, traces and densities of an operator from its products."""

@@ -1,0 +1,1 @@
+"""One file a rule: which fields change with the batch, to what, and why."""
