@@ -58,7 +58,7 @@ def under_test(model, bucket_mb):
 
 
 class SleepInBackward(torch.autograd.Function):
-    """UpdateBatches values and gradients on, the gradients late. `time.sleep` lets other threads have Python's lock."""
+    """Passes values and gradients on, the gradients late. `time.sleep` lets other threads have Python's lock."""
 
     @staticmethod
     def forward(ctx, x, seconds):

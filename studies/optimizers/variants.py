@@ -1,14 +1,9 @@
-"""What the rules for references with AdamW were chosen among, on text/gpt alone: a rule, then what is different."""
+"""Rules with one thing different: what the rules for references with AdamW were chosen among, on text/gpt alone, and what tells two apart.
 
-VARIANTS = (
-    "adamw, warm-up in samples",
-    "adamw, beta2^k",
-    "adamw, betas kept",
-    "muon, warm-up in samples",
-    "muon, momentum 0.85",
-    "muon, twice the rates",
-    "muon, rates by updates",
-)
+On text/lstm, which no rule was adjusted on, "adamw, warm-up in samples" and "adamw, betas by sde" stand between `adamw` and `sde`.
+"""
+
+from bigbatch.scaling.rules.sde import beta_at
 
 
 def changed_by(method, reference, planned):
@@ -21,6 +16,8 @@ def changed_by(method, reference, planned):
             return {"schedule.warmup.epochs": reference.schedule.warmup.epochs}
         case "beta2^k":
             return {"optimizer.betas": (o.betas[0], o.betas[1] ** k)}
+        case "betas by sde":
+            return {"optimizer.betas": tuple(beta_at(beta, k) for beta in o.betas)}
         case "betas kept":
             return {"optimizer.betas": o.betas}
         case "momentum 0.85":

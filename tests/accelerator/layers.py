@@ -91,8 +91,8 @@ PLANTS = [
     ("SplitBatchNorm2d", "layers.split_batch_norm", "SplitBatchNorm.forward"),
     ("SplitBatchNorm2d, both streams", "layers.normalise_groups", "_group_by_group"),
     ("Quantizer", "layers.integer_network", "Quantizer.forward"),
-    ("norms", "core.norms", "sq_norm"),
-    ("norms", "core.norms", "norms"),
+    ("norms", "core.tensors.norms", "sq_norm"),
+    ("norms", "core.tensors.norms", "norms"),
     ("ConAdv", "adversarial.concurrent", "ConAdv.next_update"),
     ("DisAdv", "adversarial.fgsm", "fgsm_step"),
 ]

@@ -31,8 +31,8 @@ PROOFS = {
     "noise.dual_norm polar": ("measurements: monitor in the nuclear norm",),
     "noise.dual_norm_monitor": ("measurements: monitor in the l1 norm", "measurements: monitor in the nuclear norm"),
     "noise.preconditioned adam_preconditioned": ("measurements: monitor as LAMB weighs", "measurements: monitor as Adam weighs"),
-    "core.norms norm_of": ("layers: norms",),
-    "core.norms sq_norm": ("layers: norms",),
+    "core.tensors.norms norm_of": ("layers: norms",),
+    "core.tensors.norms sq_norm": ("layers: norms",),
     "train.state.record Record.update": ("trainer: fit, sgd",),
 }
 """Module and name whose docstring promises, to beginnings of names of cases, with their family."""

@@ -35,7 +35,7 @@ class Clock(NamedTuple):
         return Clock(self.samples + num_samples, self.updates + 1)
 
     def epochs(self, num_train_samples: int) -> float:
-        """UpdateBatches over the training set so far.
+        """Passes over the training set so far.
 
         >>> Clock(samples=150).epochs(100)
         1.5

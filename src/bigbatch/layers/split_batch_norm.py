@@ -98,7 +98,7 @@ KINDS = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d, nn.
 
 @contextmanager
 def adversarial_stream(model: nn.Module, *, after: int = 0) -> Iterator[None]:
-    """UpdateBatches within are adversarial: they use and update the auxiliary batch norms, and leave the main ones alone.
+    """Passes within are adversarial: they use and update the auxiliary batch norms, and leave the main ones alone.
 
     Args:
         model: Its batch norms split by `convert_split_batch_norm`; a model without any may be given too.

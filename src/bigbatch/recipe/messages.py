@@ -3,7 +3,8 @@
 from pydantic import BaseModel, ValidationError
 
 from bigbatch.core.checks import unknown
-from bigbatch.recipe.sections import KINDS, Adversarial, Augmentation, Batch, Budget, Schedule
+from bigbatch.recipe.optional_sections import Adversarial, Augmentation
+from bigbatch.recipe.sections import KINDS, Batch, Budget, Schedule
 
 _EITHER = {  # fields that are a number or a word: pydantic reports each alternative, a reader wants one rule
     "batch.ghost_batch": "must be a whole number above zero, or 'global'",

@@ -21,26 +21,15 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from bigbatch.core.checks import InputError, RecipeError, check_group, unknown
+from bigbatch.core.checks import InputError, RecipeError, unknown
 from bigbatch.core.methods import COMMS
 from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.storage.reading import Malformed, parse_toml, read_text
 from bigbatch.recipe.base import Count, Section
+from bigbatch.recipe.fields import flat, parts, replaced
 from bigbatch.recipe.messages import readable_mistakes
-from bigbatch.recipe.sections import (
-    KINDS,
-    TAGS,
-    WARMUP_UNITS,
-    Adversarial,
-    AnyComm,
-    AnyOptimizer,
-    Augmentation,
-    Batch,
-    Budget,
-    Curvature,
-    Schedule,
-    TimedWarmup,
-)
+from bigbatch.recipe.optional_sections import Adversarial, Augmentation, Curvature
+from bigbatch.recipe.sections import AnyComm, AnyOptimizer, Batch, Budget, Schedule, TimedWarmup
 
 HOW_IT_IS_RUN = ("command", "function")
 """Sections of a settings file (bigbatch.runner.settings_file) beside the recipe's own."""
@@ -80,91 +69,12 @@ class Recipe(Displayed, Section):
             raise RecipeError(readable_mistakes(error, type(self))) from None
 
     @model_validator(mode="after")
-    def _batch_fits(self) -> Self:
-        batch = self.batch
-        if batch.global_batch > self.num_train_samples:
-            raise ValueError(
-                f"batch.global_batch = {batch.global_batch:,}: is larger than the training set of {self.num_train_samples:,} samples; "
-                "choose a batch that fits into it"
-            )
-        if batch.rule is not None:
-            batch.rule.check_recipe(self)
-        if batch.noise_batch is not None and batch.noise_batch >= batch.global_batch:
-            raise ValueError(
-                f"batch.noise_batch = {batch.noise_batch}: must be smaller than global_batch = {batch.global_batch}, whose gradient is no "
-                "noisier than that of so many samples; leave it out"
-            )
-        if isinstance(batch.ghost_batch, int):
-            check_group("batch.ghost_batch", batch.ghost_batch)
-            if batch.ghost_batch > batch.global_batch:
-                raise ValueError(
-                    f"batch.ghost_batch = {batch.ghost_batch}: is larger than global_batch = {batch.global_batch}; lower ghost_batch"
-                )
-            if isinstance(batch.micro_batch, int) and batch.micro_batch % batch.ghost_batch:
-                raise ValueError(
-                    f"batch.micro_batch = {batch.micro_batch}: must be a multiple of ghost_batch = {batch.ghost_batch}, or a forward "
-                    'pass would cut a normalisation group in two; choose a multiple or "auto"'
-                )
-        if batch.ghost_batch == "global" and isinstance(batch.micro_batch, int) and batch.micro_batch < batch.global_batch:
-            raise ValueError(
-                f'batch.micro_batch = {batch.micro_batch}: batch norm over the "global" batch needs it in one forward pass; '
-                'set ghost_batch to a number or micro_batch to "auto"'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _comm_fits(self) -> Self:
-        comm = self.comm
-        comm.check_recipe(self)
-        if comm.label_skew and self.batch.rule is not None:
-            raise ValueError(
-                f"comm.label_skew = {comm.label_skew:g}: each worker has samples of its own, of which a batch that changes would not take "
-                "the same share; leave out batch.rule"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _methods_fit(self) -> Self:
-        for section in (self.schedule.warmup, self.schedule.decay, self.optimizer):
-            section.check_recipe(self)
-        return self
-
-    @model_validator(mode="after")
-    def _curvature_fits(self) -> Self:
-        kind = self.comm.kind
-        if self.curvature is not None and kind in ("parameter_server", "fully_shard"):
-            raise ValueError(
-                f'[curvature] with comm.kind = "{kind}": needs whole weights on every worker; set comm.kind = "all_reduce", or look at the '
-                "run's checkpoints by `bigbatch curvature`"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _samples_fit(self) -> Self:
-        comm = self.comm
-        if self.augmentation is not None and comm.kind == "parameter_server":
-            raise ValueError(
-                '[augmentation] with comm.kind = "parameter_server": its workers read plain samples; use another, or leave it out'
-            )
-        if self.adversarial is None:
-            return self
-        if comm.kind != "all_reduce":
-            raise ValueError(
-                f'[adversarial] with comm.kind = "{comm.kind}": examples are made from the weights of an update, which are one set only '
-                'with "all_reduce"; use that, or leave [adversarial] out'
-            )
-        if getattr(comm, "compression", None) is not None and self.adversarial.makers == "ranks":
-            raise ValueError(
-                'comm.compression with adversarial.makers = "ranks": compresses among all workers, of which half have no gradient; leave '
-                "one of them out"
-            )
-        if self.batch.noise_batch is not None:
-            raise ValueError(f"batch.noise_batch = {self.batch.noise_batch} with [adversarial]: both weigh losses; leave one of them out")
-        if self.batch.rule is not None:
-            raise ValueError(
-                f'batch.rule.kind = "{self.batch.rule.kind}" with [adversarial]: examples are made before their update, when its batch '
-                "must be known; leave one of them out"
-            )
+    def _sections_fit(self) -> Self:
+        """Each section says which others it does not go with."""
+        schedule, samples = self.schedule, (self.augmentation, self.adversarial)
+        for section in (self.batch, self.comm, schedule.warmup, schedule.decay, self.optimizer, self.curvature, *samples):
+            if section is not None:
+                section.check_recipe(self)
         return self
 
     @property
@@ -204,7 +114,7 @@ class Recipe(Displayed, Section):
 
     @property
     def total_epochs(self) -> float:
-        """UpdateBatches over the training set."""
+        """Passes over the training set."""
         return self.total_samples / self.num_train_samples
 
     @classmethod
@@ -282,7 +192,7 @@ class Recipe(Displayed, Section):
         >>> Recipe.named("digits/mlp").to_flat_dict()["batch.global_batch"]
         32
         """
-        return _flat(self.to_dict())
+        return flat(self.to_dict())
 
     def to_toml(self) -> str:
         """TOML text from which `from_toml` gives this recipe back."""
@@ -304,7 +214,7 @@ class Recipe(Displayed, Section):
         32
         """
         value: Any = self.to_dict()
-        for part in _parts(field):
+        for part in parts(field):
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
@@ -317,24 +227,7 @@ class Recipe(Displayed, Section):
         Raises:
             RecipeError: If a field is unknown or the result is impossible.
         """
-        fields = self.to_dict()
-        for field, value in changes.items():
-            *sections, last = _parts(field)
-            target = fields
-            for section in sections:
-                target = target.setdefault(section, {})
-                if not isinstance(target, dict):
-                    raise RecipeError(f"{field}: {section!r} is a value, not a section; set it without going deeper")
-            if value is None:
-                target.pop(last, None)
-            else:
-                target[last] = copy.deepcopy(value)  # a later change may go into it
-        _drop_other_units_of_warmup(fields, changes)
-        for section, tag in TAGS.items():
-            kind = changes.get(f"{section}.{tag}")
-            if isinstance(kind, str) and kind in KINDS[section]:
-                _drop_fields_of_other_kinds(fields, section, kind, keep=set(changes))
-        return type(self)(**fields)
+        return type(self)(**replaced(self.to_dict(), changes))
 
     def differences(self, other: "Recipe") -> list[str]:
         """Dotted fields in which two recipes differ, each with both values."""
@@ -363,49 +256,3 @@ def _parse(text: str) -> dict[str, Any]:
         return parse_toml(text)
     except Malformed as error:
         raise RecipeError(f"{error}; `bigbatch init` writes one to start from") from None
-
-
-def _parts(field: str) -> list[str]:
-    """A dotted field by section; what follows "optimizer.groups." is one pattern, dots and all."""
-    head, groups, pattern = field.partition("optimizer.groups.")
-    return ["optimizer", "groups", pattern] if groups and not head else field.split(".")
-
-
-def _drop_fields_of_other_kinds(fields: dict[str, Any], section: str, kind: str, keep: set[str]) -> None:
-    target: Any = fields
-    for part in section.split("."):
-        target = target.get(part) if isinstance(target, dict) else None
-    if not isinstance(target, dict):
-        return  # which is refused later
-    of_kind = KINDS[section][kind].section
-    for name in [n for n in target if n not in of_kind.model_fields and f"{section}.{n}" not in keep]:
-        del target[name]
-    groups = target.get("groups")
-    if section == "optimizer" and isinstance(groups, dict) and groups and not _sets_groups(keep):
-        by = "muon" if all(group in ("muon", "adam") for group in groups.values()) else "decay"
-        if by != of_kind.groups_by:
-            del target["groups"]  # they are another optimizer's
-
-
-def _drop_other_units_of_warmup(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    lengths = {unit: changes.get(f"schedule.warmup.{unit}") for unit in WARMUP_UNITS}
-    schedule = fields.get("schedule")
-    warmup = schedule.get("warmup") if isinstance(schedule, dict) else None
-    if isinstance(warmup, dict) and any(value is not None for value in lengths.values()):
-        for unit, value in lengths.items():
-            if value is None:
-                warmup.pop(unit, None)
-
-
-def _sets_groups(changes: set[str]) -> bool:
-    return any(field.startswith("optimizer.groups") for field in changes)
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bigbatch.core.checks import check_group
 from bigbatch.core.methods import BATCH_RULES, COMMS, COMPRESSIONS, DECAYS, OPTIMIZERS, WARMUPS, Registry
-from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section, check_inputs
+from bigbatch.recipe.base import Count, Fraction, Momentum, NotNegative, Positive, Section
 from bigbatch.recipe.batch_rules import BatchRuleSection
 from bigbatch.recipe.by_name import ByName
 
@@ -132,6 +133,44 @@ class Batch(Section):
     noise_batch: Count | None = None  # multiplicative noise that makes the gradient as noisy as of so many samples; None: none
     rule: AnyBatchRule | None = None  # sets global_batch anew while the run goes on
 
+    def check_recipe(self, recipe: Any) -> None:
+        """Refuse batches that don't fit into each other or into the training set, and a rule where its recipe has none."""
+        if self.global_batch > recipe.num_train_samples:
+            raise ValueError(
+                f"batch.global_batch = {self.global_batch:,}: is larger than the training set of {recipe.num_train_samples:,} samples; "
+                "choose a batch that fits into it"
+            )
+        if self.rule is not None:
+            self.rule.check_recipe(recipe)
+            if recipe.comm.label_skew:
+                raise ValueError(
+                    f"comm.label_skew = {recipe.comm.label_skew:g}: each worker has samples of its own, of which a batch that changes "
+                    "would not take the same share; leave out batch.rule"
+                )
+        if self.noise_batch is not None and self.noise_batch >= self.global_batch:
+            raise ValueError(
+                f"batch.noise_batch = {self.noise_batch}: must be smaller than global_batch = {self.global_batch}, whose gradient is no "
+                "noisier than that of so many samples; leave it out"
+            )
+        self._check_ghost_batch()
+
+    def _check_ghost_batch(self) -> None:
+        ghost, micro = self.ghost_batch, self.micro_batch
+        if isinstance(ghost, int):
+            check_group("batch.ghost_batch", ghost)
+            if ghost > self.global_batch:
+                raise ValueError(f"batch.ghost_batch = {ghost}: is larger than global_batch = {self.global_batch}; lower ghost_batch")
+            if isinstance(micro, int) and micro % ghost:
+                raise ValueError(
+                    f"batch.micro_batch = {micro}: must be a multiple of ghost_batch = {ghost}, or a forward pass would cut a "
+                    'normalisation group in two; choose a multiple or "auto"'
+                )
+        if ghost == "global" and isinstance(micro, int) and micro < self.global_batch:
+            raise ValueError(
+                f'batch.micro_batch = {micro}: batch norm over the "global" batch needs it in one forward pass; '
+                'set ghost_batch to a number or micro_batch to "auto"'
+            )
+
 
 class Budget(Section):
     """Length of the run, in exactly one unit."""
@@ -156,59 +195,6 @@ class Budget(Section):
                 f"tokens_per_sample = {self.tokens_per_sample:g} without tokens: says nothing of a budget in {given[0]}; drop it"
             )
         return self
-
-
-class Adversarial(Section):
-    """Every update trains on adversarial examples of its samples too: concurrent adversarial learning."""
-
-    eps: float  # size of the step, as a part of the data's range: 8 of 255 grey levels are 0.03
-    tau: int = 1  # updates that the weights which examples are made from are old; 0: DisAdv, one after the other
-    loss: Literal["sum", "mean"] | None = None  # clean and adversarial loss; if left out, "sum" with lars (the paper's), else "mean"
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the adversarial loss; 1: as much as the clean one
-    full_until: Fraction = 1.0  # part of the run after which the share falls
-    off_at: Fraction = 1.0  # part of the run at which it is zero
-    makers: Literal["self", "ranks", "stream"] = "self"  # of examples: the trainer; half of several workers; a second stream of its GPU
-    low: float | None = None  # least and
-    high: float | None = None  # largest value of an input; if left out, those of the training set, of each channel of images
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if not 0 < self.eps <= 1:
-            raise ValueError(f"eps = {self.eps:g}: must be above zero and at most 1, all of the data's range; 8 of 255 levels are 0.03")
-        if self.tau < 0:
-            raise ValueError(f"tau = {self.tau}: weights of updates to come are not known; set 1, or 0 for DisAdv")
-        if self.off_at < self.full_until:
-            raise ValueError(f"off_at = {self.off_at:g}: must not come before full_until = {self.full_until:g}; set both")
-        if self.makers != "self" and self.tau == 0:
-            raise ValueError(
-                f'makers = "{self.makers}" with tau = 0: examples from the newest weights are waited for, whoever makes them; set tau = 1, '
-                'or makers = "self"'
-            )
-        check_inputs(self.low, self.high)
-        return self
-
-
-class Augmentation(Section):
-    """Images are shifted and mirrored at random, anew in every epoch."""
-
-    padding: Annotated[int, Field(ge=0)] = 0  # pixels around an image, of which a part of the image's size is cut out
-    flip: bool = False  # left and right, every other time
-
-    @model_validator(mode="after")
-    def _does_something(self) -> Self:
-        if not self.padding and not self.flip:
-            raise ValueError("padding = 0 and flip = false: changes nothing; set one of them, or leave the section out")
-        return self
-
-
-class Curvature(Section):
-    """The top of the Hessian's spectrum is looked at on the way, and recorded; it changes no bit of the run, and costs time."""
-
-    every_updates: Count  # from one look to the next; the last update is always followed by one
-    eigenvalues: Count = 1  # from the largest
-    samples: Count = 512  # of the training set, the same each time; all of a smaller one
-    tolerance: Positive = 1e-3  # of an eigenvalue's residual |Hv - lambda v| / |lambda|; at 1e-2 a lower one may be taken for the top
-    trace: Literal[False] | Positive = False  # relative standard error to which the trace is estimated; false: not at all
 
 
 class CommSection(Section):

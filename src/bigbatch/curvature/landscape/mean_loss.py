@@ -22,7 +22,7 @@ class Landscape:
     Attributes:
         size: Number of chosen parameters, n.
         start: Where the model is, shape (n,).
-        evaluations: UpdateBatches over the data so far.
+        evaluations: Passes over the data so far.
 
     >>> at = Landscape(nn.Linear(1, 1, bias=False), lambda outputs, _: outputs.square().mean(), [(torch.ones(1, 1), torch.zeros(1, 1))])
     >>> at.loss_and_gradient(torch.tensor([3.0]))

@@ -27,7 +27,7 @@ from bigbatch.core.tensors.alignment import aligned
 from bigbatch.core.tensors.structure import describe
 from bigbatch.layers.split_batch_norm import adversarial_stream
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import Adversarial
+from bigbatch.recipe.optional_sections import Adversarial
 from bigbatch.tasks.task import Task
 from bigbatch.train.adversarial.replaced_samples import ReplacedSamples
 from bigbatch.train.data.input_range import Range, data_range

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from bigbatch.core.checks import RecipeError
 from bigbatch.recipe import Recipe
-from bigbatch.recipe.sections import Augmentation
+from bigbatch.recipe.optional_sections import Augmentation
 from bigbatch.train.data.input_range import data_range
 
 

@@ -129,7 +129,7 @@ def partition(
         micro_batch: As in `work_of`.
         ghost_batch: As in `work_of`.
         equal_num_passes: As in `work_of`.
-        num_groups: UpdateBatches that an update is cut into at least, over all workers; None: no bound.
+        num_groups: Micro-batches that an update is cut into at least, over all workers; None: no bound.
 
     >>> partition(0, 1, micro_batch=8, ghost_batch=None, equal_num_passes=False, num_groups=4)(8).sizes
     [2, 2, 2, 2]
