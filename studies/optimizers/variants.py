@@ -18,6 +18,8 @@ def changed_by(method, reference, planned):
             return {"optimizer.betas": (o.betas[0], o.betas[1] ** k)}
         case "betas by sde":
             return {"optimizer.betas": tuple(beta_at(beta, k) for beta in o.betas)}
+        case "beta2 by sde":
+            return {"optimizer.betas": (o.betas[0], beta_at(o.betas[1], k))}
         case "betas kept":
             return {"optimizer.betas": o.betas}
         case "momentum 0.85":

@@ -10,7 +10,6 @@ from tests.scaling.published import shrinkage
 from bigbatch import Recipe, plan
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import recipe_names
-from bigbatch.recipe.recipe import _flat
 from bigbatch.recipe.sections import KINDS
 from bigbatch.scaling import RULES
 from bigbatch.scaling.rules.weight_decay import total_shrinkage
@@ -74,7 +73,7 @@ def tuned(optimizer, warmup, decay, *, combine="sequential"):
 
 def numbers(recipe, changed=("batch.global_batch",)):
     """All fields but those that follow the batch."""
-    fields = _flat(recipe.to_dict())
+    fields = recipe.to_flat_dict()
     if fields.get("batch.ghost_batch") in ("global", BATCH, BATCH + 1):
         fields["batch.ghost_batch"] = BATCH
     return {name: value for name, value in fields.items() if name not in changed}
