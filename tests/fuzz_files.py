@@ -19,7 +19,7 @@ from bigbatch.core.storage.folder_lock import OWNER, Owner
 from bigbatch.core.storage.json_lines import stored_lines
 from bigbatch.report import write_report
 from bigbatch.study.all_runs.runs import runs
-from bigbatch.study.comparison.compare import scale
+from bigbatch.study.comparison.scale import scale
 from bigbatch.study.search import _identity
 from bigbatch.train.state.folder import finished_result
 from bigbatch.train.state.result import Result

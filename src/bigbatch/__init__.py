@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
     from bigbatch.scaling import Plan, plan
     from bigbatch.schedules.scheduler_from_recipe import build_scheduler
-    from bigbatch.study.comparison.compare import Comparison, scale
+    from bigbatch.study.comparison.comparison import Comparison
+    from bigbatch.study.comparison.scale import scale
     from bigbatch.train import Result, fit
 
 _HOMES = {
     "Clock": "bigbatch.core.clock",
-    "Comparison": "bigbatch.study.comparison.compare",
+    "Comparison": "bigbatch.study.comparison.comparison",
     "Diverged": "bigbatch.core.checks",
     "Interrupted": "bigbatch.core.checks",
     "Metric": "bigbatch.core.metric",
@@ -41,7 +42,7 @@ _HOMES = {
     "build_scheduler": "bigbatch.schedules.scheduler_from_recipe",
     "fit": "bigbatch.train",
     "plan": "bigbatch.scaling",
-    "scale": "bigbatch.study.comparison.compare",
+    "scale": "bigbatch.study.comparison.scale",
 }
 __all__ = [
     "Clock",

@@ -25,7 +25,7 @@ TRAIN = ["train", "digits/mlp", "--set", "budget.epochs=1"]
 COMMANDS = {"train": TRAIN, "scale": ["scale", "digits/mlp", "--to", "64"], "papers": ["papers"], "noise": ["noise", "digits/mlp"]}
 IMPORTS = {
     "train": ["bigbatch.core.extras", "bigbatch.cli.app", "typer", "rich", "bigbatch.recipe", "pydantic", "torch", "numpy", "torch.nn"],
-    "scale": ["bigbatch.cli.commands.scale", "torch", "bigbatch.study.comparison.compare", "matplotlib"],
+    "scale": ["bigbatch.cli.commands.scale", "torch", "bigbatch.study.comparison.scale", "matplotlib"],
     "papers": ["bigbatch.core.paper", "rich.table"],
     "noise": ["torch", "bigbatch.study.noise"],
 }

@@ -15,7 +15,7 @@ from bigbatch.report import write_report
 from bigbatch.report.curvature import draw_score
 from bigbatch.report.trade_off import draw_trade_off
 from bigbatch.runner import task as task_runner
-from bigbatch.study.comparison.compare import Arm, Comparison
+from bigbatch.study.comparison.comparison import Arm, Comparison
 from bigbatch.study.comparison.expectation import expectation
 from bigbatch.study.comparison.stored import read_comparison, rows_of
 from bigbatch.study.comparison.verdict import Design

@@ -13,7 +13,7 @@ from tests.loss_task import Nats
 from bigbatch import Diverged, Recipe, UserError, fit
 from bigbatch.core.storage.folder_lock import OWNER, Owner, owned
 from bigbatch.study.all_runs.runs import natural, runs
-from bigbatch.study.comparison.compare import scale
+from bigbatch.study.comparison.scale import scale
 from bigbatch.study.critical.study import Trial
 from bigbatch.train.state.result import Result
 

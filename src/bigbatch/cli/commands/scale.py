@@ -63,7 +63,7 @@ def scale(
         show_plan(planned)
     from bigbatch.integrations.follow import tracked
     from bigbatch.report import leave_report
-    from bigbatch.study.comparison.compare import scale as compare
+    from bigbatch.study.comparison.scale import scale as compare
 
     folder = out or Path("runs/scale") / folder_name(task, runner)
     say = None if quiet else tell

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bigbatch.study.comparison.compare import Comparison
+    from bigbatch.study.comparison.comparison import Comparison
 
 MOST = "Runs an arm at most, until it is decided; 14, or --seeds if that is more."
 MARGIN = "What may be lost without calling it a loss, in the metric's unit; the task's own, or 0.5 points."

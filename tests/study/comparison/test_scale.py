@@ -7,7 +7,7 @@ import pytest
 
 from bigbatch import Interrupted, Recipe, UserError, scale
 from bigbatch.runner import task as task_runner
-from bigbatch.study.comparison.compare import Arm, Comparison
+from bigbatch.study.comparison.comparison import Arm, Comparison
 from bigbatch.study.comparison.stored import rows_of
 from bigbatch.study.comparison.verdict import Design
 from bigbatch.train import Result
