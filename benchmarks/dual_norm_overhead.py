@@ -19,7 +19,7 @@ import torch
 
 from bigbatch.noise import DualNormMonitor
 from bigbatch.optim import Muon
-from bigbatch.optim.muon_split import muon_groups
+from bigbatch.optim.muon.muon_split import muon_groups
 from bigbatch.tasks import load_task
 from bigbatch.train.state.record import environment
 

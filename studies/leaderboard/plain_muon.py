@@ -7,8 +7,8 @@ import torch
 from torch.optim import Optimizer
 
 from bigbatch.core.tensors.matrices import as_matrices, from_matrices
-from bigbatch.optim.muon_split import muon_groups
-from bigbatch.optim.newton_schulz import matched_rms, orthogonalise
+from bigbatch.optim.muon.muon_split import muon_groups
+from bigbatch.optim.muon.newton_schulz import matched_rms, orthogonalise
 
 
 def to_convergence(stack, steps=12):

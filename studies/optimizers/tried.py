@@ -18,7 +18,7 @@ import torch
 
 from bigbatch import Recipe
 from bigbatch.core.checks import Diverged
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 from bigbatch.tasks.task import load_task
 from bigbatch.train import trainer
 

@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
-from bigbatch.optim.torch_sgd import SGDSection
+from bigbatch.optim.from_torch.sgd import SGDSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 RULES = ("mean", "random", "most_different", "least_different", "most_distant", "weighted", "noise")
 SEEN: list[dict[str, float]] = []

@@ -8,7 +8,7 @@ from torch import nn
 
 from bigbatch import Recipe
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon, muon_groups, param_groups
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 from bigbatch.schedules.clock_lr import ClockLR, set_lr
 from bigbatch.train.setup.build import build_optimizer
 

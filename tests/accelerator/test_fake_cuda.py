@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from bigbatch.layers import GhostBatchNorm2d, Quantizer, SplitBatchNorm2d, adversarial_stream
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 SHAPES = [(8, 3, 3, 3), (8,), (16, 8), (16,)]
 OURS = {

@@ -162,7 +162,7 @@ def test_methods_import_torch_and_what_their_recipe_sections_need():
     assert "torch" in of_torch
     assert "pydantic" in of_sections
     assert loaded_by(*(f"bigbatch.{family}" for family in ("noise", "layers", "curvature", "adversarial"))) <= of_torch
-    methods = ("bigbatch.optim.lars", "bigbatch.optim.muon", "bigbatch.comm.local.local_sgd")
+    methods = ("bigbatch.optim.lars", "bigbatch.optim.muon.muon", "bigbatch.comm.local.local_sgd")
     assert loaded_by("bigbatch.optim", *methods) <= of_torch | of_sections
     assert loaded_by("bigbatch.schedules", "bigbatch.schedules.cosine", "bigbatch.batching", "bigbatch.batching.cabs") <= of_sections
 

@@ -93,7 +93,7 @@ def check_sharing_out():
     a = Muon(split(alone), dtype=torch.float32)
     b = Muon(split(shared), dtype=torch.float32, process_group=dist.group.WORLD)
     made = []
-    import bigbatch.optim.muon as module
+    import bigbatch.optim.muon.muon as module
 
     original = module.orthogonalise
     for step in range(3):

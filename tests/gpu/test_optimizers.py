@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bigbatch.optim import LAMB, LARS, SGDP, AdamP, Muon, SoapMuon
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 pytestmark = pytest.mark.gpu
 DRY = os.environ.get("GPU_TESTS_ON") == "cpu"

@@ -10,7 +10,7 @@ from bigbatch.core.checks import UserError
 from bigbatch.noise import DualNormMonitor, NoiseScaleMonitor, layers_of
 from bigbatch.noise.dual_norm import alignment, dual_noise
 from bigbatch.optim import Muon
-from bigbatch.optim.muon_split import muon_groups
+from bigbatch.optim.muon.muon_split import muon_groups
 
 NORMS = ("l1", "nuclear", "euclidean")
 

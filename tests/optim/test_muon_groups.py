@@ -10,7 +10,7 @@ from torch import nn
 from bigbatch.core.checks import UserError
 from bigbatch.core.tensors.matrices import as_matrices
 from bigbatch.optim import Muon, describe_groups, muon_groups, param_groups
-from bigbatch.optim.newton_schulz import matched_rms, orthogonalise
+from bigbatch.optim.muon.newton_schulz import matched_rms, orthogonalise
 
 RATES = {"lr": 0.05, "adam_lr": 0.01}
 

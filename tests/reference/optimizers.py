@@ -101,7 +101,7 @@ def gram_schmidt(columns):
 
 
 def soap_muon(w, state, t, g, *, lr, momentum, weight_decay, beta2, damping, eps, sides=("left", "right")):
-    """bigbatch.optim.soap_muon's formula for one matrix of full rank; `state` is a dict. Returns w, state."""
+    """bigbatch.optim.muon.soap_muon's formula for one matrix of full rank; `state` is a dict. Returns w, state."""
     grams = {"left": g @ g.T, "right": g.T @ g}
     state = {"v": torch.zeros_like(g), "second": torch.zeros_like(g), **state}
     turns = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bigbatch.optim import Muon, muon_groups
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 folder = Path(sys.argv[1])
 sys.path.insert(0, str(folder))

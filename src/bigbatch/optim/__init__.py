@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from bigbatch.optim.group_table import GroupTable, describe_groups
     from bigbatch.optim.lamb import LAMB
     from bigbatch.optim.lars import LARS
-    from bigbatch.optim.muon import Muon
-    from bigbatch.optim.muon_split import muon_groups
+    from bigbatch.optim.muon.muon import Muon
+    from bigbatch.optim.muon.muon_split import muon_groups
+    from bigbatch.optim.muon.soap_muon import SoapMuon, soap_muon_groups
     from bigbatch.optim.sgdp import SGDP
-    from bigbatch.optim.soap_muon import SoapMuon, soap_muon_groups
 
 _HOMES = {
     "LAMB": "bigbatch.optim.lamb",
@@ -23,12 +23,12 @@ _HOMES = {
     "SGDP": "bigbatch.optim.sgdp",
     "AdamP": "bigbatch.optim.adamp",
     "GroupTable": "bigbatch.optim.group_table",
-    "Muon": "bigbatch.optim.muon",
-    "SoapMuon": "bigbatch.optim.soap_muon",
+    "Muon": "bigbatch.optim.muon.muon",
+    "SoapMuon": "bigbatch.optim.muon.soap_muon",
     "describe_groups": "bigbatch.optim.group_table",
-    "muon_groups": "bigbatch.optim.muon_split",
+    "muon_groups": "bigbatch.optim.muon.muon_split",
     "param_groups": "bigbatch.core.tensors.groups",
-    "soap_muon_groups": "bigbatch.optim.soap_muon",
+    "soap_muon_groups": "bigbatch.optim.muon.soap_muon",
 }
 __all__ = [
     "LAMB",

@@ -10,7 +10,7 @@ from bigbatch.core.checks import UserError, unknown
 from bigbatch.core.tensors.groups import ROLES, Overrides, check_overrides, no_weight_decay, why_norm_or_bias
 from bigbatch.core.tensors.matrices import matrix_shape
 from bigbatch.core.tensors.owners import Shared, chosen_by_name, owned_parameters
-from bigbatch.optim.muon_split import muon_uses
+from bigbatch.optim.muon.muon_split import muon_uses
 
 
 class ParameterRow(NamedTuple):

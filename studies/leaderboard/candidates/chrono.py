@@ -11,7 +11,7 @@ from plain_muon import PlainMuon
 from torch import nn
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 CHOICES = ({}, {"optimizer.length": 8}, {"optimizer.input_gates": False}, {"optimizer.length": 8, "optimizer.input_gates": False})
 

@@ -10,7 +10,7 @@ import torch
 from plain_muon import PlainMuon
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 CHOICES = (
     {},

@@ -12,7 +12,7 @@ from plain_muon import PlainMuon
 
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.tensors.matrices import as_matrices, from_matrices
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 CHOICES = (
     {},

@@ -13,8 +13,8 @@ import torch
 from micro_gradients import MicroMuon
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.muon_section import MuonSection
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 CHOICES = (
     {},

@@ -12,7 +12,7 @@ from micro_gradients import MicroMuon
 from plain_muon import to_convergence, turned
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 CHOICES = (
     {},

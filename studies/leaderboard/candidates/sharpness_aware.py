@@ -13,7 +13,7 @@ from plain_muon import PlainMuon
 from torch.func import functional_call
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 
 CHOICES = (
     {},

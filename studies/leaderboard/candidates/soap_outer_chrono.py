@@ -6,7 +6,7 @@ import chrono
 from torch import nn
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.soap_muon_section import SoapMuonSection
+from bigbatch.optim.muon.soap_muon_section import SoapMuonSection
 
 OUTER = {"comm.outer_lr": 1.0, "comm.outer_momentum": 0.3}
 CHOICES = ({}, OUTER, {"optimizer.length": 8}, {"optimizer.length": 8, **OUTER})

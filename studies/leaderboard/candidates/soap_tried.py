@@ -12,8 +12,8 @@ import torch
 from plain_muon import PlainMuon, to_convergence, turned
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.muon_section import MuonSection
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 FINAL = {"optimizer.lr *": 1.4, "optimizer.start": "identity", "optimizer.raw_inputs": False, "optimizer.exact": False}
 CHOICES = (

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.functional import unfold
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.muon_section import MuonSection
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 CHOICES = (
     {},

@@ -11,8 +11,8 @@ from torch import nn
 from bigbatch.core.tensors.groups import Overrides, check_overrides
 from bigbatch.core.tensors.matrices import matrix_shape
 from bigbatch.core.tensors.owners import Shared, chosen_by_name, owned_parameters
-from bigbatch.optim.linear_maps import Use, first_convolution, use_of
-from bigbatch.optim.output_layer import output_layer
+from bigbatch.optim.muon.linear_maps import Use, first_convolution, use_of
+from bigbatch.optim.muon.output_layer import output_layer
 
 GROUPS = ("muon", "adam")
 

@@ -39,8 +39,8 @@ class MuonSection(OptimizerSection):
 @OPTIMIZERS.register("muon", MuonSection)
 def build(o: MuonSection, model: "nn.Module", process_group: Any) -> "Optimizer":
     """The optimizer at its peak rates; workers of the process group share its work."""
-    from bigbatch.optim.muon import Muon
-    from bigbatch.optim.muon_split import muon_groups
+    from bigbatch.optim.muon.muon import Muon
+    from bigbatch.optim.muon.muon_split import muon_groups
 
     groups = muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay, overrides=o.groups)
     return Muon(groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas, eps=o.eps, process_group=process_group)

@@ -10,7 +10,7 @@ from torch import nn
 
 from bigbatch.core.checks import UserError
 from bigbatch.optim import Muon, muon_groups
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 
 def test_hand_worked():  # rank one: Newton-Schulz works on one singular value from 1; x <- 3.4445 x - 4.775 x^3 + 2.0315 x^5 five times

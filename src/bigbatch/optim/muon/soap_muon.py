@@ -31,9 +31,9 @@ from bigbatch.core.tensors.matrices import as_matrices, matrix_shape
 from bigbatch.core.tensors.sharding import full_tensor_like
 from bigbatch.optim.base import Rate, check_below_one, check_rate
 from bigbatch.optim.batches import Batch
-from bigbatch.optim.muon import Muon
-from bigbatch.optim.muon_split import muon_groups
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.muon import Muon
+from bigbatch.optim.muon.muon_split import muon_groups
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 PAPER = Paper(
     method="SOAP before Muon",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from bigbatch.core.methods import OPTIMIZERS
-from bigbatch.optim.muon_section import MuonSection
+from bigbatch.optim.muon.muon_section import MuonSection
 from bigbatch.recipe.base import Count, Momentum, NotNegative
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class SoapMuonSection(MuonSection):
 @OPTIMIZERS.register("soap_muon", SoapMuonSection)
 def build(o: SoapMuonSection, model: "nn.Module", _: Any) -> "Optimizer":
     """The optimizer at its peak rates; every worker does all of its work."""
-    from bigbatch.optim.soap_muon import SoapMuon, soap_muon_groups
+    from bigbatch.optim.muon.soap_muon import SoapMuon, soap_muon_groups
 
     groups = soap_muon_groups(model, lr=o.lr, adam_lr=o.adam_lr, weight_decay=o.weight_decay, overrides=o.groups)
     own: dict[str, Any] = {"beta2": o.beta2, "damping": o.damping, "longest": o.longest}

@@ -8,7 +8,7 @@ from torch import nn
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import UserError
 from bigbatch.optim import Muon, SoapMuon, soap_muon_groups
-from bigbatch.optim.newton_schulz import orthogonalise
+from bigbatch.optim.muon.newton_schulz import orthogonalise
 
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1, "beta2": 0.8, "damping": 0.3, "eps": 1e-8}
 

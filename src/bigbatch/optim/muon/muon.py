@@ -29,7 +29,7 @@ from bigbatch.core.tensors.sharding import full_tensor_like, shard_like
 from bigbatch.optim.adam import adam_directions, corrections
 from bigbatch.optim.base import BaseOptimizer, Rate, buffers, subtract, widened
 from bigbatch.optim.batches import Batch
-from bigbatch.optim.newton_schulz import SCALES, orthogonalise, step_scale
+from bigbatch.optim.muon.newton_schulz import SCALES, orthogonalise, step_scale
 
 PAPER = Paper(
     method="Muon",

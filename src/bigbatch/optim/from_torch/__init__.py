@@ -1,0 +1,1 @@
+"""torch's own optimizers in a recipe: nothing here imports torch before one is built."""

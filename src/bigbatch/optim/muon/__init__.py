@@ -1,0 +1,1 @@
+"""Muon, SOAP before it, and which parameters are matrices for them."""
