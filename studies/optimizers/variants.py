@@ -4,6 +4,7 @@ On text/lstm, which no rule was adjusted on, "adamw, warm-up in samples" and "ad
 """
 
 from bigbatch.scaling.rules.sde import beta_at
+from bigbatch.scaling.rules.weight_decay import decay_for_shrinkage, total_shrinkage
 
 
 def changed_by(method, reference, planned):
@@ -14,6 +15,10 @@ def changed_by(method, reference, planned):
             return {}
         case "warm-up in samples":
             return {"schedule.warmup.epochs": reference.schedule.warmup.epochs}
+        case "warm-up of a quarter" | "warm-up of a tenth" as part:
+            share = 0.25 if part.endswith("quarter") else 0.1
+            warmup = {"schedule.warmup.epochs": min(share * planned.total_epochs, planned.schedule.warmup.epochs)}
+            return warmup | {"optimizer.weight_decay": decay_for_shrinkage(planned.replace(warmup), total_shrinkage(reference))}
         case "beta2^k":
             return {"optimizer.betas": (o.betas[0], o.betas[1] ** k)}
         case "betas by sde":

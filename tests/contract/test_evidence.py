@@ -15,7 +15,12 @@ def rows(text):
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-EVIDENCE = rows((ROOT / "README.md").read_text().partition("<!-- evidence")[2].partition("\n\n")[0])
+def readme(name):
+    """The table of the README below a comment."""
+    return rows((ROOT / "README.md").read_text().partition(f"<!-- {name}:")[2].partition("\n\n")[0])
+
+
+EVIDENCE, WITH_ADAMW = readme("evidence"), readme("evidence with AdamW")
 
 
 def table(study, task):
@@ -42,6 +47,24 @@ def all_reduce(task, multiple):
 
 def test_there_are_rows():
     assert len(EVIDENCE) == 6
+    assert len(WITH_ADAMW) == 5
+
+
+@pytest.mark.parametrize("row", WITH_ADAMW[2:], ids=lambda row: row[0])
+def test_a_row_of_references_with_adamw_is_what_the_study_says(row):
+    task, tuned, *rest = row
+    (head, _, *body), reference = table("optimizers", task)
+    best = min if "nats" in tuned else max
+    expected = []
+    for multiple in ("4", "16"):
+        cells = dict(zip(head, next(cells for cells in body if cells[0] == multiple), strict=True))
+        keep = [cell for name, cell in cells.items() if name not in ("multiple", "updates", "lamb", "muon (auto)") and "±" in cell]
+        expected += [
+            mean_and_verdict(best(keep, key=lambda cell: float(re.search(r"[\d.]+", cell)[0]))),
+            mean_and_verdict(cells["muon (auto)"]),
+        ]
+    assert tuned.split(" (")[0] == reference
+    assert rest == expected
 
 
 @pytest.mark.parametrize("row", EVIDENCE[2:], ids=lambda row: row[0])

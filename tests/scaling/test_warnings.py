@@ -52,6 +52,8 @@ def check_remedies(recipe, **arguments):
         ({"schedule.decay": {"kind": "step", "milestones": [3]}}, {"global_batch": 256, "rule": "linear"}, "milestone"),
         ({"schedule.combine": "product", "schedule.warmup.epochs": 0.6}, {"global_batch": 1024, "rule": "legw"}, "peak"),
         (ADAMW, {"global_batch": 1024, "rule": "lars"}, "weight decay"),
+        ({**ADAMW, "schedule.warmup.epochs": 1}, {"global_batch": 1024, "rule": "adamw"}, "long warm-up"),
+        ({**ADAMW, "schedule.warmup.epochs": 0.8}, {"global_batch": 1024, "rule": "legw"}, "long warm-up"),
         ({}, {"global_batch": 1024, "rule": "regime"}, "cost"),
         ({}, {"global_batch": 4096, "rule": "muon"}, "reach"),
         ({}, {"global_batch": 1024, "rule": "lars"}, "optimizer"),
