@@ -63,6 +63,7 @@ def cells_of(task, precision=None):
 def text_of(lines, reference, *, metric=ACCURACY, usual=5):
     seeds = f", {len(lines)} seed{'s' * (len(lines) > 1)}" if len(lines) != usual and not_all_died(lines) else ""
     text = cell_text(lines, reference, margin=metric.margin, metric=metric)
+    text = text.replace(" undecided", "") if len(lines) == 1 else text  # a single run is not judged
     return text + seeds + (" †" if lines is not reference and is_product(lines[0]) else "")
 
 

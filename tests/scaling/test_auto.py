@@ -114,6 +114,19 @@ def test_beyond_the_reach_it_lost_somewhere_by_the_records(optimizer):
     assert "lost" in [verdict(name, evidence.rule, str(m)) for m, name in measured if m == nearest]
 
 
+def test_what_the_length_of_a_warm_up_does_by_the_records():
+    """What the warning "long warm-up" says: with AdamW at 16 times the batch, as many updates against as many samples."""
+
+    def loss(name, method):
+        return runs_of(name, method, "16")[0]["test_score"]  # of the seed that both have
+
+    lstm, gpt = (loss(name, "adamw") - loss(name, "adamw, warm-up in samples") for name in ("text/lstm", "text/gpt"))
+    assert round(lstm, 1) == 1.4
+    assert gpt < -0.4
+    (warning,) = [w for w in plan(Recipe.named("text/lstm"), global_batch=256, rule="adamw").warnings if w.kind == "long warm-up"]
+    assert f"{lstm:.1f} nats per byte worse" in warning
+
+
 @pytest.mark.parametrize(("optimizer", "name"), CLAIMS)
 def test_references_that_were_studied(optimizer, name):
     recipe = Recipe.named(name)
