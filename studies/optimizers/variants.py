@@ -6,6 +6,19 @@ On text/lstm, which no rule was adjusted on, "adamw, warm-up in samples" and "ad
 from bigbatch.scaling.rules.sde import beta_at
 from bigbatch.scaling.rules.weight_decay import decay_for_shrinkage, total_shrinkage
 
+VARIANTS = (
+    "adamw, warm-up in samples",
+    "adamw, warm-up of a quarter",
+    "adamw, warm-up of a tenth",
+    "adamw, beta2^k",
+    "adamw, betas kept",
+    "muon, warm-up in samples",
+    "muon, momentum 0.85",
+    "muon, twice the rates",
+    "muon, rates by updates",
+)
+"""Of text/gpt at 16 and 64 times the batch; those of text/lstm are named above."""
+
 
 def changed_by(method, reference, planned):
     """Fields that a variant sets in what its rule has planned; none, if it is a rule's name."""
