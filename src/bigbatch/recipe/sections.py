@@ -134,7 +134,7 @@ class Batch(Section):
     rule: AnyBatchRule | None = None  # sets global_batch anew while the run goes on
 
     def check_recipe(self, recipe: Any) -> None:
-        """Refuse batches that don't fit into each other or into the training set, and a rule where its recipe has none."""
+        """Refuse batches that don't fit into each other or into the training set, and a rule that does not go with the rest."""
         if self.global_batch > recipe.num_train_samples:
             raise ValueError(
                 f"batch.global_batch = {self.global_batch:,}: is larger than the training set of {recipe.num_train_samples:,} samples; "

@@ -286,7 +286,7 @@ def _long_warmup(reference: Recipe, planned: Recipe) -> Iterator[PlanWarning]:
         yield PlanWarning(
             "long warm-up",
             f"{100 * after / epochs:.0f} % of the run is a warm-up that keeps updates: best at 16 times the batch of a small transformer, "
-            f"and 1.4 nats per byte worse than one that keeps samples for an LSTM with a high rate ({STUDY}); compare both",
+            f"and 1.4 nats per byte worse than one that keeps samples for an LSTM with a high rate ({STUDY}, one seed); compare both",
             Remedy(planned={"schedule.warmup.epochs": before}),
         )
 
