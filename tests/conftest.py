@@ -40,9 +40,10 @@ def _quiet_machine(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_command_of_before():
-    """A command that a test calls in this process says for those that follow how to go on."""
+    """A command that a test calls in this process says for those that follow how to go on, and flushes denormal numbers."""
     yield
     os.environ.pop("BIGBATCH_GOES_ON", None)
+    torch.set_flush_denormal(False)
 
 
 def pytest_addoption(parser):

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from tests.cli.command import bigbatch
 from tests.limits import LIMIT_S
 
@@ -44,6 +45,24 @@ def test_train_resume_and_report(tmp_path):
     assert "optimizer.lr" in first.stdout
     assert bigbatch(*train, "--resume", "--quiet").stdout.strip().splitlines()[-1].split(",")[0] in first.stdout
     assert "wrote" in bigbatch("report", tmp_path / "run").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "digits/mlp"],
+        ["train", "digits/mlp", "--workers", 2],
+        ["noise", "digits/mlp"],
+        ["scale", "digits/mlp", "--to", 64, "--seeds", 2, "--max-seeds", 2],
+        ["scale", "digits/mlp", "--to", 64, "--seeds", 2, "--max-seeds", 2, "--parallel", 2],
+    ],
+    ids=lambda arguments: "-".join(str(word) for word in arguments if word != "digits/mlp"),
+)
+def test_what_the_program_trains_flushes_denormal_numbers(tmp_path, arguments):
+    bigbatch(*arguments, *SMALL, "--quiet", "--out", tmp_path)
+    environments = [json.loads(path.read_text().splitlines()[0])["environment"] for path in tmp_path.rglob("record.jsonl")]
+    assert environments
+    assert {told["denormals"] for told in environments} == {"flushed" if torch.set_flush_denormal(False) else "kept"}
 
 
 def test_scale_says_its_power_first_and_its_table_fits_80_columns(tmp_path):

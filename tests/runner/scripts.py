@@ -117,6 +117,16 @@ def threads(recipe, run):
 threads.metric = METRIC
 
 
+def flushes(recipe, run):
+    """Tells whether denormal numbers are zero."""
+    from bigbatch.core.hardware.denormals import flushes_denormals
+
+    return float(flushes_denormals())
+
+
+flushes.metric = METRIC
+
+
 def notes_its_node(recipe, run):
     """Notes each attempt and its node, and takes a moment."""
     import ray

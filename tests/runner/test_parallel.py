@@ -11,6 +11,7 @@ from tests.runner.scripts import RECIPE, section, write_script
 from bigbatch import Interrupted, Recipe, UserError
 from bigbatch.core.checks import RunFailed
 from bigbatch.core.hardware.cores import usable_cores
+from bigbatch.core.hardware.denormals import flush_denormals, flushes_denormals
 from bigbatch.runner import CommandRunner, FunctionRunner, Request, TaskRunner
 from bigbatch.runner.jobs import Job, OneAfterAnother, run_jobs
 from bigbatch.runner.parallel import Parallel
@@ -126,6 +127,13 @@ def test_each_has_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (result,) = make(FunctionRunner(scripts.threads), jobs_of(tmp_path, 1), number=2)
     assert result.test_score == max(1, usable_cores() // 2)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_workers_have_the_arithmetic_of_their_parent(tmp_path, flush):
+    flush_denormals(flush)
+    (result,) = make(FunctionRunner(scripts.flushes), jobs_of(tmp_path, 1))
+    assert result.test_score == flushes_denormals()
 
 
 def test_what_can_t_be_handed_over_is_said_before_the_first_run(tmp_path):

@@ -20,6 +20,7 @@ from typing import Any, Self
 from bigbatch.core.checks import Interrupted, RunFailed, UserError
 from bigbatch.core.environment import FORCE
 from bigbatch.core.extras import needed
+from bigbatch.core.hardware.denormals import flush_denormals, flushes_denormals
 from bigbatch.runner.jobs import Job, Outcomes, Say, opening
 from bigbatch.runner.protocol import Runner
 from bigbatch.train.state.interrupt import interruptible
@@ -84,7 +85,7 @@ class OnRay(AbstractContextManager["OnRay"]):
         """As `Pool.results`."""
         settings = {**self._share, "max_retries": TRIES - 1}
         run = self._ray.remote(**settings)(_run_there)
-        what = self._ray.put((self._ray.cloudpickle.dumps(runner), sys.path))
+        what = self._ray.put((self._ray.cloudpickle.dumps(runner), sys.path, flushes_denormals()))
         waiting, running = list(range(len(jobs))), dict[Any, int]()
         with interruptible() as asked:
             try:
@@ -156,14 +157,15 @@ def _mark(job: Job) -> str:
     return mark
 
 
-def _run_there(what: tuple[bytes, list[str]], job: Job, mark: str) -> tuple[str, bytes | None]:
+def _run_there(what: tuple[bytes, list[str], bool], job: Job, mark: str) -> tuple[str, bytes | None]:
     """On a node: the result, and the folder where the caller does not see it.
 
-    `what` is the runner, and where the caller finds modules: the user's own may lie beside a settings file.
+    `what` is the runner, where the caller finds modules (the user's own may lie beside a settings file), and its arithmetic.
     """
     import ray
 
-    pickled, paths = what
+    pickled, paths, flush = what
+    flush_denormals(flush)
     sys.path += [path for path in paths if path not in sys.path]
     runner: Runner = ray.cloudpickle.loads(pickled)
     os.environ[FORCE] = "1"  # an owner of the folder has ended: Ray begins a run anew only then

@@ -19,6 +19,7 @@ from typing import Any
 
 from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, check_positive
 from bigbatch.core.hardware.cores import usable_cores
+from bigbatch.core.hardware.denormals import flush_denormals, flushes_denormals
 from bigbatch.core.hardware.devices import num_devices
 from bigbatch.runner.jobs import Job, Outcomes, Say, opening
 from bigbatch.runner.protocol import Runner
@@ -159,7 +160,9 @@ class _Slot:
     def _call(self, function: Any, runner: Runner, job: Job) -> Any:
         with self._lock:
             if self._executor is None:
-                self._executor = ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(self._environment,))
+                self._executor = ProcessPoolExecutor(
+                    1, mp_context=_context(), initializer=_begin, initargs=(self._environment, flushes_denormals())
+                )
             future = self._executor.submit(function, runner, job._replace(request=replace(job.request, stop=None)))
         return future.result()
 
@@ -218,13 +221,14 @@ def _context() -> Any:
     return context
 
 
-def _begin(environment: dict[str, str]) -> None:
-    """In a worker process, before its first run: its share of the machine; and it ends with its parent."""
+def _begin(environment: dict[str, str], flush: bool) -> None:
+    """In a worker process, before its first run: its share of the machine, its parent's arithmetic; and it ends with its parent."""
     os.environ.update(environment)
     parent = os.getppid()
     set_start_method(None, force=True)  # the platform's own for what a run starts, such as loaders: else "spawn", as for this process
     import torch
 
+    flush_denormals(flush)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
 
     def watch() -> None:

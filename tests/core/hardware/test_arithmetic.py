@@ -11,7 +11,7 @@ def test_settings_are_told_where_they_are_set(monkeypatch):
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     plain = arithmetic()
-    assert set(plain) == {"torch", "numpy", "num_threads", "cpu_capability", "processor", "gpu"}
+    assert set(plain) == {"torch", "numpy", "num_threads", "cpu_capability", "denormals", "processor", "gpu"}
     monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
     assert arithmetic() == {**plain, "MKL_CBWR": "AVX2,STRICT"}
     assert differences(arithmetic(), plain) == ["MKL_CBWR: AVX2,STRICT here, not set there"]

@@ -61,8 +61,10 @@ def critical(
         budget: dict[str, Any] = {"batches": batches, "target": target, "seeds": seeds, "max_epochs": max_epochs}
         full_study(task, runner, chosen, noise=noise, parallel=parallel, on=on, **budget, **where)
         return
+    from bigbatch.core.hardware.denormals import flush_denormals
     from bigbatch.study.branches.base_runs import find_base_run
 
+    flush_denormals()
     if batches is not None or target is not None:
         raise UserError("--branch: is another way than --batches and --target; leave them out")
     folder = out or Path("runs/critical") / f"{branch.resolve().name}-branches"

@@ -30,6 +30,7 @@ def curvature(
     from bigbatch.cli.display.tables import say, show
 
     with starting("importing torch", quiet=quiet):
+        from bigbatch.core.hardware.denormals import flush_denormals
         from bigbatch.report import leave_report
         from bigbatch.study.curvature.curvature import RESULT
         from bigbatch.study.curvature.curvature import curvature as measure
@@ -43,6 +44,7 @@ def curvature(
         "seed": seed,
     }
     output.check(json)
+    flush_denormals()
     study = measure(run, against=against, task=task, data=data, quiet=quiet, **chosen)
     drawn = leave_report(run)
 

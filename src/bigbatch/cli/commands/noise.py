@@ -35,9 +35,11 @@ def noise(
     output.check(json)
     folder = out or Path("runs/noise") / task.replace("/", "-").replace(":", "-")
     with starting("importing torch", quiet=quiet):
+        from bigbatch.core.hardware.denormals import flush_denormals
         from bigbatch.report import leave_report
         from bigbatch.runner.settings_file import load_runner
         from bigbatch.study.noise import measure_noise
+    flush_denormals()
     study = measure_noise(load_runner(task, data=data), chosen, out=folder, at=updates, layers=layers, norms=norms, quiet=quiet)
     drawn = leave_report(folder, "noise.json")
 

@@ -66,13 +66,14 @@ def train(
         if not quiet and json != output.STANDARD:
             show_plan(planned)
     with starting(f"{task}: {o.length(chosen)}", quiet=quiet):
+        from bigbatch.core.hardware.denormals import flush_denormals
         from bigbatch.integrations.follow import tracked
         from bigbatch.tasks import load_task, metric_of
         from bigbatch.train import fit
 
-        loaded = load_task(task, data=data)
-    options: dict[str, Any] = {"save_every_s": save_every_s, "keep_checkpoints": keep, "quiet": quiet, "compile": compiled}
+        flush_denormals()
+        found = load_task(task, data=data)
     with tracked(track if speaks else None, out), requeued(requeue, out=out):
-        result = fit(loaded, chosen, out=out, resume=resume, **options)
+        result = fit(found, chosen, out=out, resume=resume, save_every_s=save_every_s, keep_checkpoints=keep, quiet=quiet, compile=compiled)
     if speaks:
-        o.tell_result(json, o.sentence(task, result, chosen, metric_of(loaded.metric)), result)
+        o.tell_result(json, o.sentence(task, result, chosen, metric_of(found.metric)), result)

@@ -46,8 +46,10 @@ def find_runner(
     Raises:
         UserError: If options are missing, or contradict each other.
     """
+    from bigbatch.core.hardware.denormals import flush_denormals
     from bigbatch.runner.settings_file import command_of_options, load_runner, load_settings
 
+    flush_denormals()
     if command["command"] is not None:
         if what is not None:
             raise UserError(f"{what}: a task and --command are two ways to train; leave one of them out")

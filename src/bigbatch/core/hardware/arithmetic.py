@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigbatch.core.hardware.denormals import flushes_denormals
 from bigbatch.core.hardware.devices import CPU, name_of
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -33,7 +34,7 @@ SETTINGS = (
 
 
 def arithmetic(device: torch.device = CPU) -> dict[str, Any]:
-    """Versions, threads, processor, GPU, and the environment variables of `SETTINGS` that are set; JSON values.
+    """Versions, threads, processor, what it does with denormal numbers, GPU, and the variables of `SETTINGS` that are set; JSON values.
 
     Args:
         device: On which the run computes; only a GPU that it uses counts.
@@ -46,6 +47,7 @@ def arithmetic(device: torch.device = CPU) -> dict[str, Any]:
         "numpy": version("numpy"),
         "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "denormals": "flushed" if flushes_denormals() else "kept",
         "processor": _processor(),
         "gpu": name_of(device),
         **{name: os.environ[name] for name in SETTINGS if name in os.environ},

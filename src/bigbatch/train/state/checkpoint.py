@@ -222,6 +222,7 @@ def _warn_of_other_arithmetic(path: Path, state: Mapping[str, Any], device: torc
     """Say what keeps the run from continuing bit for bit, if anything."""
     here = arithmetic(device)
     there = state.get("arithmetic") or {**here, "num_threads": state["num_threads"]}  # of an earlier version: threads alone
+    there = {"denormals": "kept", **there}  # as earlier versions did
     if changed := differences(here, there):
         text = f"checkpoint {path}: continues to rounding, not bit for bit ({'; '.join(changed)}); for equal bits, resume with the same"
         warnings.warn(text, stacklevel=3)
