@@ -14,6 +14,7 @@ from tests.runner.scripts import RUN, write_script
 
 from bigbatch.core.storage.reading import parse_toml
 from bigbatch.recipe import Recipe
+from bigbatch.recipe.starter import Answers, starter
 
 RECIPE = ["--samples", 1280, "--epochs", 2, "--batch", 32, "--optimizer", "sgd", "--lr", 0.1]
 METRIC = ["--metric", "accuracy,%,higher,0.5"]
@@ -127,3 +128,25 @@ def test_a_file_is_not_replaced_unless_asked(folder):
     done = bigbatch("init", "mine:train", *RECIPE, *METRIC, cwd=folder, expect=2)
     assert done.stderr == "error: bigbatch.toml: exists; replace it with --force, or choose another --out\n"
     bigbatch("init", "mine:train", *RECIPE, *METRIC, "--force", cwd=folder)
+
+
+@pytest.mark.parametrize("command", ["python train.py \\\n", "python 't.py' \\d\t", 'python t.py "a b"', "python 't.py' \"b\" \x1b"])
+def test_what_it_writes_reads_back_to_the_last_digit(tmp_path, command):
+    text, _ = starter(
+        Answers(
+            what=command + " --lr {optimizer.lr} --batch {batch.global_batch}",
+            samples=5000,
+            epochs=12.3456789,
+            batch=32,
+            optimizer="muon",
+            lr=0.00012345678,
+            metric="accuracy,%,higher,0.123456789",
+            score='acc "([0-9.]+)',
+        ),
+        "mine.toml",
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    told, recipe = parse_toml(text), Recipe.load(tmp_path / "mine.toml")
+    assert told["command"]["run"].startswith(command)
+    assert told["command"]["metric"]["margin"] == 0.123456789
+    assert (recipe.optimizer.lr, recipe.optimizer.adam_lr, recipe.budget.epochs) == (0.00012345678, 0.00012345678, 12.3456789)

@@ -109,6 +109,15 @@ def test_is_frozen():
         ({"comm.label_skew": 1.5}, "comm.label_skew = 1.5: input should be less than or equal to 1"),
         ({"comm.label_skew": 0.5, "batch.rule": {"kind": "norm_test"}}, "comm.label_skew = 0.5: each worker has samples of its own"),
         ({"seed.deeper": 1}, "seed.deeper: 'seed' is a value, not a section"),
+        ({"batch.rule": {"kind": "increase_batch", "largest": 64}}, "batch.rule.largest = 64: must be at least global_batch = 128; give a"),
+        ({"batch.rule": {"kind": "noise_scale", "largest": 64}}, "batch.rule.largest = 64: must be at least global_batch = 128; give a"),
+        (
+            {"batch.rule": {"kind": "noise_scale", "smallest": 96, "largest": 64}},
+            "batch.rule.largest = 64: must be at least batch.rule.smallest = 96; give a larger one",
+        ),
+        ({"curvature.every_update": 3}, "unknown field 'curvature.every_update': did you mean 'every_updates'"),
+        ({"curvature": {"every_updates": 3, "trace": -1}}, "^curvature.trace = -1: must be a relative error above zero, or false$"),
+        ({"model.x": [1]}, r"^model.x = \[1\]: must be a number, a text, true or false$"),
     ],
 )
 def test_refuses(changes, message):

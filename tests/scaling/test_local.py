@@ -82,3 +82,23 @@ def test_overrides_come_last():
 def test_bad_arguments(arguments, message):
     with pytest.raises(UserError, match=message):
         plan(MLP, rule="local", **arguments)
+
+
+def test_remedies_of_inner_updates_that_would_mean_something_else_are_not_offered():
+    for batch, workers in ((8192, 4), (1024, 6)):
+        planned = plan(RESNET, global_batch=batch, rule="local", workers=workers, noise_scale=300)
+        assert "optimizer" in [warning.kind for warning in planned.warnings]
+        for warning in planned.warnings:
+            assert warning.kind == "reach" or not warning.remedies, warning
+            assert "--rule" not in warning
+
+
+def test_a_worker_s_share_is_what_groups_must_fit():
+    kinds = [w.kind for w in plan(RESNET, global_batch=9 * 128, rule="local", workers=4).warnings]  # 576 an update, 144 a worker
+    assert "odd group" in kinds
+    assert "odd group" not in [w.kind for w in plan(RESNET, global_batch=8192, rule="local", workers=4).warnings]
+
+
+def test_a_forward_pass_holds_the_smaller_groups():
+    planned = plan(RESNET.replace({"batch.micro_batch": 128}), global_batch=1024, rule="local", workers=6)
+    assert (planned.recipe.batch.ghost_batch, planned.recipe.batch.micro_batch) == (85, "auto")

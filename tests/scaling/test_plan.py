@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from bigbatch import Recipe, UserError, plan
 from bigbatch.scaling import RULES
+from bigbatch.scaling.rules.weight_decay import total_shrinkage
 
 MLP = Recipe.named("fashion_mnist/mlp")
 RESNET = Recipe.named("fashion_mnist/resnet8")
@@ -126,3 +127,75 @@ def test_adascale_sets_the_rate_itself():
     for rule in ("auto", "linear"):
         with pytest.raises(UserError, match='both would raise the rate; use rule "none", or drop batch.rule'):
             plan(adascaled, global_batch=256, rule=rule)
+
+
+SHORT = Recipe.named("digits/mlp").replace({"optimizer.weight_decay": 5e-4})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optimizer.lr": 0.1},
+        {"schedule.decay.kind": "constant"},
+        {"budget.epochs": 40},
+        {"batch.global_batch": 512},
+        {"optimizer.name": "adamw", "optimizer.lr": 1e-3},
+    ],
+)
+@pytest.mark.parametrize("rule", ["muon", "adamw"])
+def test_the_decay_of_the_whole_run_is_kept_for_what_the_user_sets_too(overrides, rule):
+    planned = plan(SHORT, global_batch=256, rule=rule, overrides=overrides)
+    assert total_shrinkage(planned.recipe) == pytest.approx(total_shrinkage(SHORT), rel=1e-4)
+    (why,) = [change.why for change in planned.changes if change.field == "optimizer.weight_decay"]
+    assert why == "over the run the weights shrink by as much as in the reference"
+
+
+def test_another_optimizer_of_the_user_s_has_its_decay_converted_under_any_rule():
+    own = {"optimizer.name": "adamw", "optimizer.lr": 1e-3}
+    planned = plan(SHORT, global_batch=256, rule="legw", overrides=own).recipe
+    assert total_shrinkage(planned) == pytest.approx(total_shrinkage(SHORT), rel=1e-4)
+    assert plan(SHORT, global_batch=256, rule="legw", overrides={**own, "optimizer.weight_decay": 0.3}).recipe.optimizer.weight_decay == 0.3
+    lamb = plan(SHORT, global_batch=256, rule="legw", overrides={"optimizer.name": "lamb", "optimizer.lr": 1e-3})
+    (told,) = [warning for warning in lamb.warnings if warning.kind == "weight decay"]
+    assert f"{lamb.recipe.optimizer.weight_decay:g} is what was published for it" in told
+
+
+@pytest.mark.parametrize(
+    ("rule", "overrides"),
+    [
+        ("legw", {"schedule.warmup.samples": 1000}),
+        ("muon", {"optimizer.name": "sgd", "optimizer.lr": 0.3}),
+        ("legw", {"schedule.warmup": {"kind": "none"}}),
+    ],
+)
+def test_each_change_that_is_told_is_in_the_plan(rule, overrides):
+    planned = plan(SHORT, global_batch=256, rule=rule, overrides=overrides)
+    for change in planned.changes:
+        assert change.after == planned.recipe.get(change.field) or change.field == "schedule.warmup"
+
+
+@pytest.mark.parametrize("rule", ["lars", "lamb", "adam", "adamw", "adamp"])
+def test_what_the_user_says_of_parameters_stays_where_the_new_optimizer_splits_alike(rule):
+    groups = {"1.weight": "norms_and_biases"}
+    reference = SHORT.replace({"optimizer.decay_norms_and_biases": False, "optimizer.groups": groups})
+    assert plan(reference, global_batch=128, rule=rule).recipe.optimizer.groups == groups
+
+
+@pytest.mark.parametrize("rule", ["auto", "sde", "adamw", "muon", "soap_muon", "timescale"])
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+def test_a_run_of_one_update_has_a_plan(rule, decay):
+    """Its only update lies in the warm-up, at a factor of zero: sums over the schedule are zero."""
+    short = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.weight_decay": decay, "budget.epochs": 1}
+    planned = plan(SHORT.replace(short), global_batch=1297, rule=rule)
+    assert planned.recipe.num_updates == 1
+    assert "few updates" in [warning.kind for warning in planned.warnings]
+
+
+@pytest.mark.parametrize("overrides", [{"batch.rule.largest": 512}, {"batch.rule": None}])
+@pytest.mark.parametrize("rule", ["legw", "muon"])
+def test_batches_that_a_schedule_names_can_be_set_for_the_plan(overrides, rule):
+    reference = SHORT.replace({"batch.rule": {"kind": "ramp", "largest": 128, "over_samples": 8000}})
+    with pytest.raises(UserError, match="a batch of 128 is smaller than global_batch = 256"):
+        plan(reference, global_batch=256, rule=rule)
+    planned = plan(reference, global_batch=256, rule=rule, overrides=overrides).recipe
+    assert planned.get("batch.rule.largest") == overrides.get("batch.rule.largest")

@@ -14,7 +14,7 @@ from bigbatch.scaling.warnings import largest_factor
 
 MLP, RESNET = Recipe.named("fashion_mnist/mlp"), Recipe.named("fashion_mnist/resnet8")
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.1}
-WITHOUT_REMEDY = {"smaller", "evidence", "batch's schedule"}
+WITHOUT_REMEDY = {"smaller", "evidence", "batch's schedule", "dropped groups"}
 RAMP = {"kind": "ramp", "largest": 512, "over_samples": 1_000_000}
 
 
@@ -69,6 +69,11 @@ def check_remedies(recipe, **arguments):
         ({"optimizer.name": "adam", "optimizer.lr": 1e-3}, {"global_batch": 1024, "rule": "timescale"}, "timescale"),
         ({}, {"global_batch": 64, "rule": "timescale"}, "timescale"),
         ({"schedule.warmup.kind": "none"}, {"global_batch": 1024, "rule": "legw"}, "no warm-up"),
+        ({"schedule.warmup": {"kind": "gradual", "epochs": 0}}, {"global_batch": 1024, "rule": "legw"}, "no warm-up"),
+        ({"optimizer.groups": {"1.*": "weights"}}, {"global_batch": 1024, "rule": "muon"}, "dropped groups"),
+        ({"optimizer.weight_decay": 0.01}, {"global_batch": 8192, "rule": "muon"}, "strong decay"),
+        ({**ADAMW, "optimizer.weight_decay": 9.0}, {"global_batch": 8192, "rule": "timescale"}, "strong decay"),
+        ({"comm": {"kind": "local_sgd", "period": 8}}, {"global_batch": 512, "rule": "legw"}, "period"),
         ({"batch.ghost_batch": "global"}, {"global_batch": 1024, "rule": "none"}, "global group"),
         ({"batch.ghost_batch": 128}, {"global_batch": 1000, "rule": "sqrt"}, "odd group"),
         ({}, {"global_batch": 1024, "rule": "sqrt", "noise_scale": 300.0}, "noise scale"),

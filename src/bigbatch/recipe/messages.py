@@ -3,12 +3,13 @@
 from pydantic import BaseModel, ValidationError
 
 from bigbatch.core.checks import unknown
-from bigbatch.recipe.optional_sections import Adversarial, Augmentation
+from bigbatch.recipe.optional_sections import Adversarial, Augmentation, Curvature
 from bigbatch.recipe.sections import KINDS, Batch, Budget, Schedule
 
 _EITHER = {  # fields that are a number or a word: pydantic reports each alternative, a reader wants one rule
     "batch.ghost_batch": "must be a whole number above zero, or 'global'",
     "batch.micro_batch": "must be a whole number above zero, or 'auto'",
+    "curvature.trace": "must be a relative error above zero, or false",
 }
 
 
@@ -21,6 +22,9 @@ def readable_mistakes(error: ValidationError, recipe: type[BaseModel]) -> str:
         either = next((name for name in _EITHER if field.startswith(name)), None)
         if either is not None:
             lines.append(f"{either} = {mistake['input']!r}: {_EITHER[either]}")
+            continue
+        if place[:1] == ["model"] and len(place) > 1:
+            lines.append(f"model.{place[1]} = {mistake['input']!r}: must be a number, a text, true or false")
             continue
         match mistake["type"]:
             case "extra_forbidden":
@@ -60,5 +64,6 @@ def _known_fields(place: list[str], recipe: type[BaseModel]) -> list[str]:
         "budget": Budget,
         "adversarial": Adversarial,
         "augmentation": Augmentation,
+        "curvature": Curvature,
     }
     return list(plain[section].model_fields) if section in plain else []

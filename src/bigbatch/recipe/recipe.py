@@ -218,8 +218,8 @@ class Recipe(Displayed, Section):
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
-    def replace(self, changes: Mapping[str, Any]) -> Self:
-        """A new recipe with dotted fields replaced; None removes a field.
+    def replace(self, *changes: Mapping[str, Any]) -> Self:
+        """A new recipe with dotted fields replaced, by one mapping after the other; None removes a field.
 
         Setting the warm-up's length in one unit drops it in another. Setting a section's tag (`optimizer.name`, `schedule.warmup.kind`,
         `schedule.decay.kind`) drops the fields that the new kind does not have, and `optimizer.groups` where they are not its own.
@@ -227,7 +227,10 @@ class Recipe(Displayed, Section):
         Raises:
             RecipeError: If a field is unknown or the result is impossible.
         """
-        return type(self)(**replaced(self.to_dict(), changes))
+        fields = self.to_dict()
+        for some in changes:
+            replaced(fields, some)
+        return type(self)(**fields)
 
     def differences(self, other: "Recipe") -> list[str]:
         """Dotted fields in which two recipes differ, each with both values."""

@@ -142,6 +142,7 @@ class Batch(Section):
             )
         if self.rule is not None:
             self.rule.check_recipe(recipe)
+            self._check_bounds(self.rule)
             if recipe.comm.label_skew:
                 raise ValueError(
                     f"comm.label_skew = {recipe.comm.label_skew:g}: each worker has samples of its own, of which a batch that changes "
@@ -153,6 +154,12 @@ class Batch(Section):
                 "noisier than that of so many samples; leave it out"
             )
         self._check_ghost_batch()
+
+    def _check_bounds(self, rule: BatchRuleSection) -> None:
+        largest, smallest = getattr(rule, "largest", None), getattr(rule, "smallest", None)
+        if largest is not None and largest < (smallest or self.global_batch):
+            other = f"global_batch = {self.global_batch:,}" if smallest is None else f"batch.rule.smallest = {smallest:,}"
+            raise ValueError(f"batch.rule.largest = {largest:,}: must be at least {other}; give a larger one")
 
     def _check_ghost_batch(self) -> None:
         ghost, micro = self.ghost_batch, self.micro_batch

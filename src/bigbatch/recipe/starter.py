@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
+import tomli_w
+
 from bigbatch.core.checks import UserError
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.core.metric import metric_of
@@ -13,6 +15,7 @@ from bigbatch.recipe.recipe import Recipe, recipe_names
 NEEDED = ("optimizer.lr", "batch.global_batch")
 """Fields without which a command can't be scaled."""
 EXAMPLE = "python train.py --lr {optimizer.lr} --batch-size {batch.global_batch} --seed {seed}"
+RATES = {"lr": "the tuned rate, at its peak", "adam_lr": "of all but the matrices; the same, unless you tuned it"}
 MORE = """
 # More of the recipe, if your training has it:
 # optimizer.weight_decay = 5e-4
@@ -76,10 +79,10 @@ def starter(answers: Answers, file: str) -> tuple[str, list[str]]:
         (f"task = {_quoted(recipe.task)}", "a name" if answers.kind != "task" else "the task that is trained"),
         (f"num_train_samples = {recipe.num_train_samples}", "samples in an epoch"),
         (f"seed = {recipe.seed}", "of the first run; others count on"),
-        (f"budget.epochs = {answers.epochs:g}", "of the tuned run"),
+        (f"budget.epochs = {_number(recipe.get('budget.epochs'))}", "of the tuned run"),
         (f"batch.global_batch = {recipe.batch.global_batch}", "samples in an update, over all workers"),
         (f"optimizer.name = {_quoted(recipe.optimizer.name)}", ", ".join(OPTIMIZERS)),
-        (f"optimizer.lr = {answers.lr:g}", "the tuned rate, at its peak"),
+        *((f"optimizer.{rate} = {_number(getattr(recipe.optimizer, rate))}", RATES[rate]) for rate in recipe.optimizer.rates),
     ]
     width = max(len(field) for field, _ in fields)
     body = [f"{field.ljust(width)}  # {comment}" for field, comment in fields]
@@ -93,10 +96,12 @@ def _recipe(answers: Answers) -> Recipe:
         if getattr(answers, name) is None:
             raise UserError(f"--{name}: is missing; a recipe needs it")
     name = answers.what if answers.kind == "task" else _name(answers)
+    optimizer = str(answers.optimizer)
+    rates = OPTIMIZERS[optimizer].section.rates if optimizer in OPTIMIZERS else ("lr",)
     return Recipe(
         task=name,
         num_train_samples=answers.samples,
-        optimizer={"name": answers.optimizer, "lr": answers.lr},
+        optimizer={"name": optimizer, **dict.fromkeys(rates, answers.lr)},
         batch={"global_batch": answers.batch},
         budget={"epochs": answers.epochs},
     )
@@ -153,11 +158,16 @@ def _metric(text: str) -> str:
         metric_of({"name": name, "unit": unit, "better": better, "margin": float(margin)})
     except ValueError as error:
         raise UserError(f"--metric {text}: {error}") from None
-    return f"{{ name = {_quoted(name)}, unit = {_quoted(unit)}, better = {_quoted(better)}, margin = {float(margin):g} }}"
+    return f"{{ name = {_quoted(name)}, unit = {_quoted(unit)}, better = {_quoted(better)}, margin = {_number(float(margin))} }}"
 
 
 def _quoted(text: str) -> str:
-    """A TOML string."""
-    if "'" not in text and ('"' in text or "\\" in text):
+    """A TOML string, in single quotes where that is easier to read."""
+    if "'" not in text and ('"' in text or "\\" in text) and text.isprintable():
         return f"'{text}'"
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return tomli_w.dumps({"": text}).partition(" = ")[2].rstrip("\n")
+
+
+def _number(value: float) -> str:
+    """A number of TOML with all its digits."""
+    return short if float(short := f"{value:g}") == value else repr(value)

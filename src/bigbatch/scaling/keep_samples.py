@@ -36,9 +36,9 @@ def _same_samples(updates: int, total: int, global_batch: int) -> Iterator[Chang
 
 
 def with_batch(recipe: Recipe, global_batch: int) -> Recipe:
-    """The recipe with nothing changed besides the batch.
+    """The recipe with nothing changed besides the batch, which stays as it is: a rule may name batches that the user is yet to set.
 
     >>> with_batch(Recipe.named("digits/mlp"), 64).num_updates
     406
     """
-    return recipe.replace({change.field: change.after for change in keep_samples(recipe, global_batch)})
+    return recipe.replace({"batch.rule": None}, {change.field: change.after for change in keep_samples(recipe, global_batch)})

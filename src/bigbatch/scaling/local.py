@@ -102,4 +102,7 @@ def local_changes(recipe: Recipe, steps: LocalSteps) -> list[Change]:
     if steps.ghost_batch is not None:
         why = f"a worker's share of an update, {steps.ghost_batch}: no normalisation group is cut in two"
         changes.append(Change("batch.ghost_batch", recipe.batch.ghost_batch, steps.ghost_batch, why))
+        micro = recipe.batch.micro_batch
+        if isinstance(micro, int) and micro % steps.ghost_batch:
+            changes.append(Change("batch.micro_batch", micro, "auto", "a forward pass must hold whole groups; it never changes the update"))
     return changes

@@ -1,6 +1,6 @@
 """From a recipe tuned at one batch to the recipe for another: every change with its reason, every doubt as a warning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bigbatch.core.checks import UserError, check_positive, unknown
@@ -11,6 +11,7 @@ from bigbatch.scaling.auto import auto, fallbacks
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
 from bigbatch.scaling.local import LocalSteps, local_changes, local_steps
+from bigbatch.scaling.rules.weight_decay import KEPT_SHRINKAGE, converted_decay
 from bigbatch.scaling.warmup_units import in_epochs, in_own_unit
 from bigbatch.scaling.warnings import PlanWarning, local_warnings, warnings_of
 
@@ -146,9 +147,19 @@ def plan(
 def _local(recipe: Recipe, steps: LocalSteps, noise_scale: float | None, overrides: Mapping[str, Any]) -> Plan:
     how = {field.field: field for field in local_changes(recipe, steps)}
     inner = _planned(recipe, steps.inner_batch, "auto", noise_scale, overrides, how)
-    doubts = (*inner.warnings, *local_warnings(recipe, steps))
+    doubts = (*_of_inner_updates(inner.warnings), *local_warnings(recipe, steps))
     reason = f"updates of {steps.inner_batch:,} by {inner.rule}: {inner.reason}"
     return inner._replace(rule="local", reason=reason, local=steps, warnings=doubts)
+
+
+def _of_inner_updates(warnings: Iterable[PlanWarning]) -> Iterator[PlanWarning]:
+    """Those of the plan for inner updates, without remedies that mean something else for local steps: another batch, another rule.
+
+    How groups fit is a matter of a worker's share, see `local_warnings`.
+    """
+    for warning in warnings:
+        if warning.kind != "odd group":
+            yield warning.without(lambda remedy: remedy.rule is not None or remedy.global_batch is not None)
 
 
 def _planned(
@@ -167,11 +178,30 @@ def _planned(
         changed = {change.field: change for change in (*keep_samples(recipe, global_batch), *RULES[rule].build(known, k))}
         ruled = in_own_unit(recipe, changed, global_batch)
     ruled |= more or {}
-    planned = recipe.replace({field: change.after for field, change in ruled.items() if change.before != change.after})
     own = {field: Change(field, recipe.get(field), value, "set by you") for field, value in overrides.items()}
-    planned = planned.replace({field: change.after for field, change in own.items()})
-    changes = tuple(change for change in {**ruled, **own}.values() if change.before != change.after)
+    planned = recipe.replace({field: change.after for field, change in ruled.items() if change.before != change.after}, overrides)
+    if own and (decay := _decay_anew(recipe, planned, ruled, own)) is not None:
+        ruled[decay.field], planned = decay, planned.replace({decay.field: decay.after})
+    changes = tuple(c for c in {**{f: c for f, c in ruled.items() if _stands(c, planned)}, **own}.values() if c.before != c.after)
     return Plan(planned, changes, tuple(warnings_of(recipe, planned, rule, own, noise_scale)), rule, reason, recipe)
+
+
+def _decay_anew(reference: Recipe, planned: Recipe, ruled: Mapping[str, Change], own: Mapping[str, Change]) -> Change | None:
+    """The weight decay for the fields that the user has set, where a rule converted it for others, or the user changes the optimizer."""
+    field, name = "optimizer.weight_decay", "optimizer.name"
+    if field in own:
+        return None
+    by_rule = ruled[name].after if name in ruled else reference.optimizer.name
+    if planned.optimizer.name == by_rule and (field not in ruled or ruled[field].why != KEPT_SHRINKAGE):
+        return None
+    decay = converted_decay(reference, planned)
+    return Change(field, reference.optimizer.weight_decay, decay.value, decay.why)
+
+
+def _stands(change: Change, planned: Recipe) -> bool:
+    """Whether the plan has what a rule changed: what the user sets can take its place."""
+    value = planned.get(change.field)
+    return bool(value == change.after) or (isinstance(value, list | tuple) and list(value) == list(change.after or []))
 
 
 def _stuck(made: Plan, can_change: Callable[[str], bool]) -> list[str]:

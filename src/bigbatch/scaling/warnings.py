@@ -1,7 +1,7 @@
 """What can go wrong with a planned run, each with a remedy that can be typed as it stands."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 from bigbatch.core.clock import Clock
@@ -25,6 +25,8 @@ FEW_UPDATES = 100
 FEW_EXCHANGES = 10
 """Below this many exchanges, local steps have trouble."""
 MEASURE = "measure whether it holds (`bigbatch scale`), at a part of the budget if need be"
+STRONG_DECAY = 0.5
+"""Largest part of a weight that decay may take away in an update without a warning."""
 LOW_PEAK = 0.9
 """Largest part of the peak rate that a run may stay below without a warning."""
 
@@ -51,18 +53,24 @@ class PlanWarning(str):
 
     Attributes:
         kind: Short name of what is doubtful.
+        text: Without the options.
         remedies: Each ends the warning.
     """
 
     kind: str
+    text: str
     remedies: tuple[Remedy, ...]
 
     def __new__(cls, kind: str, text: str, *remedies: Remedy) -> Self:
         """Join the text and the options."""
         tried = " or ".join(" ".join(remedy.options) for remedy in remedies)
         warning = super().__new__(cls, f"{text}; try {tried}" if tried else text)
-        warning.kind, warning.remedies = kind, remedies
+        warning.kind, warning.text, warning.remedies = kind, text, remedies
         return warning
+
+    def without(self, no_remedy: Callable[[Remedy], bool]) -> "PlanWarning":
+        """The same, without remedies that are none."""
+        return PlanWarning(self.kind, self.text, *(remedy for remedy in self.remedies if not no_remedy(remedy)))
 
 
 def warnings_of(
@@ -93,6 +101,10 @@ def warnings_of(
             yield from _sde(reference, planned, k)
         if not any(field.startswith("schedule.warmup") for field in overrides):
             yield from _long_warmup(reference, planned)
+    yield from _strong_decay(planned)
+    if reference.get("optimizer.groups") and planned.get("optimizer.groups") is None and "optimizer.groups" not in overrides:
+        yield _dropped_groups(reference, planned)
+    yield from _period(reference, planned, k, overrides)
     yield from _groups(reference, planned, k)
     yield from _batch_rule(reference, planned, k, overrides)
     if k < 1:
@@ -123,6 +135,13 @@ def local_warnings(reference: Recipe, steps: LocalSteps) -> Iterator[PlanWarning
             f"{k:g} times the tuned batch between exchanges of {steps.workers} workers: {REACH:g} times and {MOST_WORKERS} workers are the "
             f"most at which every task that was measured held ({LOCAL_STUDY}); {MEASURE}",
             *([Remedy(global_batch=smaller)] if k > REACH else []),
+        )
+    ghost = reference.batch.ghost_batch
+    if isinstance(ghost, int) and steps.ghost_batch is None and local % ghost:
+        yield PlanWarning(
+            "odd group",
+            f"{local} samples of a worker in an update are not a multiple of ghost_batch = {ghost}: one normalisation group of each has "
+            "another size; choose other numbers of samples or workers",
         )
     if steps.ghost_batch is not None:
         yield PlanWarning(
@@ -206,6 +225,31 @@ def _decay(reference: Recipe, planned: Recipe) -> Iterator[PlanWarning]:
     )
 
 
+def _strong_decay(planned: Recipe) -> Iterator[PlanWarning]:
+    """Where decay alone takes most of a weight away in an update: what is left of "as much over the run" in few updates."""
+    o = planned.optimizer
+    if o.decay_divisor is None or planned.schedule.warmup.learns or not o.weight_decay:
+        return
+    if (taken := o.lr * o.weight_decay / o.decay_divisor * largest_factor(planned)) > STRONG_DECAY:
+        weaker = float(f"{0.99 * STRONG_DECAY / taken * o.weight_decay:.4g}")
+        yield PlanWarning(
+            "strong decay",
+            f"weight_decay = {readable(o.weight_decay)} takes up to {taken:.2g} of every weight away in one update (above 1 its sign "
+            "changes): too few updates for the decay of the whole run; choose a smaller batch, or less decay",
+            Remedy(planned={"optimizer.weight_decay": weaker}),
+        )
+
+
+def _dropped_groups(reference: Recipe, planned: Recipe) -> PlanWarning:
+    old, new = reference.optimizer.name, planned.optimizer.name
+    named = ", ".join(reference.optimizer.groups)
+    return PlanWarning(
+        "dropped groups",
+        f"optimizer.groups says for {old} what {named} count as; {new} splits parameters by other kinds, so it is dropped: see `bigbatch "
+        "plan --groups`, and set plan.optimizer.groups where that is not what you want",
+    )
+
+
 def _optimizer(reference: Recipe, planned: Recipe, rule: str) -> Iterator[PlanWarning]:
     old, new = reference.optimizer.name, planned.optimizer.name
     if old != new:
@@ -266,7 +310,7 @@ def _growth(reference: Recipe, planned: Recipe, rule: str, k: float) -> Iterator
             "the same way",
             Remedy(rule="sqrt"),
         )
-    if rule == "legw" and reference.schedule.warmup.kind == "none":
+    if rule == "legw" and reference.warmup_samples == 0 and not reference.schedule.warmup.learns:
         yield PlanWarning(
             "no warm-up",
             "LEGW multiplies the reference's warm-up, and the reference has none, so there is none: tune the reference with a short one",
@@ -318,6 +362,18 @@ def _longer(reference: Recipe, times: float) -> Remedy:
     budget = {name: value for name, value in reference.budget.model_dump().items() if value is not None}
     (unit, value), *_ = budget.items()
     return Remedy(reference={f"budget.{unit}": math.ceil(value * times)})
+
+
+def _period(reference: Recipe, planned: Recipe, k: float, overrides: Mapping[str, Any]) -> Iterator[PlanWarning]:
+    """Where workers take steps of their own, and their number stays while each is of more samples."""
+    period = reference.get("comm.period")
+    if k > 1 and period is not None and period > 1 and planned.get("comm.period") == period and "comm.period" not in overrides:
+        fewer = max(1, round(period / k))
+        yield PlanWarning(
+            "period",
+            f"comm.period = {period} updates stay, of {k:g} times the samples: workers exchange {k:g} times as seldom as in the reference",
+            Remedy(planned={"comm.period": fewer}),
+        )
 
 
 def _groups(reference: Recipe, planned: Recipe, k: float) -> Iterator[PlanWarning]:

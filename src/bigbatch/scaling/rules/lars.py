@@ -1,7 +1,8 @@
 """LARS in place of the reference's optimizer, at the rate of its authors' lab, with LEGW's warm-up.
 
 gamma = 4 sqrt(B / 512), trust coefficient 0.001 (You's lab, ResNet-50 on ImageNet: 4 at 512 to 32 at 32,768);
-warm-up epochs times k; momentum and schedule of the reference; decay converted (weight_decay.py). Nothing of it is tuned to the task.
+warm-up epochs times k; schedule of the reference, and its momentum, or 0.9 where it has none; decay converted (weight_decay.py). Nothing
+of it is tuned to the task.
 A reference that is tuned with LARS keeps its settings: its rate times sqrt(k), and the warm-up.
 """
 

@@ -10,7 +10,7 @@ from bigbatch.recipe.sections import LayerWise
 from bigbatch.scaling.change import Change, scaled_rates
 from bigbatch.scaling.keep_samples import with_batch
 from bigbatch.scaling.rules.legw import legw
-from bigbatch.scaling.rules.weight_decay import converted_decay, decay_for_shrinkage, total_shrinkage
+from bigbatch.scaling.rules.weight_decay import KEPT_SHRINKAGE, converted_decay, decay_for_shrinkage, total_shrinkage
 
 ADAMS = ("adam", "adamw", "adamp")
 """Optimizers whose rates, betas and eps mean the same."""
@@ -33,6 +33,8 @@ def switch(recipe: Recipe, k: float, name: str, settings: Mapping[str, Any], why
     old, new = recipe.optimizer, OPTIMIZERS[name].section
     fields = {field: info.default for field, info in new.model_fields.items() if not info.is_required()}
     kept = ["clip_norm", *(["betas", "eps"] if {old.name, name} <= set(ADAMS) else [])]
+    if new.groups_by == old.groups_by:
+        kept.append("groups")
     if not issubclass(new, LayerWise):  # LARS's and LAMB's authors leave norms and biases out
         kept.append("decay_norms_and_biases")
     same = {field: getattr(old, field) for field in kept if field in fields and hasattr(old, field)}
@@ -43,8 +45,7 @@ def switch(recipe: Recipe, k: float, name: str, settings: Mapping[str, Any], why
         Change(f"optimizer.{field}", recipe.get(f"optimizer.{field}"), fields[field], {**reasons, "name": why}[field]) for field in order
     ]
     changes += others
-    planned = with_batch(recipe, round(recipe.batch.global_batch * k)).replace({c.field: c.after for c in changes})
-    decay = converted_decay(recipe, planned)
+    decay = converted_decay(recipe, _larger(recipe, k, changes))
     return [c._replace(after=decay.value, why=decay.why) if c.field == "optimizer.weight_decay" else c for c in changes]
 
 
@@ -52,9 +53,12 @@ def kept_shrinkage(recipe: Recipe, k: float, changes: list[Change]) -> list[Chan
     """The changes, and the decoupled weight decay with which the run still shrinks the weights by as much as the reference."""
     if (total := total_shrinkage(recipe)) is None:
         return changes
-    planned = with_batch(recipe, round(recipe.batch.global_batch * k)).replace({c.field: c.after for c in changes})
-    why = "over the run the weights shrink by as much as in the reference"
-    return [*changes, Change("optimizer.weight_decay", recipe.optimizer.weight_decay, decay_for_shrinkage(planned, total), why)]
+    decay = decay_for_shrinkage(_larger(recipe, k, changes), total)
+    return [*changes, Change("optimizer.weight_decay", recipe.optimizer.weight_decay, decay, KEPT_SHRINKAGE)]
+
+
+def _larger(recipe: Recipe, k: float, changes: list[Change]) -> Recipe:
+    return with_batch(recipe, round(recipe.batch.global_batch * k)).replace({c.field: c.after for c in changes})
 
 
 def root_of_k(recipe: Recipe, k: float, paper: Paper | None = None) -> list[Change]:

@@ -29,6 +29,9 @@ SAME = {("sgd", "lars"), ("adamw", "lamb"), ("adamp", "lamb")}
 MOST_SUMMANDS = 4_096
 
 
+KEPT_SHRINKAGE = "over the run the weights shrink by as much as in the reference"
+
+
 class Decay(NamedTuple):
     """The weight decay for another optimizer."""
 
@@ -66,9 +69,11 @@ def total_shrinkage(recipe: Recipe) -> float | None:
 
 
 def decay_for_shrinkage(planned: Recipe, total: float) -> float:
-    """The weight decay with which the planned run shrinks weights by `total`."""
+    """The weight decay with which the planned run shrinks weights by `total`; its own where no update has a rate, which no decay mends."""
     o = planned.optimizer
-    return float(f"{total * (o.decay_divisor or 1.0) / (o.lr * sum_of_factors(planned)):.6g}")
+    if total == 0 or (factors := sum_of_factors(planned)) == 0:
+        return 0.0 if total == 0 else o.weight_decay
+    return float(f"{total * (o.decay_divisor or 1.0) / (o.lr * factors):.6g}")
 
 
 def converted_decay(reference: Recipe, planned: Recipe) -> Decay:
@@ -86,5 +91,5 @@ def converted_decay(reference: Recipe, planned: Recipe) -> Decay:
         return Decay(value, f"kept: {what}", True)
     total = total_shrinkage(reference)
     if total is not None and planned.optimizer.decay_divisor is not None and not planned.schedule.warmup.learns:
-        return Decay(decay_for_shrinkage(planned, total), "over the run the weights shrink by as much as in the reference", True)
+        return Decay(decay_for_shrinkage(planned, total), KEPT_SHRINKAGE, True)
     return Decay(planned.optimizer.published_decay, f"published for {new}: the reference's {value:g} of {old} has no equivalent", False)
