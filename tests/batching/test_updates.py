@@ -110,3 +110,26 @@ def test_a_schedule_is_asked_by_the_loop_and_refused_as_a_rule_that_proposes():
     for rule in (steps, Seesaw(global_batch=16, largest=64)):
         with pytest.raises(UserError, match=r"(BatchSteps|Seesaw): is known beforehand and proposes nothing; set global_batch = rule.at"):
             updates.follow(rule, Bounds(8, 64, 8))
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda i: ({"a": torch.ones(3), "b": torch.ones(2)}, i),
+        lambda i: ((torch.ones(3), torch.ones(2)), i),
+        lambda i: ({"a": torch.ones(3)}, {"b": torch.tensor(i)}),
+        lambda i: {"a": (torch.ones(3), torch.ones(2))},
+        lambda i: (torch.ones(3), i),
+        lambda i: torch.ones(3),
+    ],
+)
+def test_samples_are_counted_however_a_loader_nests_them(sample):
+    """A DataLoader makes lists of tuples: of a pair whose inputs are several it used to count two samples."""
+    loader = DataLoader([sample(i) for i in range(48)], batch_size=8)
+    update = next(iter(Updates(loader, global_batch=32)))
+    assert (len(update.micro_batches), update.num_samples) == (4, 32)
+
+
+def test_a_list_of_samples_is_counted_by_its_length():
+    assert num_samples([{"a": torch.ones(3)}, {"a": torch.ones(5)}]) == 2
+    assert num_samples([(torch.ones(3), 0), (torch.ones(4), 1), (torch.ones(5), 2)]) == 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bigbatch
 from bigbatch import UserError
@@ -38,13 +38,16 @@ def data_and_model():
 
 
 def run(prepared, how="right", *, epochs=3):
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DataLoaderConfiguration
 
     from bigbatch.integrations.accelerate import AccelerateMonitor
 
     world = int(os.environ.get("WORLD_SIZE", 1))
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4 // world)
+    even = DataLoaderConfiguration(even_batches=how != "uneven")
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4 // world, dataloader_config=even)
     recipe, (data, model) = recipe_of(), data_and_model()
+    if how == "uneven":  # the second process has two samples fewer in the last pass of an epoch
+        data = Subset(data, range(38))
     if how == "global_batch":
         recipe = recipe.replace({"batch.global_batch": 4})
     optimizer = bigbatch.build_optimizer(model, recipe)

@@ -27,7 +27,7 @@ from torch.utils.data import DistributedSampler  # noqa: E402
 from bigbatch.integrations.lightning import BigBatch  # noqa: E402
 
 
-def trained(kind, *, ckpt_path=None, **settings):
+def trained(kind, *, ckpt_path=None, sampler=None, **settings):
     callback, module = BigBatch(every_updates=2), Module(kind, recipe_of(32))
     callbacks = [callback, *settings.pop("callbacks", [])]
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
@@ -36,7 +36,7 @@ def trained(kind, *, ckpt_path=None, **settings):
         accumulate_grad_batches=2, strategy=strategy, devices=2, callbacks=callbacks, use_distributed_sampler=False,
     )  # fmt: skip
     data = data_of(kind)
-    sampler = DistributedSampler(data, dist.get_world_size(), dist.get_rank(), shuffle=False)
+    sampler = sampler or DistributedSampler(data, dist.get_world_size(), dist.get_rank(), shuffle=False)
     trainer.fit(module, Resumable(data, batch_size=8, sampler=sampler), ckpt_path=ckpt_path)
     return callback, module
 
@@ -59,6 +59,8 @@ def main():
     _, first = trained(kind, max_steps=5, enable_checkpointing=True, callbacks=[save])
     again = trained(kind, ckpt_path=folder / "at.ckpt")
     results = {"whole": told(*whole, whole[1].rates), "resumed": told(*again, first.rates + again[1].rates)}
+    callback, module = trained(kind, sampler=range(rank, 95, 2))
+    results["uneven"] = {"clock": list(callback.clock), "rates": module.rates}
     print(json.dumps(results))
     leave()
 

@@ -62,6 +62,13 @@ def test_two_processes(prepared, tmp_path):
         compare(json.loads((tmp_path / f"facts.{rank}").read_text()))
 
 
+def test_processes_with_unlike_numbers_of_samples_have_one_clock(tmp_path):
+    torchrun("tests.integrations.accelerate_run", tmp_path / "facts", "prepared", "uneven", folder=tmp_path)
+    one, other = (json.loads((tmp_path / f"facts.{rank}").read_text()) for rank in range(2))
+    assert one["rates"] == other["rates"]
+    assert one["clock"] == other["clock"] == [3 * 38, 9]
+
+
 def test_two_processes_count_twice_with_torchs_scheduler_and_that_is_named(tmp_path):
     torchrun("tests.integrations.accelerate_run", tmp_path / "facts", "prepared", "torch", folder=tmp_path)
     refused = json.loads((tmp_path / "facts.1").read_text())["refused"]

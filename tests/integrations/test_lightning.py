@@ -84,6 +84,9 @@ def test_two_processes_measure_and_train_as_one(kind, tmp_path):
         assert got[name]["rates"] == pytest.approx(rates_of(recipe, 12), rel=1e-12)
         assert got[name]["rates"] == pytest.approx(rates, rel=1e-12)
         assert got[name]["weights"] == pytest.approx([weights.sum().item(), weights.square().sum().item()], rel=1e-9)
+    uneven = [json.loads(of_rank.splitlines()[-1])["uneven"] for of_rank in said]  # 48 and 47 samples: one clock, one rate
+    assert uneven[0] == uneven[1]
+    assert uneven[0]["clock"] == [4 * 95, 12]
 
 
 @pytest.mark.parametrize(

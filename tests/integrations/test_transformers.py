@@ -92,6 +92,16 @@ def test_two_processes_measure_the_same_noise_at_the_same_rates(kind, how, toler
     assert found["clock"] == [120, 9]
 
 
+def test_a_pass_without_labels_counts_for_the_clock_of_all_processes(tmp_path):
+    """The clock of the process that had it used to fall behind, and with it the rate: weights drifted apart."""
+    torchrun("tests.integrations.trainer_run", "gpt2", tmp_path / "facts.json", "unlabelled", folder=tmp_path)
+    found = json.loads((tmp_path / "facts.json").read_text())
+    one, other = found["of_all"]
+    assert one == other
+    assert one[0] == [120, 9]
+    near(one[1], planned_rates(recipe_of()), 1e-12)
+
+
 def test_two_processes_follow_a_rule_as_one_does_and_resume(tmp_path):
     torchrun("tests.integrations.trainer_run", "gpt2", tmp_path / "facts.json", "rule", folder=tmp_path)
     found = json.loads((tmp_path / "facts.json").read_text())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.integrations.models import gpt2, resnet, tokens
 from tests.integrations.trainer_run import facts, recipe_of, trainer_of
+from transformers import TrainerCallback
 
 from bigbatch import Clock, Recipe, UserError, plan
 from bigbatch.core.checks import RecipeError
@@ -283,3 +284,31 @@ def test_arguments_alone_give_the_same_rates_where_nothing_is_left_out(changes, 
         group = build(gpt2(), recipe)[0].param_groups[0]
         if name in group:
             assert trainer.optimizer.param_groups[0][name] == group[name]
+
+
+def test_a_trainer_that_was_interrupted_trains_on_to_the_end(tmp_path):
+    """As in a notebook: the Trainer computes the length of a resumed run from its arguments, which the rule has changed."""
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer, _, watched = ruled(tmp_path, INCREASE, **saving)
+    trainer.train()
+    sizes = [len(update) for update in watched.updates]
+    at = next(i for i, size in enumerate(sizes) if size > 8) + 2
+
+    class Interrupts(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == at + 1 and not trainer_is_resumed:
+                raise KeyboardInterrupt
+
+    trainer_is_resumed = []
+    trainer, _, watched = ruled(tmp_path / "again", INCREASE, **saving)
+    trainer.add_callback(Interrupts())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.args.gradient_accumulation_steps == 2  # as it was given
+    hooked = sum(len(p._backward_hooks or ()) + len(p._post_accumulate_grad_hooks or ()) for p in trainer.model.parameters())
+    assert hooked == 0
+    trainer_is_resumed.append(True)
+    watched.updates.clear()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "again" / f"checkpoint-{at}"))
+    assert [len(update) for update in watched.updates] == sizes[at:]
+    assert trainer.lr_scheduler.clock == Clock(2 * NUM_SAMPLES, len(sizes))

@@ -1,6 +1,6 @@
 """A run of Transformers' Trainer with the callback, and what it did as JSON.
 
-`python -m tests.integrations.trainer_run KIND FILE ddp`, resumed, rule or fsdp, under torchrun.
+`python -m tests.integrations.trainer_run KIND FILE ddp`, resumed, rule, fsdp or unlabelled (a pass of the second process), under torchrun.
 """
 
 import json
@@ -78,6 +78,9 @@ def main(kind, file, how):
     folder, settings = Path(file).parent, {"ddp_backend": "gloo"}
     if how == "fsdp":
         settings |= {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    elif how == "unlabelled":
+        settings["data"] = tokens()
+        settings["data"].columns["labels"][4:8] = -100
     elif how != "ddp":
         settings |= {"save_strategy": "steps", "save_steps": 6}
     if how == "rule":
@@ -88,6 +91,10 @@ def main(kind, file, how):
     trainer.train()
     assert any(isinstance(p, DTensor) for p in trainer.model.parameters()) == (how == "fsdp")
     found = facts(trainer, callback)
+    found["of_all"] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(
+        found["of_all"], [found["clock"], [entry["learning_rate"] for entry in found["logs"]], found["weights"]]
+    )
     if how in ("resumed", "rule"):
         trainer, callback = trainer_of(kind, folder, layers=True, **settings)
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))

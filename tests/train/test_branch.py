@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tests import structured_tasks
 
 from bigbatch import Recipe, fit
 from bigbatch.core.checks import CheckpointError, RecipeError
@@ -150,3 +151,10 @@ def test_a_rate_that_was_learned_goes_on_where_it_was(tmp_path, ends):
     train_branch(TASK, recipe, first, Branch((updates_of(second) - updates_of(first)) * BATCH))
     saved = torch.load(second, weights_only=True)["model"]
     assert all(torch.equal(ends[0][0][name], value) for name, value in saved.items())
+
+
+def test_a_part_of_held_out_samples_is_collated_as_the_task_does(tmp_path):
+    recipe = structured_tasks.RECIPE
+    fit(structured_tasks.Words(), recipe, out=tmp_path, keep_checkpoints=True, measure_test=False, quiet=True, tensorboard=False)
+    path = sorted(tmp_path.glob("update-*.pt"))[0]
+    assert math.isfinite(train_branch(structured_tasks.Words(), recipe, path, Branch(0, held_out=4)).loss)

@@ -1,5 +1,6 @@
 """The whole loop on real data: what it records, where it stops, and what it refuses."""
 
+import itertools
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from tests.distributed.train import stopped_after
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -17,6 +19,7 @@ from bigbatch.core.clock import Clock
 from bigbatch.schedules import schedule_of
 from bigbatch.tasks import Splits, load_task
 from bigbatch.tasks.digits_mlp import DigitsMLP
+from bigbatch.train.data.sampler import sample_indices
 from bigbatch.train.state.record import read_record
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": 2, "batch.micro_batch": 32})
@@ -28,8 +31,6 @@ def run(task="digits/mlp", recipe=RECIPE, **kwargs):
 
 def test_equals_a_hand_written_loop(tmp_path):
     """Same order, same rates, same optimizer: the same weights, to rounding."""
-    from bigbatch.train.data.sampler import sample_indices
-
     recipe = RECIPE.replace({"batch.global_batch": 50, "batch.micro_batch": 50, "optimizer.weight_decay": 0.01})
     run(recipe=recipe, out=tmp_path / "run")
     inputs, targets = load_task("digits/mlp").splits().train.tensors
@@ -176,6 +177,47 @@ def test_nan_in_a_map_style_data_set_is_named_after_the_divergence():
     task.spoil = 17
     with pytest.raises(Diverged, match="the inputs themselves hold NaN or infinity, first in training sample 17: clean or drop it"):
         run(task=task)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "adascale", "base_batch": 16},  # sees more samples than the recipe's budget
+        {"kind": "schedule", "steps": [[100, 96], [400, 160]]},
+    ],
+    ids=lambda rule: rule["kind"],
+)
+def test_after_a_change_of_the_batch_too(rule):
+    """The samples of the update used to be reckoned from the recipe's batch: others were blamed, or it never ended."""
+    task, recipe = _MapStyleDigits(), RECIPE.replace({"batch.rule": rule, "optimizer.lr": 0.01})
+    task.spoil = int(sample_indices(0, 1297, 1200, 1)) if rule["kind"] == "schedule" else None
+    if task.spoil is None:
+        task.losses = _becomes_nan(task.losses, after=120)
+        with pytest.raises(Diverged, match="lower the rate"):
+            run(task=task, recipe=recipe)
+        return
+    with pytest.raises(Diverged, match=f"first in training sample {task.spoil}: clean or drop it"):
+        run(task=task, recipe=recipe)
+
+
+def _becomes_nan(losses, after):
+    calls = itertools.count()
+    return lambda outputs, targets: losses(outputs, targets) * (math.nan if next(calls) >= after else 1)
+
+
+class _WithDropout(_MapStyleDigits):
+    def model(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+
+
+def test_a_loader_s_processes_draw_no_random_number_that_a_resumed_run_would_draw_again(tmp_path):
+    """A new DataLoader took a seed from torch's generator, and the dropout of a resumed run was another."""
+    task, recipe = _WithDropout(), RECIPE.replace({"budget.epochs": 0.2})
+    whole = run(task=task, recipe=recipe, out=tmp_path / "whole")
+    with stopped_after(4):
+        run(task=task, recipe=recipe, out=tmp_path / "run", save_every_s=0.0)
+    resumed = run(task=task, recipe=recipe, out=tmp_path / "run", resume=True)
+    assert (resumed.test_loss, resumed.validation_score) == (whole.test_loss, whole.validation_score)
 
 
 def test_batch_norm_needs_a_stated_group():

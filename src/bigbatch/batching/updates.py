@@ -102,6 +102,19 @@ class Updates:
         return reason
 
 
+def _is_structure(value: Any) -> bool:
+    """Whether tensors of all samples lie within: a mapping, a tuple, or what a DataLoader makes of a sample that is one, a list.
+
+    A list of plain values, of tuples, or of mappings with the same keys is one of samples.
+    """
+    if not isinstance(value, list):
+        return isinstance(value, Mapping | tuple)
+    first = value[0] if value else None
+    if isinstance(first, Mapping):
+        return any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in value)
+    return bool(getattr(first, "shape", ())) or (isinstance(first, list) and any(getattr(part, "shape", ()) for part in first))
+
+
 def num_samples(batch: Any) -> int:
     """Samples of a batch: the length of its first tensor.
 
@@ -109,10 +122,8 @@ def num_samples(batch: Any) -> int:
     (3, 2)
     """
     part = batch
-    while isinstance(part, Mapping | tuple):
+    while _is_structure(part):
         part = next(iter(part.values() if isinstance(part, Mapping) else part), None)
-    if isinstance(part, list) and part and hasattr(part[0], "shape") and part[0].shape:  # a DataLoader's pair is a list of tensors
-        part = part[0]
     try:
         return len(part)
     except TypeError:

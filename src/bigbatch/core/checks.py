@@ -49,11 +49,12 @@ class Diverged(RuntimeError):
 
     Attributes:
         update: Number of the update at which it was seen, from 1; None where that is not known.
+        samples: Of the run, that this update was of: from number, to number; None where that is not known.
     """
 
-    def __init__(self, message: str, *, update: int | None = None) -> None:
+    def __init__(self, message: str, *, update: int | None = None, samples: tuple[int, int] | None = None) -> None:
         super().__init__(message)
-        self.update = update
+        self.update, self.samples = update, samples
 
 
 class Interrupted(RuntimeError):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.extras import needed
+from bigbatch.integrations.samples import samples_of_all
 from bigbatch.noise.estimate import NoiseEstimate
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.noise.reader import ALL
@@ -104,7 +105,7 @@ class AccelerateMonitor:
             if self._first is None:
                 self._check_global_batch()
             if isinstance(self._scheduler, ClockLR):
-                self._scheduler.global_batch = self._num_samples * accelerator.num_processes
+                self._scheduler.global_batch = samples_of_all(self._num_samples, accelerator.device)
             self._num_samples = 0
 
     def estimate(self, part: str = ALL, *, last: int | None = None, confidence: float = 0.95) -> NoiseEstimate:

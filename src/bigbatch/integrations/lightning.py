@@ -23,6 +23,7 @@ from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.core.extras import needed
 from bigbatch.integrations.accumulation import Accumulation, BatchOfClock
+from bigbatch.integrations.samples import samples_of_all
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.ghost_batch_norm import GhostBatchNorm, convert_batch_norm
 from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
@@ -110,7 +111,7 @@ class BigBatch(Callback):
         self._trainer: Trainer | None = None
         self._pending: list[tuple[UpdateMeasurement, Tensor]] = []
         self._schedulers: list[ClockLR] = []
-        self._pass_samples = self._largest_pass = self._samples = self._num_passes = 0
+        self._pass_samples = self._largest_pass = self._samples = self._num_passes = self._of_all = 0
         self._losses: list[Tensor] = []
         self._passes, self._wanted = 1, 1  # of an update now, and as soon as the place in the epoch allows
         self._lr, self._began = float("nan"), 0.0
@@ -169,12 +170,12 @@ class BigBatch(Callback):
             self.monitor.update(loss_scale=scaler.get_scale())
             self._measured = True
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:  # noqa: ARG002
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Measure the gradient of the update before it is clipped, and tell the schedule how many samples it is of."""
         if self.monitor is not None and not self._measured:
             self.monitor.update()
         self._stepped, self._lr = True, float(optimizer.param_groups[0]["lr"])
-        samples = self._samples * trainer.world_size
+        self._of_all = samples = samples_of_all(self._samples, pl_module.device)
         for scheduler in self._schedulers if samples else []:
             if self.clock.updates == 0 and self._accumulation is None and samples != scheduler.global_batch:
                 warnings.warn(
@@ -191,11 +192,12 @@ class BigBatch(Callback):
             self._losses.append(outputs["loss"].detach())
         if not self._stepped:
             return
-        num_samples, now = self._samples * trainer.world_size, time.monotonic()
+        num_samples, now = self._of_all, time.monotonic()
         if num_samples:  # else every training_step returned None
             self.clock = self.clock.after(num_samples)
             loss = torch.stack(self._losses).sum() if self._losses else torch.full((), float("nan"), device=pl_module.device)
-            self._pending.append((UpdateMeasurement(num_samples, lr=self._lr, seconds=now - self._began), loss))
+            if self.monitor is not None and self._accumulation is not None:  # who reads them
+                self._pending.append((UpdateMeasurement(num_samples, lr=self._lr, seconds=now - self._began), loss))
         self._begin_update()
         every = self._every_updates or trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by another object
         if self.monitor is not None and self.clock.updates % every == 0:
@@ -238,14 +240,11 @@ class BigBatch(Callback):
 
     def _read(self, trainer: Trainer, monitor: NoiseScaleMonitor) -> None:
         """Read what was measured, and tell the rule; every process does at the same time."""
-        if not self._pending:
-            return
-        pending, measured = list(self._pending), monitor.flush()[-len(self._pending) :]
-        self._pending.clear()
-        if self._accumulation is None:
+        measured, pending, self._pending = monitor.flush(), self._pending, []
+        if self._accumulation is None or not pending:
             return
         losses: Tensor = trainer.strategy.reduce(torch.stack([loss for _, loss in pending]), reduce_op="mean")
-        for (seen, _), loss, m in zip(pending, losses.tolist(), measured, strict=True):
+        for (seen, _), loss, m in zip(pending, losses.tolist(), measured[-len(pending) :], strict=True):
             self._accumulation.observe(seen._replace(loss=loss, signal=m.signal, noise=m.noise, noise_along=m.noise_along))
 
     def _log(self, trainer: Trainer, monitor: NoiseScaleMonitor) -> None:

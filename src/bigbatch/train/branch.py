@@ -12,6 +12,7 @@ from bigbatch.comm.ranks import process_group
 from bigbatch.core.checks import Diverged, RecipeError, check_positive
 from bigbatch.core.clock import Clock
 from bigbatch.recipe import Recipe
+from bigbatch.tasks.optional_parts import Collated
 from bigbatch.tasks.task import Task
 from bigbatch.train.control.batch_source import BatchSource
 from bigbatch.train.control.rate_source import RateSource
@@ -114,4 +115,6 @@ def _evenly(data: Any, number: int) -> Any:
     index = torch.arange(number) * len(data) // number
     if isinstance(data, TensorDataset):
         return TensorDataset(*(tensor[index] for tensor in data.tensors))
+    if isinstance(data, Collated):
+        return Collated(_evenly(data.dataset, number), data.collate)
     return Subset(data, index.tolist())

@@ -17,6 +17,7 @@ from bigbatch.batching.decision import UpdateMeasurement
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.extras import needed
+from bigbatch.integrations.samples import samples_of_all
 from bigbatch.integrations.transformers.passes import check_loss, pass_of
 from bigbatch.integrations.transformers.ruled_batch import RuledBatch
 from bigbatch.integrations.transformers.scalars import scalars
@@ -24,7 +25,7 @@ from bigbatch.noise.monitor import NoiseScaleMonitor, layers_of
 from bigbatch.schedules.clock_lr import ClockLR
 
 with needed("the adapter to Transformers", extra="transformers"):
-    from accelerate.utils import DistributedType
+    from accelerate.utils import DistributedType, find_batch_size
     from transformers import TrainerCallback
 
 NAME = "bigbatch"
@@ -66,6 +67,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
         self._seen: list[tuple[UpdateMeasurement, Tensor]] = []
         self._loss = torch.zeros(())
         self._begin_update()
+        trainer.train = partial(self._train, trainer.train)
         trainer.training_step = partial(self._training_step, trainer.training_step)
         trainer.log = partial(self._log, trainer.log)
         if self._ruled is not None:
@@ -97,12 +99,13 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
         """Count passes anew."""
         self._passes, self._resumed_passes = self._resumed_passes, 0
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 of TrainerCallback
         """After the optimizer's step, and before the scheduler's."""
-        num_samples, loss, began = self._num_samples * self._ranks.world_size, self._loss, self._began
+        own, loss, began = self._num_samples, self._loss, self._began
         self._begin_update()
         if self._scheduler is None:
             return
+        num_samples = samples_of_all(own, args.device)
         self._scheduler.global_batch = num_samples
         if self._ruled is not None:
             lr = float(self._scheduler.optimizer.param_groups[0]["lr"])
@@ -132,10 +135,17 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Take the hooks off the model; `monitor` keeps what it measured."""
-        args.gradient_accumulation_steps = self._accumulation
         if self.monitor is not None:
             self.monitor.flush()
-            self.monitor.close()
+
+    def _train(self, train: Any, *args: Any, **kwargs: Any) -> Any:
+        """Leave the Trainer as it was, also where training is interrupted: it computes from its arguments how long a resumed run is."""
+        try:
+            return train(*args, **kwargs)
+        finally:
+            self._trainer.args.gradient_accumulation_steps = self._accumulation
+            if self.monitor is not None:
+                self.monitor.close()
 
     def _training_step(self, training_step: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if self.monitor is None:
@@ -144,8 +154,8 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
         if not self._checked:
             check_loss(trainer, inputs, num_items_in_batch, may_grow=self._ruled is not None)
             self._checked = True
+        self._num_samples += find_batch_size(inputs) or 0  # also where none has a label: the clock counts them
         num_samples, divisor = pass_of(trainer, inputs, num_items_in_batch)
-        self._num_samples += num_samples
         self._passes += 1
         loss: Tensor = training_step(model, inputs, num_items_in_batch)
         self._loss = self._loss.to(loss.device) + loss

@@ -226,8 +226,11 @@ def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device
         context.set_forkserver_preload([__name__])
     collate = _Collate(dataset)
     dataset = dataset.dataset if isinstance(dataset, Collated) else dataset
+    chance = torch.Generator()
+    chance.set_state(torch.get_rng_state())  # of which a DataLoader draws the seeds of its processes: a resumed run must not draw once more
     settings: dict[str, Any] = {
         "collate_fn": collate,
+        "generator": chance,
         "prefetch_factor": 2,
         "pin_memory": device.type != "cpu" and _pins(),
         "multiprocessing_context": context,

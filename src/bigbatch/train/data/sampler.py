@@ -30,6 +30,8 @@ def sample_indices(seed: int | None, num_train_samples: int, start: int, count: 
     >>> bool((together == torch.cat([sample_indices(0, 5, 0, 4), sample_indices(0, 5, 4, 8)])).all())
     True
     """
+    if count < 0:
+        raise ValueError(f"count = {count}: must not be negative")
     parts = []
     while count:
         epoch, offset = divmod(start, num_train_samples)

@@ -37,11 +37,9 @@ def check_finite(name: str, dataset: Dataset[Any]) -> None:
 def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], folder: Path | None) -> str:
     """The error's message with what is to blame, as far as the data tells, and a remedy."""
     kept = f"; the record and the last good checkpoint are in {folder}" if folder is not None else ""
-    update = error.update
-    if update is not None and not isinstance(train, TensorDataset) and not is_stream(train):
-        start = (update - 1) * recipe.batch.global_batch
-        count = min(recipe.batch.global_batch, recipe.total_samples - start)
-        indices = sample_indices(recipe.seed, recipe.num_train_samples, start, count).tolist()
+    if (samples := _samples_of(error, recipe)) is not None and not isinstance(train, TensorDataset) and not is_stream(train):
+        start, end = samples
+        indices = sample_indices(recipe.seed, recipe.num_train_samples, start, end - start).tolist()
         bad = [i for i in indices if any(len(_not_finite(t[None])) for t in _inputs_of(train[i]))]
         if bad:
             return f"{error}; the inputs themselves hold NaN or infinity, first in training sample {bad[0]}: clean or drop it{kept}"
@@ -49,6 +47,14 @@ def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], fol
     if recipe.get("schedule.warmup.return_to_minimum") is False:
         remedy = "lower the peak rate, or set schedule.warmup.return_to_minimum = true to go on from weights of the warm-up"
     return f"{error}; {remedy}{kept}"
+
+
+def _samples_of(error: Diverged, recipe: Recipe) -> tuple[int, int] | None:
+    """Samples of the update at which the run diverged, as far as they are known."""
+    if error.samples is not None or error.update is None or recipe.batch.rule is not None:
+        return error.samples
+    start = (error.update - 1) * recipe.batch.global_batch
+    return start, min(start + recipe.batch.global_batch, recipe.total_samples)
 
 
 def _inputs_of(item: Any) -> list[Tensor]:

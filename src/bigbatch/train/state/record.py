@@ -184,7 +184,9 @@ class Record:
             if not finite and fatal:
                 self.close()
                 raise Diverged(
-                    f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite", update=p.clock.updates
+                    f"loss = {loss} at update {p.clock.updates} (learning rate {p.lr:g}): must be finite",
+                    update=p.clock.updates,
+                    samples=(p.clock.samples - p.num_samples, p.clock.samples),
                 )
         self.write_out()
 
