@@ -1,9 +1,11 @@
 """`bigbatch check` on small loops: four right ones, which it must pass, and faults from public reports, which it must name."""
 
 import pytest
+import torch
 from tests.check import loops
 
 from bigbatch.check import check
+from bigbatch.check.watch import _flat
 from bigbatch.core.checks import UserError
 from bigbatch.testing import assert_same_update
 
@@ -120,3 +122,9 @@ def test_a_loop_may_be_a_closure():
 def test_bad_arguments(arguments, message):
     with pytest.raises(UserError, match=message):
         check(loops.right_samples, **arguments)
+
+
+def test_sparse_gradients_are_read():
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    embedding(torch.tensor([1, 3, 3])).sum().backward()
+    assert _flat([embedding.weight.grad]).tolist() == [0, 0, 1, 1, 0, 0, 2, 2, 0, 0]

@@ -120,3 +120,16 @@ def test_stored_and_read_again():
 def test_refuses(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_name_alone_that_is_no_share_is_refused():
+    with pytest.raises(UserError, match=r"""metric = 'mse': a name alone is a share of samples .* Metric\('mse', better="lower", margin"""):
+        metric_of("mse")
+    assert metric_of({"name": "mse", "better": "lower", "margin": 0.1}).name == "mse"
+
+
+def test_a_share_is_not_above_one():
+    with pytest.raises(UserError, match="score = 3.5: is above 1, and accuracy is a share of samples"):
+        ACCURACY.check_share(3.5)
+    ACCURACY.check_share(1.0)
+    Metric("reward", margin=1.0).check_share(3.5)

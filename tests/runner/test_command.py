@@ -238,3 +238,39 @@ def test_identity_is_plain_json(tmp_path):
     runner = CommandRunner(section(score={"file": "a.json", "key": "b"}), base=tmp_path)
     assert json.loads(json.dumps(runner.identity)) == runner.identity
     assert sys.executable
+
+
+def test_a_script_that_tells_no_score_is_not_run_again(tmp_path):
+    script = "open('calls', 'a').write('x')\nprint('final: 2.6352')"
+    with pytest.raises(
+        RunFailed, match="told no score: nothing was found in standard output .*; its last line was 'final: 2.6352'"
+    ) as failed:
+        run(tmp_path, script=script, retries=2, curve=None)
+    assert "tried" not in str(failed.value)
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+@pytest.mark.parametrize("last", ["f1 of class 7: nan (no samples)", "done; patience inf"])
+def test_where_no_test_score_is_asked_for_a_validation_score_is_one(tmp_path, last):
+    script = f"print('step 16: train loss 1, val acc 50')\nprint('{last}')"
+    result = run(tmp_path, script=script, measure_test=False, target=90.0)
+    assert (result.diverged, result.validation_score) == (False, 50.0)
+
+
+def test_a_command_without_a_seed_is_warned_of(tmp_path):
+    write_script(tmp_path)
+    with pytest.warns(UserWarning, match=r"has no \{seed\}: unless it draws one itself, all runs of an arm are the same"):
+        CommandRunner(section(RUN.replace("--seed {seed}", "")), base=tmp_path).check(QUICK)
+
+
+def test_events_are_read_on_from_where_they_were(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    from bigbatch.runner.score_sources import TensorBoard
+
+    events, source = SummaryWriter(str(tmp_path)), TensorBoard(tmp_path, "acc", unit="updates")
+    for step in (1, 2, 3):
+        events.add_scalar("acc", 10.0 * step, step)
+        events.flush()
+        assert [(reading.value, reading.position) for reading in source.news()] == [(10.0 * step, {"updates": step})]
+    events.close()

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from tests.runner.scripts import RECIPE
@@ -170,3 +171,23 @@ def test_studies_give_each_run_of_a_function_a_folder(tmp_path):
     study = critical(keeps, RECIPE, batches=[16, 32, 64], target=0.05, lr_factors=[1.0], out=tmp_path)
     assert [point.updates for point in study.points] == pytest.approx([32, 16, 8])
     assert len(list(tmp_path.glob("runs/*/checkpoints/state"))) == 3
+
+
+@pytest.mark.parametrize("number", [torch.tensor(0.25), torch.tensor([0.25]), np.float32(0.25), np.float64(0.25), 0.25])
+def test_numbers_of_any_kind_are_taken(tmp_path, number):
+    def tells(recipe, run):
+        run.log(updates=torch.tensor(4), loss=number, score=number, lr=number)
+        run.score(number)
+
+    result = FunctionRunner(tells, metric=LOSS).run(RECIPE, Request(out=tmp_path / "told"))
+    assert (result.test_score, result.validation_score) == (0.25, 0.25)
+    returned = FunctionRunner(lambda recipe, run: number, metric=LOSS).run(RECIPE, Request(out=tmp_path / "returned"))
+    assert returned.test_score == 0.25
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), "0.25", [0.25], 1j])
+def test_what_is_no_number_is_named(tmp_path, value):
+    with pytest.raises(RunFailed, match=r"^score = .*: must be a number$"):
+        FunctionRunner(lambda recipe, run: run.score(value), metric=LOSS).run(RECIPE, Request())
+    with pytest.raises(RunFailed, match=r"^loss = .*: must be a number$"):
+        FunctionRunner(lambda recipe, run: run.log(updates=1, loss=value), metric=LOSS).run(RECIPE, Request())

@@ -102,3 +102,18 @@ def test_every_derived_field_can_be_filled():
     text = " ".join(f"{{{name}}}" for name in DERIVED)
     assert len(filled(text, ADAMW, device_batch=8)) == len(DERIVED)
     assert Recipe.from_toml(ADAMW.to_toml()) == ADAMW
+
+
+@pytest.mark.parametrize(
+    ("batch", "passes"), [(96, "2 x 48"), (100, "2 x 50"), (160, "4 x 40"), (64, "1 x 64"), (32, "1 x 32"), (97, "97 x 1")]
+)
+def test_passes_add_up_to_the_global_batch(batch, passes):
+    recipe = RECIPE.replace({"batch.global_batch": batch})
+    assert " ".join(filled("{accumulation} x {device_batch}", recipe, device_batch=64)) == passes
+
+
+def test_passes_that_do_not_add_up_are_refused_where_the_script_has_its_own_batch():
+    with pytest.raises(UserError, match="global_batch = 96: is no multiple of device_batch = 64, of which .* would make 128 samples"):
+        Template("a {accumulation}", device_batch=64).check(RECIPE.replace({"batch.global_batch": 96}))
+    Template("a {accumulation}", device_batch=64).check(RECIPE)
+    Template("a {accumulation}", device_batch=64).check(RECIPE.replace({"batch.global_batch": 128}))

@@ -132,6 +132,6 @@ def _flat(tensors: Iterable[Tensor]) -> Array:
     """Values of tensors as one array of float64."""
     parts = []
     for tensor in tensors:
-        values = tensor.detach().flatten()
+        values = (tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()).flatten()
         parts.append(values[:: max(1, len(values) // MOST_VALUES)].double())
     return torch.cat(parts).numpy().copy() if parts else np.zeros(0)

@@ -85,6 +85,19 @@ class Metric:
         """
         return f"{value:.{self._decimals}f}"
 
+    def check_share(self, score: float) -> None:
+        """Refuse a score that can't be a share of samples, of a metric whose scores are.
+
+        Raises:
+            UserError: With what to state instead.
+        """
+        if self.is_share and score > 1 + 1e-9:
+            raise UserError(
+                f"score = {score:g}: is above 1, and {self} is a share of samples; where it is told in per cent, state "
+                f'metric = {{ name = "{self}", unit = "%", better = "{self.better}", margin = {self.margin:g} }}; '
+                "where it is no share, its own unit"
+            )
+
     def text(self, score: float) -> str:
         """A score with its unit.
 
@@ -241,7 +254,7 @@ class Metric:
     @property
     def is_named(self) -> bool:
         """Whether `metric_of` makes it of its name alone."""
-        return self == metric_of(self.name)
+        return self == _share(self.name)
 
     def to_plain(self) -> str | dict[str, Any]:
         """What files hold: the name where that is all, else all fields."""
@@ -267,6 +280,13 @@ ACCURACY = Metric("accuracy", "%", margin=0.5, scale=100.0)
 """Shares of right answers, in per cent: what a metric is that has only a name."""
 
 
+NO_SHARES = {"loss", "mse", "rmse", "mae", "nll", "bpb", "bpc", "perplexity", "ppl", "cross_entropy", "cross-entropy", "error"}
+
+
+def _share(name: str) -> Metric:
+    return Metric(name, ACCURACY.unit, margin=ACCURACY.margin, scale=ACCURACY.scale)
+
+
 def metric_of(stated: object) -> Metric:
     """The metric that a task states, or that a file holds.
 
@@ -282,7 +302,12 @@ def metric_of(stated: object) -> Metric:
     if isinstance(stated, Metric):
         return stated
     if isinstance(stated, str):
-        return Metric(stated, ACCURACY.unit, margin=ACCURACY.margin, scale=ACCURACY.scale)
+        if stated.lower() in NO_SHARES:
+            raise UserError(
+                f"metric = {stated!r}: a name alone is a share of samples of which more is better, as accuracy; state "
+                f'Metric({stated!r}, better="lower", margin=...) with what may be lost'
+            )
+        return _share(stated)
     if not isinstance(stated, Mapping):
         raise UserError(f"metric = {stated!r:.60}: must be a name, or a Metric with its unit, direction and margin")
     try:

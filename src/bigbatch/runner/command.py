@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,6 +76,10 @@ class CommandSection(_Section):
     num_test_samples: Annotated[int, Field(gt=0)] | None = None  # that the score is the mean over
 
 
+class NoScore(RunFailed):
+    """A command ended well and told no score: it would do so again."""
+
+
 class CommandRunner:
     """Runs recipes by a command.
 
@@ -121,8 +126,13 @@ class CommandRunner:
         return self._template.has_place_for(field) and (can is None or allows(can, field))
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that the template can't be filled from, or a working folder that is not there."""
+        """Refuse a recipe that does not fill the template, or a working folder that is not there; warn of runs that are all alike."""
         self._template.check(recipe)
+        if not self._template.has_place_for("seed"):
+            warnings.warn(
+                "command: has no {seed}: unless it draws one itself, all runs of an arm are the same; add it, such as --seed {seed}",
+                stacklevel=2,
+            )
         if not self._folder.is_dir():
             raise UserError(f"command: folder {self._folder}: is not there; correct `folder`")
 
@@ -159,7 +169,9 @@ class CommandRunner:
             except RunFailed as error:
                 failure = error
                 write_atomically(folder / "failed.txt", f"attempt {attempt + 1}: {error}\n".encode())
-        again = f" (tried {self._section.retries + 1} times)" if self._section.retries else ""
+                if isinstance(error, NoScore):
+                    break
+        again = f" (tried {attempt + 1} times)" if attempt else ""
         raise RunFailed(f"{request.title or self.name}: {failure}{again}")
 
     def _check_target(self, request: Request) -> None:
@@ -224,7 +236,10 @@ class CommandRunner:
             how = f"ended with exit code {ended.code}" if ended.code > 0 else f"was ended by signal {-ended.code}"
             raise RunFailed(f"command: {how}: {_last_line(folder)}; {where}")
         if request.measure_test and not math.isfinite(log.test):
-            raise RunFailed(f"command: ended well and told no score: nothing was found in {watch.score.what}; {where}")
+            raise NoScore(
+                f"command: ended well and told no score: nothing was found in {watch.score.what}; its last line was "
+                f"{_last_line(folder)!r}; {where}"
+            )
 
 
 class _Watch:
@@ -269,7 +284,8 @@ class _Watch:
 
         Without a score, a last output that has NaN or infinity in it counts, however the program ended.
         """
-        if self._diverged is None and not ended.stopped and not math.isfinite(self._log.test) and not self._log.reached:
+        has_score = math.isfinite(self._log.test) or (not self._log.wants_test and math.isfinite(self._log.validation))
+        if self._diverged is None and not ended.stopped and not has_score and not self._log.reached:
             line = next((line for line in reversed(self._last) if NOT_A_NUMBER.search(line)), None)
             if line is not None and ended.code == 0:
                 return Diverged(f"no score, and its output has a number that is not finite: {line.strip()[:200]}")

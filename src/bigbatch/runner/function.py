@@ -169,8 +169,8 @@ class FunctionRunner:
                 stop = request.stop or asked
                 run = FunctionRun(log, Request(**{**vars(request), "stop": stop}), f"function {self.name}")
                 returned = self._function(recipe, run)
-                if not math.isfinite(log.test) and request.measure_test and isinstance(returned, int | float):
-                    log.score(float(returned))
+                if not math.isfinite(log.test) and request.measure_test and hasattr(returned, "__float__"):
+                    log.score(returned)
         except TargetReached:
             return log.end()
         except Diverged as error:

@@ -43,11 +43,12 @@ class RunLog:
         best: The best of them.
         test: The test score; NaN: none yet.
         reached: Whether validation has reached the target.
+        wants_test: Whether a test score is asked for.
     """
 
     def __init__(self, name: str, recipe: Recipe, request: Request, metric: Metric) -> None:
         self.validation = self.best = self.test = math.nan
-        self.reached = False
+        self.reached, self.wants_test = False, request.measure_test
         self._name, self._recipe, self._request, self._metric = name, recipe, request, metric
         self._clock, self._began = Clock(), time.perf_counter()
         tensorboard = None if request.out is not None else False
@@ -71,8 +72,11 @@ class RunLog:
         Raises:
             Diverged: If the loss or the score is not finite.
             TargetReached: If the score is as good as the target.
-            RunFailed: If no position is given and a score needs one.
+            RunFailed: If no position is given and a score needs one, or a value is no number.
         """
+        updates, samples, epochs = (_number(n, v) for n, v in (("updates", updates), ("samples", samples), ("epochs", epochs)))
+        loss, score = _number("loss", loss), _number("score", score)
+        facts = {name: value for name, given in facts.items() if (value := _number(name, given)) is not None}
         self._clock = clock = self._clock_at(updates, samples, epochs)
         for what, value in (("loss", loss), ("validation score", score)):
             if value is not None and not math.isfinite(value):
@@ -94,7 +98,9 @@ class RunLog:
 
         Raises:
             Diverged: If it is not finite.
+            RunFailed: If it is no number.
         """
+        value = float(_number("score", value) or 0.0)
         if not math.isfinite(value):
             raise Diverged(f"test score = {value}: must be finite", update=self._clock.updates or None)
         self.test = self.checked(value)
@@ -111,11 +117,10 @@ class RunLog:
         Raises:
             RunFailed: If a share of samples is above 1, which is then one in per cent.
         """
-        if self._metric.is_share and score > 1:
-            raise RunFailed(
-                f"score = {score:g}: is above 1, and {self._metric} is a share of samples; where it is told in per cent, state "
-                f'metric = {{ name = "{self._metric}", unit = "%", better = "{self._metric.better}", margin = {self._metric.margin:g} }}'
-            )
+        try:
+            self._metric.check_share(score)
+        except UserError as error:
+            raise RunFailed(str(error)) from None
         return score
 
     def end(self, *, diverged: Diverged | None = None) -> Result:
@@ -158,6 +163,22 @@ class RunLog:
             return Clock(round(updates * batch), round(updates))
         total = round(samples if samples is not None else (epochs or 0) * self._recipe.num_train_samples)
         return Clock(total, -(-total // batch))
+
+
+def _number(what: str, value: Any) -> float | None:
+    """A number as Python's own, such as that of a tensor with one element.
+
+    Raises:
+        RunFailed: If it is none.
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError("a text")
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise RunFailed(f"{what} = {value!r:.60}: must be a number") from None
 
 
 def store_result(result: Result, out: Path | None, *, why: Diverged | None = None) -> None:

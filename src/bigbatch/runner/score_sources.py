@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from bigbatch.core.checks import RunFailed, UserError
+from bigbatch.core.checks import RunFailed, UserError, unknown
 from bigbatch.core.extras import needed
 
 UNITS = ("updates", "samples", "epochs")
+GROUPS = ("score", "loss", *UNITS, "epoch", "epoch0")
+"""Names of groups that a pattern may have."""
+THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
+BEFORE, BEHIND = re.compile(r"(?:[\d.]|(?:^|[\s=:(])-)$"), re.compile(r"[\d]|[.]\d|[eE][-+]?\d")
+"""Where a number goes on, before and behind what a group has taken of it; a comma behind is looked at for numbers without a point."""
 
 
 class Reading(NamedTuple):
@@ -44,12 +49,14 @@ class ScoreSource(Protocol):
 class Pattern:
     """Values in the lines of standard output that match a regular expression.
 
-    Its first group, or the one named `score`, is the value; groups named `updates`, `samples` or `epochs` (finished; `epoch` is the same,
-    `epoch0` counts from 0) say where the run stood, and `loss` is the training loss.
+    Its first group without a name, or the one named `score`, is the value; groups named `updates`, `samples` or `epochs` (finished; `epoch`
+    is the same, `epoch0` counts from 0) say where the run stood, and `loss` is the training loss.
     """
 
     def __init__(self, pattern: "re.Pattern[str]") -> None:
         self._pattern, self._news = pattern, list[Reading]()
+        named = set(pattern.groupindex.values())
+        self._group = pattern.groupindex.get("score") or next((i for i in range(1, pattern.groups + 1) if i not in named), None)
 
     @property
     def what(self) -> str:
@@ -60,14 +67,22 @@ class Pattern:
         """As `ScoreSource.on_line`."""
         for match in self._pattern.finditer(line):
             named = {name: value for name, value in match.groupdict().items() if value is not None}
-            text = named.get("score", match.group(1) if self._pattern.groups and "score" not in self._pattern.groupindex else None)
-            if text is None:
+            if self._group is None or (text := match.group(self._group)) is None:
                 continue
+            self._check_whole(match, self._group)
             position = {name: _number(named[name], self.what) for name in UNITS if name in named}
             if "epoch" in named or "epoch0" in named:
                 position = {"epochs": _number(named["epoch"], self.what) if "epoch" in named else 1 + _number(named["epoch0"], self.what)}
             loss = _number(named["loss"], self.what) if "loss" in named else None
             self._news.append(Reading(_number(text, self.what), position, loss))
+
+    def _check_whole(self, match: "re.Match[str]", group: int) -> None:
+        """Refuse a part of a number: 9.63 of 9.63e-03 looks like a score."""
+        line, (start, end), text = match.string, match.span(group), match.group(group)
+        behind = BEHIND.match(line, end) or ("." not in text and re.compile(r",\d").match(line, end))
+        if (text[-1:].isdigit() and behind) or (text[:1].isdigit() and BEFORE.search(line, 0, start)):
+            whole = line[len(line[:start].rstrip("+-.,0123456789eE")) :].split()[0][:60]
+            raise RunFailed(f"score {text!r:.60}: is a part of {whole!r}, found in {self.what}; write the group as ([-+0-9.eE]+)")
 
     def news(self) -> list[Reading]:
         """As `ScoreSource.news`."""
@@ -128,6 +143,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, tag: str, *, unit: str) -> None:
         self._folder, self._tag, self._unit, self._seen = folder, tag, unit, 0
+        self._events: dict[Path, Any] = {}  # which read on where they were
         with needed("a score in TensorBoard's events", extra="tensorboard"):
             import tensorboard.backend.event_processing.event_accumulator  # noqa: F401
 
@@ -145,7 +161,8 @@ class TensorBoard:
 
         found: list[Reading] = []
         for place in sorted({path.parent for path in self._folder.rglob("events.out.tfevents.*")}):
-            events = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
+            if (events := self._events.get(place)) is None:
+                events = self._events[place] = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
             events.Reload()
             if self._tag in events.Tags()["scalars"]:
                 found += [Reading(event.value, {self._unit: float(event.step)}) for event in events.Scalars(self._tag)]
@@ -168,14 +185,24 @@ def compiled(pattern: str, *, what: str = "score pattern") -> "re.Pattern[str]":
         found = re.compile(pattern)
     except re.error as error:
         raise UserError(f"{what} {pattern!r}: is no regular expression: {error}") from None
-    if what == "score pattern" and not found.groups:
-        raise UserError(f"score pattern {pattern!r}: has no group; put the number in one, such as 'test_acc ([0-9.]+)'")
+    if what == "score pattern":
+        _check_groups(found)
     return found
 
 
+def _check_groups(pattern: "re.Pattern[str]") -> None:
+    if not pattern.groups:
+        raise UserError(f"score pattern {pattern.pattern!r}: has no group; put the number in one, such as 'test_acc ([-+0-9.eE]+)'")
+    if strange := [name for name in pattern.groupindex if name not in GROUPS]:
+        raise UserError(f"score pattern {pattern.pattern!r}: {unknown('group', strange[0], GROUPS)}")
+    if "score" not in pattern.groupindex and pattern.groups == len(pattern.groupindex):
+        raise UserError(f"score pattern {pattern.pattern!r}: no group is the score; name one so, such as (?P<score>[-+0-9.eE]+)")
+
+
 def _number(text: str, what: str) -> float:
+    bare = text.strip().rstrip("%").strip()
     try:
-        return float(text.replace(",", "").rstrip("%"))
+        return float(bare.replace(",", "") if THOUSANDS.fullmatch(bare) else bare)
     except ValueError:
         raise RunFailed(f"score {text!r:.60}: found in {what}, and is no number; correct the pattern's group") from None
 

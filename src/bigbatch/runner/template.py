@@ -7,7 +7,8 @@ Fields are a recipe's own, by their dotted names, and what follows from them:
     num_updates              optimizer updates of the run
     total_samples, epochs    its length in the other two units
     warmup.updates, warmup.samples
-    device_batch             samples of one forward pass on one device, as the settings state it; the global batch if they do not
+    device_batch             samples of one forward pass on one device: as the settings state it, or the largest number below it of which
+                             the global batch is a multiple; the global batch if they do not
     accumulation             forward passes of one update: global batch over device batch
     beta1, beta2             of the optimizer
 
@@ -89,9 +90,15 @@ class Template:
         """Refuse a field that this recipe does not have.
 
         Raises:
-            UserError: Naming the nearest field that there is.
+            UserError: Naming the nearest field that there is; or if passes of `device_batch` samples do not add up to the global batch.
         """
         self.fill(recipe, out="", recipe_file="")
+        batch, one_pass = recipe.batch.global_batch, self._device_batch
+        if one_pass is not None and batch % min(one_pass, batch) and "accumulation" in self.fields and "device_batch" not in self.fields:
+            raise UserError(
+                f"global_batch = {batch}: is no multiple of device_batch = {one_pass}, of which {{accumulation}} passes would make "
+                f"{one_pass * math.ceil(batch / one_pass)} samples; plan for a multiple, or give the script {{device_batch}} too"
+            )
 
     def has_place_for(self, field: str) -> bool:
         """Whether a dotted field of the recipe reaches the command."""
@@ -158,5 +165,5 @@ def values_of(recipe: Recipe, device_batch: int | None) -> dict[str, Any]:
     if (betas := recipe.get("optimizer.betas")) is not None:
         values |= {"beta1": betas[0], "beta2": betas[1]}
     batch = recipe.batch.global_batch
-    one_pass = min(device_batch or batch, batch)
-    return {**values, "device_batch": one_pass, "accumulation": math.ceil(batch / one_pass)}
+    one_pass = next(samples for samples in range(min(device_batch or batch, batch), 0, -1) if batch % samples == 0)
+    return {**values, "device_batch": one_pass, "accumulation": batch // one_pass}

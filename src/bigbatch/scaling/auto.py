@@ -47,4 +47,6 @@ def keeper(name: str) -> str:
 
 def fallbacks(name: str) -> tuple[str, ...]:
     """By the reference's optimizer: what to take where a script can't follow the first choice, the best first."""
-    return tuple(rule for rule in dict.fromkeys((keeper(name), *(("linear",) if name == "sgd" else ()), "sqrt", "none")) if rule in RULES)
+    return tuple(
+        rule for rule in dict.fromkeys((keeper(name), *(("linear",) if name == "sgd" else ()), "legw", "sqrt", "none")) if rule in RULES
+    )

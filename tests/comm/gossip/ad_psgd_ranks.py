@@ -62,7 +62,24 @@ class WhereThreadsMoveToo(ADPSGD):
 PLACE = {"device": torch.device("cpu"), "moved": lambda model: model, "kind": ADPSGD}
 
 
+def one_fails():
+    """It lets its error through at once, and the other notices that it is gone, long before it would be through."""
+    rank, world = start()
+
+    def at_update(update):
+        if rank == 1 and update == 3:
+            raise ZeroDivisionError("of this rank")
+
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError if rank == 1 else RuntimeError):
+        run(rank, world, lr=0.0, updates=20_000, pause_s=0.01, at_update=at_update)
+    assert time.monotonic() - began < 100  # of the 200 seconds that all updates take at least
+    leave()
+
+
 def main(*where):
+    if where == ("one fails",):
+        one_fails()
     if where:
         PLACE.update(device=stand_in.GPU, moved=stand_in.moved, kind=WhereThreadsMoveToo)
         with stand_in.Moves():

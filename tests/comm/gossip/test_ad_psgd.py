@@ -33,3 +33,8 @@ def test_alone_it_is_the_optimizer():
         comm.after_step(optimizer, 1)
     for p, value in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.detach(), value.detach())
+
+
+def test_an_error_of_one_worker_ends_both_at_once(tmp_path):
+    """The passive one used to wait for its neighbours' last update before it said why."""
+    run_ranks(Path(__file__).with_name("ad_psgd_ranks.py"), 2, tmp_path, "one fails")

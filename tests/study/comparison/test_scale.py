@@ -6,6 +6,7 @@ import math
 import pytest
 
 from bigbatch import Interrupted, Recipe, UserError, scale
+from bigbatch.runner import FunctionRunner
 from bigbatch.runner import task as task_runner
 from bigbatch.study.comparison.comparison import Arm, Comparison
 from bigbatch.study.comparison.stored import rows_of
@@ -219,3 +220,30 @@ def test_another_reference_in_the_same_folder_is_refused(tmp_path):
     compare_digits(tmp_path)
     with pytest.raises(UserError, match="holds a finished run of another recipe \\(optimizer.lr"):
         compare_digits(tmp_path, recipe=RECIPE.replace({"optimizer.lr": 0.2}))
+
+
+def test_runs_that_do_not_follow_their_seed_are_not_judged(tmp_path):
+    """Fourteen copies of one run used to hold, by an interval of one test sample."""
+
+    def deaf(recipe, run):
+        return 0.9 if recipe.batch.global_batch == 32 else 0.898
+
+    runner = FunctionRunner(deaf, metric="accuracy", num_test_samples=1000)
+    comparison = scale(runner, to=64, rule="linear", recipe=RECIPE, seeds=3, max_seeds=14, out=tmp_path, quiet=True)
+    assert [len(arm.results) for arm in comparison.arms] == [3, 3, 3]
+    assert "what is run does not follow the seed" in comparison.sentence(comparison.arms[2])
+    assert comparison.verdict(comparison.arms[2]).outcome == "undecided"
+
+
+def test_a_script_with_a_warm_up_of_its_own_in_updates_can_be_compared(tmp_path):
+    recipe = RECIPE.replace({"schedule.warmup": {"kind": "gradual", "updates": 10}})
+    seen = []
+
+    def fixed(recipe, run):
+        seen.append((recipe.batch.global_batch, recipe.schedule.warmup.updates))
+        return 0.9 + 0.001 * recipe.seed
+
+    runner = FunctionRunner(fixed, metric="accuracy", can=["lr"])
+    comparison = scale(runner, to=64, recipe=recipe, seeds=2, max_seeds=2, out=tmp_path, quiet=True)
+    assert comparison.plan.rule == "legw"
+    assert set(seen) == {(32, 10), (64, 10)}

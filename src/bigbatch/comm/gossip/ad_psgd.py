@@ -102,6 +102,8 @@ class ADPSGD(ModelAveraging):
     def running(self) -> Iterator["ADPSGD"]:
         """Context of the training loop: a thread averages; leaving the context waits until no neighbour sends requests any more.
 
+        An error is let through at once: neighbours notice a lost worker when its process ends.
+
         Raises:
             RuntimeError: If communication failed.
         """
@@ -110,19 +112,23 @@ class ADPSGD(ModelAveraging):
             return
         thread = threading.Thread(target=self._run_thread, daemon=True, name="AD-PSGD")
         thread.start()
-        try:
-            yield self
-        finally:
-            self._ended = True
-            self._ready.release()
-            thread.join()
+        yield self
+        self._ended = True
+        self._ready.release()
+        thread.join()
         if self._error is not None:
             raise self._error
         self._set_weights(self._x)
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, updates: int) -> None:  # noqa: ARG002
-        """Add the step to the weights, which may have been averaged since, and continue from the result."""
+        """Add the step to the weights, which may have been averaged since, and continue from the result.
+
+        Raises:
+            RuntimeError: If communication has failed, as with a worker that is gone.
+        """
+        if self._error is not None:
+            raise self._error
         self.updates = updates
         with self._lock:
             self._x += self._flat_weights() - self._snapshot

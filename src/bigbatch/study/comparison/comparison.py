@@ -93,6 +93,11 @@ class Comparison(Displayed):
         died = Rate(reference.num_diverged, len(reference.results))
         if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
             return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
+        if all(len(each.results) > 2 and len({_told(result) for result in each.results}) == 1 for each in (reference, arm)):
+            return (
+                f"all {len(reference.results)} runs of the reference have the same score to the last digit, and so have those of "
+                f"{arm.name}: what is run does not follow the seed"
+            )
         if isinstance(self.constant, ConstantPrediction):
             why = learnt_nothing(reference.results, self.constant, self.metric)
             return f"the reference {why}; tune it" if why else ""
@@ -215,6 +220,12 @@ class Comparison(Displayed):
                 for arm in self.arms
             ],
         }
+
+
+def _told(result: Result) -> tuple[float | None, ...]:
+    """What a run tells of its weights; None for what it does not."""
+    scores = (result.test_score, result.test_loss, result.validation_score)
+    return tuple(score if math.isfinite(score) else None for score in scores)
 
 
 def _interval(verdict: SeedsVerdict, metric: Metric) -> str:

@@ -93,7 +93,7 @@ def scale(
     can_change = runner.can_change
     how: dict[str, Any] = {"noise_scale": noise_scale, "overrides": overrides, "can_change": can_change, "workers": workers}
     planned = plan(reference, global_batch=to, rule=rule, **how)
-    only = plan(reference, global_batch=to, rule="none", can_change=can_change).recipe
+    only = plan(reference, global_batch=to, rule="none", can_change=can_change, overrides=_fixed_warmup(reference, can_change)).recipe
     for each in (reference, only, planned.recipe):
         runner.check(each)
     if num_test_samples := runner.num_test_samples:
@@ -132,6 +132,13 @@ def scale(
         content = json.dumps(comparison.to_dict(), indent=2).encode()
         write_atomically(folder / f"{name}{SUFFIX}", content)
         return comparison
+
+
+def _fixed_warmup(reference: Recipe, can_change: Callable[[str], bool]) -> dict[str, Any]:
+    """A warm-up in updates that a script has for itself stays as it is, where only the batch changes."""
+    field = "schedule.warmup.updates"
+    updates = reference.get(field)
+    return {} if updates is None or can_change(field) else {field: updates}
 
 
 def _goes_on(comparison: Comparison, arm: Arm) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bigbatch.comm.ranks import SINGLE_PROCESS, Ranks
+from bigbatch.core.checks import UserError
+from bigbatch.core.metric import metric_of
 from bigbatch.recipe import Recipe
 from bigbatch.tasks.optional_parts import check_sum_of_weights, has_weights, outputs_of, sum_of_weights
 from bigbatch.tasks.task import Task
@@ -57,7 +59,8 @@ def evaluate(
         Mean loss and score over all samples of `dataset`; with weights, sums over all samples divided by the sum of their weights.
 
     Raises:
-        UserError: If the task does not return one loss and one score per sample, or its weights can't be divided by.
+        UserError: If the task does not return one loss and one score per sample, its weights can't be divided by, or scores are above 1 and
+            its metric is a share of samples.
     """
     device, dtype = ranks.device, next((p.dtype for p in model.parameters()), torch.float32)
     num_samples = len(dataset)  # type: ignore[arg-type]
@@ -91,6 +94,10 @@ def evaluate(
             f"{first:,} to {min(first + EVALUATION_BATCH, num_samples) - 1:,}",
             stacklevel=2,
         )
+    try:
+        metric_of(task.metric).check_share(score / divisor)
+    except UserError as error:
+        raise UserError(f"task {task.name}: {error}") from None
     return Evaluation(loss / divisor, score / divisor, num_samples)
 
 
