@@ -180,3 +180,18 @@ def test_gossip_with_everyone_is_all_reduce_and_resumes_bit_for_bit(tmp_path):
         page = write_report(tmp_path / f"{name}-resumed").read_text()
         assert 'aria-label="Distance of workers from their mean"' in page
         assert "MB an update" in page
+
+
+@pytest.mark.bit_for_bit
+def test_local_steps_resume_with_each_worker_s_whole_optimizer_state(tmp_path):
+    """SoapMuon's bases have another shape than their weights: all workers used to go on with the first one's."""
+    local = {"comm": {"kind": "local_sgd", "period": 2}, "budget.samples": 10 * 128}
+    whole = {"task": "digits/mlp", "recipe": recipe_of("soap_muon", 64).replace(local).to_toml(), "out": str(tmp_path / "whole")}
+    stopped = {**whole, "out": str(tmp_path / "stopped"), "options": {"stop_after": 5}}
+    for jobs in ([whole, stopped], [{**stopped, "options": {"resume": True}}]):
+        (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+        (tmp_path / "store").unlink(missing_ok=True)
+        run_ranks(SCRIPT, 2, tmp_path, str(tmp_path / "jobs.json"))
+    once, again = outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")
+    for key, value in once[0].items():
+        assert torch.equal(value, again[0][key]), key

@@ -32,7 +32,9 @@ class ModelAveraging(Comm):
         self.updates = 0
         self.distance = self.relative_distance = 0.0
         self._local: list[Tensor] | None = None
+        self._other: list[Tensor] = []  # state of another shape, which is not averaged: bases of matrices have no mean
         self._saved: list[Tensor] | None = None
+        self._saved_other: list[Tensor] = []
 
     @property
     def weights_differ(self) -> bool:
@@ -46,12 +48,13 @@ class ModelAveraging(Comm):
             yield
             return
         self._local = local = self._average(optimizer)
+        self._other = other_state_tensors(optimizer)
         try:
             yield
         finally:
             for tensor, before in zip(self._tensors(optimizer), local, strict=True):
                 tensor.copy_(before)
-            self._local = None
+            self._local, self._other = None, []
 
     def average_weights(self, optimizer: Optimizer) -> None:
         """Called after the last step: replace weights and optimizer state by their average permanently."""
@@ -64,12 +67,14 @@ class ModelAveraging(Comm):
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's own weights and optimizer state, inside `averaged_weights`."""
-        return {"updates": self.updates, **({"own": self._local} if self._local is not None else {})}
+        own = {} if self._local is None else {"own": self._local} | ({"other": self._other} if self._other else {})
+        return {"updates": self.updates, **own}
 
     def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
         """Load this rank's own weights; with another world size, all ranks start from the average."""
         self.updates = states[0].get("updates", 0)
-        self._saved = states[self.ranks.rank].get("own") if len(states) == self.ranks.world_size else None
+        own = states[self.ranks.rank] if len(states) == self.ranks.world_size else {}
+        self._saved, self._saved_other = own.get("own"), own.get("other", [])
 
     def load_full_state_dicts(self, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
         """Load the average, then this rank's own weights and optimizer state, if any were saved.
@@ -79,11 +84,13 @@ class ModelAveraging(Comm):
         """
         super().load_full_state_dicts(optimizer, model_state, optimizer_state)
         if self._saved is not None:
-            tensors = self._tensors(optimizer)
-            if [t.shape for t in tensors] != [saved.shape for saved in self._saved]:
+            tensors, saved_tensors = self._tensors(optimizer), [*self._saved, *self._saved_other]
+            if self._saved_other:  # files of earlier versions have none
+                tensors += other_state_tensors(optimizer)
+            if [t.shape for t in tensors] != [saved.shape for saved in saved_tensors]:
                 raise CheckpointError("a worker's own weights and optimizer state have other shapes than the model's; start a new run")
             with torch.no_grad():
-                for tensor, saved in zip(tensors, self._saved, strict=True):
+                for tensor, saved in zip(tensors, saved_tensors, strict=True):
                     tensor.copy_(saved)
 
     def weights(self) -> list[Tensor]:
@@ -135,6 +142,17 @@ def split_like(flat: Tensor, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Te
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
     """Optimizer state of its parameter's shape, in the order of the parameters; without step counts, though scalars match them."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [(p, name, v) for p in params for name, v in optimizer.state[p].items()]
-    return [v for p, name, v in states if isinstance(v, Tensor) and v.shape == p.shape and name != "step"]
+    return [v for p, v in _state(optimizer) if v.shape == p.shape]
+
+
+def other_state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Optimizer state of another shape, such as the bases of a matrix' rows and columns; without step counts."""
+    return [v for p, v in _state(optimizer) if v.shape != p.shape]
+
+
+def _state(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter with each tensor of its state but its step count."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        for name, value in optimizer.state[p].items():
+            if isinstance(value, Tensor) and name != "step":
+                yield p, value
