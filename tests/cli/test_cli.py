@@ -12,8 +12,10 @@ import pytest
 import torch
 from tests.cli.command import bigbatch
 from tests.limits import LIMIT_S
+from tests.runner.scripts import SETTINGS
 
 from bigbatch import Recipe
+from bigbatch.runner.settings_file import load_settings
 
 SMALL = ["--set", "budget.epochs=1", "--set", "batch.micro_batch=32"]
 
@@ -36,6 +38,30 @@ def test_plan_shows_and_writes(tmp_path):
         assert word in done.stdout
     again = bigbatch("plan", tmp_path / "new" / "r.toml", "--global-batch", 8192, "--rule", "sqrt")
     assert "batch 4,096 to 8,192" in again.stdout
+
+
+def test_a_plan_of_a_settings_file_is_one_and_its_command_is_checked(tmp_path):
+    for folder in ("here", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "here" / "mine.toml").write_text(SETTINGS)
+    planned = ["plan", "mine.toml", "--global-batch", 64, "--rule", "sqrt", "--out"]
+    for out in ("large.toml", "../elsewhere/large.toml"):
+        bigbatch(*planned, out, cwd=tmp_path / "here")
+        runner, recipe = load_settings(tmp_path / "here" / out)
+        assert recipe.batch.global_batch == 64
+        runner.check(recipe)
+        assert runner._folder.resolve() == tmp_path / "here"
+    (tmp_path / "here" / "wrong.toml").write_text(SETTINGS.replace("{num_updates}", "{num_update}"))
+    refused = bigbatch("plan", "wrong.toml", "--global-batch", 64, cwd=tmp_path / "here", expect=2)
+    assert "unknown field 'num_update': did you mean 'num_updates'" in refused.stderr
+
+
+def test_a_recipe_file_in_the_place_of_a_task(tmp_path):
+    recipe = Recipe.named("digits/mlp").replace({"budget.epochs": 0.2, "batch.micro_batch": 32})
+    (tmp_path / "r.toml").write_text(recipe.to_toml())
+    assert "digits/mlp: test accuracy" in bigbatch("train", "r.toml", "--quiet", cwd=tmp_path).stdout
+    same = [bigbatch("plan", *of, "--global-batch", 64, cwd=tmp_path).stdout for of in (["r.toml"], ["digits/mlp", "--recipe", "r.toml"])]
+    assert same[0] == same[1]
 
 
 def test_train_resume_and_report(tmp_path):
@@ -116,6 +142,7 @@ MISTAKES = {
     "unknown task": (["train", "fashion_mnist/mpl"], "unknown task 'fashion_mnist/mpl': did you mean"),
     "unknown task to scale": (["scale", "nothing", "--to", "64"], "unknown task 'nothing'"),
     "own task without recipe": (["train", "own:Task"], "has no shipped recipe; give yours with --recipe FILE"),
+    "a mistyped file": (["plan", "mine.tml", "--global-batch", "64"], "mine.tml: is no file that is here, and no task; `bigbatch tasks`"),
     "unknown rule": (["plan", "digits/mlp", "--global-batch", "64", "--rule", "cubic"], "unknown rule 'cubic'"),
     "unknown field": (["train", "digits/mlp", "--set", "optimizer.larning_rate=1"], "unknown field 'optimizer.larning_rate'"),
     "malformed setting": (["train", "digits/mlp", "--set", "optimizer.lr"], "--set optimizer.lr: must be FIELD=VALUE"),

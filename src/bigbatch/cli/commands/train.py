@@ -52,7 +52,7 @@ def train(
     sets, overrides = split_sets(sets)
     if overrides and global_batch is None:
         raise UserError(f"--set plan.{next(iter(overrides))}: there is no plan without --global-batch; leave out plan.")
-    chosen = s.find_recipe(task, recipe, s.settings_of(comm, topology, sets))
+    task, chosen = s.find_task(task, recipe, s.settings_of(comm, topology, sets))
     if workers is not None:
         with requeued(requeue, out=out):
             raise typer.Exit(launch_workers(workers, out=out, servers=getattr(chosen.comm, "servers", 0)))

@@ -6,6 +6,7 @@ from bigbatch.cli.display.tables import show, warn
 
 if TYPE_CHECKING:
     from bigbatch.optim import GroupTable
+    from bigbatch.recipe import Recipe
     from bigbatch.scaling import Plan
 
 
@@ -20,6 +21,14 @@ def show_plan(plan: "Plan") -> None:
     show(f"{title}, rule {plan.rule} ({plan.reason})", ["field", "before", "after", "why", "paper"], rows, numbers={"before", "after"})
     for warning in plan.warnings:
         warn(warning)
+
+
+def show_groups_of(recipe: "Recipe") -> None:
+    """Print the groups of a recipe's own task."""
+    from bigbatch.tasks import load_task
+    from bigbatch.train.setup.build import build_model, group_table
+
+    show_groups(group_table(build_model(load_task(recipe.task), recipe), recipe))
 
 
 def show_groups(table: "GroupTable") -> None:

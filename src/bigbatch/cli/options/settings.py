@@ -1,15 +1,13 @@
 """Options that several commands share, and how a recipe is found from them."""
 
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigbatch.cli.options.how_it_is_run import sections_of
 from bigbatch.cli.options.sets import apply_sets
 from bigbatch.core.checks import UserError
-from bigbatch.core.storage.reading import Malformed, parse_toml, read_text
 
 if TYPE_CHECKING:
     from bigbatch.recipe import Recipe
@@ -46,21 +44,28 @@ def find_recipe(task: str, file: Path | None, sets: list[str] | None) -> "Recipe
     else:
         from bigbatch.core.checks import unknown
 
+        if Path(task).suffix:
+            raise UserError(f"{task}: is no file that is here, and no task; `bigbatch tasks` lists these")
         raise UserError(unknown("task", task, recipe_names()) + "; your own is given as module:Class")
     return apply_sets(recipe, sets)
 
 
-def limits_of(settings: Path | None) -> "Callable[[str], bool] | None":
-    """Which fields the command or function of a settings file follows; None where all are, or there is neither."""
-    sections = set[str]()
-    if settings is not None:
-        with suppress(UserError, Malformed):  # which whoever reads the recipe will say
-            sections = parse_toml(read_text(settings, "")).keys() & {"command", "function"}
-    if settings is None or not sections:
-        return None
-    from bigbatch.runner.settings_file import load_settings
+def find_task(task: str, file: Path | None, sets: list[str] | None) -> "tuple[str, Recipe]":
+    """A task and its recipe, as `find_recipe`; a recipe file in the task's place says which it is.
 
-    return load_settings(settings)[0].can_change
+    Raises:
+        UserError: As `find_recipe`, and if the file says no task.
+    """
+    if file is not None or not task.endswith(".toml"):
+        return task, find_recipe(task, file, sets)
+    if sections := sections_of(Path(task)):
+        raise UserError(
+            f"{task}: is run by its [{next(iter(sections))}], which `bigbatch scale` and the other studies do; train runs tasks"
+        )
+    recipe = find_recipe(task, Path(task), sets)
+    if not recipe.task:
+        raise UserError(f'{task}: says no task; add task = "...", or give the task, and the file by --recipe')
+    return recipe.task, recipe
 
 
 def settings_of(comm: str | None, topology: str | None, sets: list[str] | None) -> list[str]:
