@@ -212,3 +212,18 @@ def test_a_target_that_is_reached_at_once_is_refused():
     """It used to give "critical batch about 4.9"."""
     with pytest.raises(UserError, match=r"updates = 2, 1, 1: 3 of 3 batches reach the target within 10 updates.*raise the target"):
         fit_critical_batch([Run(8, 2), Run(32, 1), Run(128, 1)])
+
+
+def test_stopped_seeds_at_some_batches_leave_the_fit_to_the_runs():
+    """Batches lie far from the curve, and two of four have a stopped run, so that fewer than three means are left: it was refused."""
+    counts = {64: (2000, 2010), 256: (560, 562), 1024: (330, 331), 4096: (150, 151)}
+    runs = [Run(batch, updates) for batch, pair in counts.items() for updates in pair] + [Run(batch, 2600, False) for batch in (64, 256)]
+    assert lack_of_fit(runs) < 0.01
+    fit = fit_critical_batch(runs)
+    assert not fit.by_batch
+    assert math.isfinite(fit.critical_batch.value)
+
+
+def test_a_batch_whose_only_long_run_was_stopped_is_no_error():
+    runs = [Run(10, 5000, reached=False), Run(10, 9), Run(100, 1000), Run(1000, 100), Run(10000, 90)]
+    fit_critical_batch(runs)

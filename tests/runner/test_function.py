@@ -191,3 +191,16 @@ def test_what_is_no_number_is_named(tmp_path, value):
         FunctionRunner(lambda recipe, run: run.score(value), metric=LOSS).run(RECIPE, Request())
     with pytest.raises(RunFailed, match=r"^loss = .*: must be a number$"):
         FunctionRunner(lambda recipe, run: run.log(updates=1, loss=value), metric=LOSS).run(RECIPE, Request())
+
+
+def test_a_target_met_at_the_first_score_that_is_told_says_nothing(tmp_path):
+    """It was said that the number of updates hardly falls with the batch, and smaller batches were advised."""
+
+    def seldom(recipe, run):
+        run.log(updates=10, score=0.04)
+
+    study = critical(FunctionRunner(seldom, metric=LOSS), RECIPE, batches=[16, 32, 64], target=0.05, lr_factors=[1.0], out=tmp_path)
+    assert study.sentence() == (
+        "nothing can be said: every run met the target at update 10, so that they differ by less than their scores are apart; tell scores "
+        "more often, or lower the target"
+    )

@@ -1,8 +1,9 @@
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigbatch import Recipe, UserError, plan
+from bigbatch import Recipe, UserError, build_optimizer, build_scheduler, plan
 from bigbatch.scaling import RULES
 from bigbatch.scaling.rules.weight_decay import total_shrinkage
 
@@ -199,3 +200,24 @@ def test_batches_that_a_schedule_names_can_be_set_for_the_plan(overrides, rule):
         plan(reference, global_batch=256, rule=rule)
     planned = plan(reference, global_batch=256, rule=rule, overrides=overrides).recipe
     assert planned.get("batch.rule.largest") == overrides.get("batch.rule.largest")
+
+
+def test_arguments_of_another_kind_are_refused_in_a_line():
+    planned = plan(SHORT, global_batch=64, rule="sqrt")
+    assert plan(planned, global_batch=128, rule="sqrt").recipe == plan(planned.recipe, global_batch=128, rule="sqrt").recipe
+    with pytest.raises(UserError, match="recipe = 'rec.toml': must be a Recipe or a plan; Recipe.load reads a file"):
+        plan("rec.toml", global_batch=64)
+    with pytest.raises(UserError, match="global_batch = '64': must be a finite number above zero"):
+        plan(SHORT, global_batch="64")
+
+
+def test_a_plan_builds_what_its_recipe_does():
+    model = torch.nn.Linear(3, 2)
+    planned = plan(SHORT, global_batch=64, rule="sqrt")
+    optimizer = build_optimizer(model, planned)
+    assert optimizer.defaults["lr"] == planned.recipe.optimizer.lr
+    assert build_scheduler(optimizer, planned).global_batch == 64
+    with pytest.raises(UserError, match="model = <generator .*>: must be the module itself"):
+        build_optimizer(model.parameters(), planned)
+    with pytest.raises(UserError, match="recipe = 3: must be a Recipe or a plan"):
+        build_optimizer(model, 3)

@@ -71,8 +71,8 @@ def check_positive(name: str, value: float, remedy: str = "give a value above ze
     Traceback (most recent call last):
     bigbatch.core.checks.UserError: global_batch = 0: must be a finite number above zero; give a value above zero
     """
-    if not 0 < value < float("inf"):
-        raise UserError(f"{name} = {value}: must be a finite number above zero; {remedy}")
+    if isinstance(value, str) or not 0 < value < float("inf"):
+        raise UserError(f"{name} = {value!r}: must be a finite number above zero; {remedy}")
 
 
 def check_fraction(name: str, value: float, remedy: str = "give a value from 0 to 1") -> None:

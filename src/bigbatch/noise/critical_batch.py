@@ -131,8 +131,8 @@ def fit_critical_batch(runs: Sequence[Run], confidence: float = 0.95) -> Critica
     >>> round(fit_critical_batch([Run(100, 1100), Run(500, 300), Run(1000, 200), Run(5000, 120)]).critical_batch.value)
     1000
     """
-    f, p_fit = _fit_of_batches(runs, confidence)
-    by_batch, num_runs, reached = p_fit < LEAST_AGREEMENT, len(runs), sum(run.reached for run in runs)
+    f, p_fit, by_batch = _fit_of_batches(runs, confidence)
+    num_runs, reached = len(runs), sum(run.reached for run in runs)
     span = (float(f.steps.min()) - REACH, float(f.steps.max()) + REACH)
     min_steps = _interval(f, f.p, span, partial(through, f, math.inf))
     span = (span[0] + float(f.batches.min()), span[1] + float(f.batches.max()))
@@ -156,16 +156,26 @@ def lack_of_fit(runs: Sequence[Run]) -> float:
     """
     reached = [run for run in runs if run.reached]
     groups = {run.global_batch: [math.log(r.updates) for r in reached if r.global_batch == run.global_batch] for run in reached}
+    if len(_batches_of_fit(reached)) < 3:
+        return math.nan
     f = _fit(reached, 0.95)
     curve = {batch: float(np.logaddexp(f.p, f.p + f.b - math.log(batch))) for batch in groups}
     return f_test([(curve[batch], group) for batch, group in groups.items()], num_parameters=2)
 
 
-def _fit_of_batches(runs: Sequence[Run], confidence: float) -> tuple[Fit, float]:
-    """The fit to the runs, or to the means of batches where these lie too far from it; and the p of that."""
-    f = _fit(runs, confidence)
-    p = lack_of_fit(runs)
-    return (_fit(_means(runs), confidence) if p < LEAST_AGREEMENT else f), p
+def _fit_of_batches(runs: Sequence[Run], confidence: float) -> tuple[Fit, float, bool]:
+    """The fit to the runs, or to the means of batches where these lie too far from it; the p of that; and whether it is to the means.
+
+    Means are not fitted where stopped runs leave fewer than three of them.
+    """
+    f, p, means = _fit(runs, confidence), lack_of_fit(runs), _means(runs)
+    by_batch = p < LEAST_AGREEMENT and len(_batches_of_fit(means)) >= 3
+    return (_fit(means, confidence) if by_batch else f), p, by_batch
+
+
+def _batches_of_fit(runs: Sequence[Run]) -> set[float]:
+    """Batches that reached the target, and not within the first updates."""
+    return {run.global_batch for run in runs if run.reached and run.updates >= FEW_UPDATES}
 
 
 def _means(runs: Sequence[Run]) -> list[Run]:
@@ -190,7 +200,7 @@ def predicted_steps(runs: Sequence[Run], batches: Sequence[float], confidence: f
     Raises:
         UserError: As `fit_critical_batch`, or if a batch is not positive.
     """
-    (f, _), estimates = _fit_of_batches(runs, confidence), []
+    (f, *_), estimates = _fit_of_batches(runs, confidence), []
     for batch in batches:
         check_positive("global_batch", batch)
         value = f.p + float(np.logaddexp(0, f.b - math.log(batch)))

@@ -3,12 +3,13 @@
 from torch import nn
 from torch.optim import Optimizer
 
-from bigbatch.core.checks import RecipeError
+from bigbatch.core.checks import RecipeError, UserError
 from bigbatch.core.methods import OPTIMIZERS
 from bigbatch.recipe import Recipe
+from bigbatch.recipe.recipe import HasRecipe, recipe_in
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+def build_optimizer(model: nn.Module, recipe: Recipe | HasRecipe) -> Optimizer:
     """The recipe's optimizer at its peak rate, with the parameter groups that `bigbatch.fit` would make.
 
     Only `[optimizer]` is read. The rest of an update belongs to the loop: optimizers never clip, so where the recipe has a
@@ -17,14 +18,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
     Args:
         model: On its device, with its batch norms converted, so that its parameters stay what they are.
-        recipe: From `Recipe.named`, `Recipe.load` or `plan(...).recipe`.
+        recipe: From `Recipe.named`, `Recipe.load` or `plan`.
 
     Returns:
         A `torch.optim.Optimizer`; its groups' `lr` is the peak rate, from which `build_scheduler` goes on.
 
     Raises:
-        UserError: If a pattern of `optimizer.groups` matches no parameter, or `[comm]` asks for more than the mean gradient of all
-            workers: another `kind` than "all_reduce", or a compression, is not part of an optimizer.
+        UserError: If an argument is of another kind, a pattern of `optimizer.groups` matches no parameter, or `[comm]` asks for more than
+            the mean gradient of all workers: another `kind` than "all_reduce", or a compression, is not part of an optimizer.
 
     >>> import torch
     >>> import bigbatch
@@ -33,6 +34,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     >>> type(optimizer).__name__, optimizer.param_groups[0]["lr"]
     ('SGD', 0.4)
     """
+    recipe = recipe_in(recipe)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model = {model!r:.80}: must be the module itself, whose parameters are put into groups by what they are")
     comm = recipe.comm
     if comm.kind != "all_reduce":
         raise RecipeError(

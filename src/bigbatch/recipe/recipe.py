@@ -16,12 +16,12 @@ import math
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from bigbatch.core.checks import InputError, RecipeError, unknown
+from bigbatch.core.checks import InputError, RecipeError, UserError, unknown
 from bigbatch.core.methods import COMMS
 from bigbatch.core.notebook import Content, Displayed
 from bigbatch.core.storage.reading import Malformed, parse_toml, read_text
@@ -240,6 +240,27 @@ class Recipe(Displayed, Section):
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+
+
+class HasRecipe(Protocol):
+    """A plan."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was planned."""
+        ...
+
+
+def recipe_in(given: "Recipe | HasRecipe") -> Recipe:
+    """A recipe as it is, and that of a plan.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    found = given if isinstance(given, Recipe) else getattr(given, "recipe", None)
+    if not isinstance(found, Recipe):
+        raise UserError(f"recipe = {given!r:.80}: must be a Recipe or a plan; Recipe.load reads a file, Recipe.named has those shipped")
+    return found
 
 
 def recipe_names() -> list[str]:

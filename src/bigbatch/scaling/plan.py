@@ -7,6 +7,7 @@ from bigbatch.core.checks import UserError, check_positive, unknown
 from bigbatch.core.methods import RULES
 from bigbatch.core.notebook import Content, Plot, as_html, as_pandas, plot_of, short
 from bigbatch.recipe import Recipe
+from bigbatch.recipe.recipe import recipe_in
 from bigbatch.scaling.auto import auto, fallbacks
 from bigbatch.scaling.change import Change
 from bigbatch.scaling.keep_samples import keep_samples
@@ -114,6 +115,7 @@ def plan(
     >>> plan(Recipe.named("digits/mlp"), global_batch=64, rule="sqrt").recipe.optimizer.lr  # doctest: +ELLIPSIS
     0.1414...
     """
+    recipe = recipe_in(recipe)
     check_positive("global_batch", global_batch)
     if noise_scale is not None:
         check_positive("noise_scale", noise_scale, "measure over more updates, or leave it out")

@@ -4,18 +4,19 @@ from torch.optim import Optimizer
 
 from bigbatch.core.checks import RecipeError
 from bigbatch.recipe import Recipe
+from bigbatch.recipe.recipe import HasRecipe, recipe_in
 from bigbatch.schedules.clock_lr import ClockLR
 from bigbatch.schedules.from_recipe import schedule_of
 
 
-def build_scheduler(optimizer: Optimizer, recipe: Recipe) -> ClockLR:
+def build_scheduler(optimizer: Optimizer, recipe: Recipe | HasRecipe) -> ClockLR:
     """A torch scheduler that follows the recipe's schedule, for a training loop of your own; call `step()` once per update.
 
     Only `[schedule]`, the length of the run and `batch.global_batch` are read.
 
     Args:
         optimizer: As `build_optimizer` returns it, or any other: the rates of its groups are taken as their peak rates.
-        recipe: From `Recipe.named`, `Recipe.load` or `plan(...).recipe`.
+        recipe: From `Recipe.named`, `Recipe.load` or `plan`.
 
     Returns:
         A `ClockLR`: the optimizer's rates are those of the first update already. It counts `global_batch` samples at each step;
@@ -38,6 +39,7 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe) -> ClockLR:
     >>> rates
     [0.0, 0.2, 0.4]
     """
+    recipe = recipe_in(recipe)
     warmup, rule = recipe.schedule.warmup, recipe.batch.rule
     if warmup.learns:
         raise RecipeError(

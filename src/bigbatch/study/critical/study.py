@@ -82,8 +82,21 @@ class CriticalStudy(Displayed):
             return fit_critical_batch(self.runs, CONFIDENCE)
         return None
 
+    @property
+    def _told_too_seldom(self) -> bool:
+        """Whether no run tells how many updates the target takes: each met it at the first score that it told, after as many updates."""
+        counts = {run.updates for point in self.points for run in point.runs if run.reached}
+        return len(self.points) > 1 and len(counts) == 1 and all(run.reached or run.diverged for p in self.points for run in p.runs)
+
     def sentence(self) -> str:
         """The outcome in words."""
+        if self._told_too_seldom:
+            (updates,) = {run.updates for point in self.points for run in point.runs if run.reached}
+            harder = metric_of(self.metric).harder
+            return (
+                f"nothing can be said: every run met the target at update {updates:,}, so that they differ by less than their scores are "
+                f"apart; tell scores more often, or {harder} the target"
+            )
         if self.fit is not None:
             return in_words(self.fit, [point.global_batch for point in self.points])
         reached = sum(point.updates is not None for point in self.points)
