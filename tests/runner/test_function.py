@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -204,3 +205,19 @@ def test_a_target_met_at_the_first_score_that_is_told_says_nothing(tmp_path):
         "nothing can be said: every run met the target at update 10, so that they differ by less than their scores are apart; tell scores "
         "more often, or lower the target"
     )
+
+
+def scaled(recipe, run, *, factor=1.0):
+    return factor * recipe.optimizer.lr
+
+
+def test_a_partial_with_other_arguments_is_another_function(tmp_path):
+    """A second one in the same folder was given the first one's result."""
+    recipe, out = RECIPE.replace({"optimizer.lr": 0.5}), Request(out=tmp_path)
+    runners = [FunctionRunner(partial(scaled, factor=factor), metric=LOSS) for factor in (1.0, 2.0, 1.0)]
+    assert runners[0].run(recipe, out).test_score == 0.5
+    with pytest.raises(
+        CheckpointError, match=r"holds a run of another function .*scaled\(factor=1.0\)' there, .*scaled\(factor=2.0\)' here"
+    ):
+        runners[1].run(recipe, out)
+    assert runners[2].run(recipe, out).test_score == 0.5

@@ -3,8 +3,9 @@ import json
 import pytest
 from tests.limited_files import limited_files
 
-from bigbatch import Recipe
+from bigbatch import Metric, Recipe
 from bigbatch.core.checks import OutputError
+from bigbatch.runner import FunctionRunner
 from bigbatch.runner import task as task_runner
 from bigbatch.study.search import search
 from bigbatch.tasks import load_task
@@ -56,3 +57,22 @@ def test_a_full_disk_leaves_the_lines_before(tmp_path):
     with limited_files(len(before) + 5), pytest.raises(OutputError, match=r"trials.jsonl: File too large; its earlier lines are intact"):
         search(task, RECIPE, {"optimizer.lr": [0.1, 0.2]}, seeds=[0], out=tmp_path)
     assert (tmp_path / "trials.jsonl").read_bytes() == before
+
+
+def test_another_recipe_s_runs_in_the_same_folder_are_not_taken_for_its_own(tmp_path):
+    def of_batch(recipe, run):
+        run.log(updates=1, score=recipe.batch.global_batch + recipe.optimizer.lr)
+
+    runner, choices = FunctionRunner(of_batch, metric=Metric("reward", margin=1.0)), {"optimizer.lr": [0.1, 0.2]}
+    for batch in (8, 64):
+        trials = search(runner, RECIPE.replace({"batch.global_batch": batch}), choices, seeds=[0], out=tmp_path)
+        assert [trial.mean for trial in trials] == [batch + 0.2, batch + 0.1]
+    more = search(runner, RECIPE.replace({"batch.global_batch": 8}), {"optimizer.lr": [0.05, 0.1, 0.2]}, seeds=[0], out=tmp_path)
+    assert [trial.mean for trial in more] == [8.2, 8.1, 8.05]
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 5  # only what was missing was made
+
+
+def test_lines_of_earlier_versions_are_taken(tmp_path):
+    (tmp_path / "trials.jsonl").write_text('{"settings": {"optimizer.lr": 0.1}, "seed": 0, "validation_score": 7.0}\n')
+    runner = FunctionRunner(lambda recipe, run: None, metric=Metric("reward", margin=1.0))
+    assert [trial.mean for trial in search(runner, RECIPE, {"optimizer.lr": [0.1]}, seeds=[0], out=tmp_path)] == [7.0]

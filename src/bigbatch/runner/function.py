@@ -12,8 +12,10 @@ train.metric = bigbatch.Metric("accuracy", "%", "higher", margin=0.5, scale=100)
 """
 
 import math
+import re
 import traceback
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,7 @@ class FunctionRunner:
         self._function, self._metric = function, metric_of(stated)
         self._can = can if can is not None else getattr(function, "can", None)
         self.num_test_samples = num_test_samples
-        self.identity = {"function": f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', self.name)}"}
+        self.identity = {"function": _identity(function)}
 
     @property
     def metric(self) -> Metric:
@@ -197,6 +199,15 @@ class FunctionRunner:
             write_atomically(path, traceback.format_exc().encode())
             told += f"; the traceback is in {path}"
         return told
+
+
+def _identity(function: Any) -> str:
+    """What is called, and with what it is called where that is set beforehand; without addresses, which are others each time."""
+    if isinstance(function, partial):
+        given = ", ".join([*map(repr, function.args), *(f"{name}={value!r}" for name, value in sorted(function.keywords.items()))])
+        return re.sub(r" at 0x[0-9a-f]+", "", f"{_identity(function.func)}({given})")
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def load_function(name: str) -> Function:

@@ -45,7 +45,11 @@ def _identity(line: Mapping[str, Any]) -> str:
     """
     if line["validation_score"] is not None:
         float(line["validation_score"])
-    return json.dumps([line["settings"], line["seed"]], sort_keys=True)
+    return _key(line["settings"], line["seed"], line.get("recipe", ""))
+
+
+def _key(settings: Mapping[str, Any], seed: int, recipe: str) -> str:
+    return json.dumps([settings, seed, recipe], sort_keys=True)
 
 
 def search(
@@ -75,24 +79,29 @@ def search(
     with owned(out) as folder, pool or OneAfterAnother() as runs_of:
         path = folder / "trials.jsonl"
         done = {_identity(line): line for line in stored_lines(path, _identity)}
-        wanted = [
-            ({"settings": settings, "seed": seed}, json.dumps([settings, seed], sort_keys=True))
-            for settings in grid(choices)
-            for seed in seeds
+        rest = {name: value for name, value in recipe.to_flat_dict().items() if name != "seed" and name not in choices}
+        others = _digest(json.dumps(rest, sort_keys=True))
+
+        def found(settings: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+            """Lines of earlier versions do not say what the other fields were."""
+            return done.get(_key(settings, seed, others)) or done.get(_key(settings, seed, ""))
+
+        wanted: list[dict[str, Any]] = [
+            {"settings": settings, "seed": seed, "recipe": others} for settings in grid(choices) for seed in seeds
         ]
-        missing = [(line, key) for line, key in wanted if key not in done]
-        jobs = [_job(runner, recipe, line, folder) for line, _ in missing]
+        missing = [line for line in wanted if found(line["settings"], line["seed"]) is None]
+        jobs = [_job(runner, recipe, line, folder) for line in missing]
 
         def ended(number: int, result: Result) -> None:
-            line, key = missing[number]
-            done[key] = {**line, **_measured(result, metric)}
-            append_line(path, done[key])
+            line = {**missing[number], **_measured(result, metric)}
+            done[_identity(line)] = line
+            append_line(path, line)
 
         run_jobs(runs_of, runner, jobs, done=ended)
         trials = []
         for settings in grid(choices):
-            found = [done[json.dumps([settings, seed], sort_keys=True)]["validation_score"] for seed in seeds]
-            scores = [metric.of_diverged if score is None else float(score) for score in found]
+            told = [(found(settings, seed) or {})["validation_score"] for seed in seeds]
+            scores = [metric.of_diverged if score is None else float(score) for score in told]
             trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
     return sorted(trials, key=lambda trial: metric.rank(trial.mean))
 
@@ -100,8 +109,13 @@ def search(
 def _job(runner: Runner, recipe: Recipe, line: Mapping[str, Any], folder: Path) -> Job:
     chosen = recipe.replace({**line["settings"], "seed": line["seed"]})
     title = ", ".join(f"{name} {value}" for name, value in line["settings"].items()) + f", seed {line['seed']}"
-    digest = hashlib.sha256(chosen.to_toml().encode()).hexdigest()[:12]
-    return Job(chosen, Request(out=folder / "runs" / digest if runner.wants_folder else None, title=title, measure_test=False))
+    return Job(
+        chosen, Request(out=folder / "runs" / _digest(chosen.to_toml()) if runner.wants_folder else None, title=title, measure_test=False)
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _measured(result: Result, metric: Metric) -> dict[str, Any]:

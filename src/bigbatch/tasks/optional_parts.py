@@ -42,8 +42,15 @@ class Collated(Dataset[Any]):
 
 
 def splits_of(task: Task) -> Splits:
-    """The data of a task, with its `collate` if it has one."""
-    splits, collate = task.splits(), getattr(task, "collate", None)
+    """The data of a task, with its `collate` if it has one.
+
+    Raises:
+        UserError: If these are no three data sets.
+    """
+    given, collate = task.splits(), getattr(task, "collate", None)
+    if not isinstance(given, Splits) and (not isinstance(given, tuple | list) or len(given) != len(Splits._fields)):
+        raise UserError(f"task {task.name}: splits() gave {type(given).__name__}; give Splits(train, validation, test)")
+    splits = Splits(*given)
     return splits if collate is None else Splits(*(Collated(dataset, collate) for dataset in splits))
 
 
