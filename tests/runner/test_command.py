@@ -215,7 +215,6 @@ def test_environment_and_working_folder(tmp_path, monkeypatch):
         ({"curve": "acc ([0-9.]+)"}, "says no positions; name a group updates, samples, epoch"),
         ({"curve": {"file": "x.json", "key": "a"}}, "says no positions; state the key"),
         ({"can": ["lrate"]}, "can: unknown word 'lrate'"),
-        ({"time_limit": 5}, r"\[command\] time_limit"),
         ({"folder": "nowhere"}, "folder .*nowhere: is not there"),
     ],
 )
@@ -274,3 +273,29 @@ def test_events_are_read_on_from_where_they_were(tmp_path):
         events.flush()
         assert [(reading.value, reading.position) for reading in source.news()] == [(10.0 * step, {"updates": step})]
     events.close()
+
+
+@pytest.mark.parametrize(
+    ("others", "why"),
+    [
+        ({"time_limit": 5}, r"\[command\] unknown field 'time_limit': did you mean 'time_limit_s'"),
+        ({"score": {"file": "x", "keys": "y"}}, r"\[command\] score: unknown field 'keys': did you mean 'key'"),
+        ({"score": {"file": "x"}}, r"\[command\] score: no key"),
+        ({"curve": {"tensorboard": "x"}}, r"\[command\] curve: no tag"),
+    ],
+)
+def test_a_mistyped_setting_is_named(others, why):
+    with pytest.raises(UserError, match=why):
+        CommandRunner(section(**others))
+
+
+def test_a_curve_in_json_without_its_position_is_named(tmp_path):
+    script = "import json\nopen('r.json', 'w').write(json.dumps({'acc': 50}))\nprint('test_acc 50')"
+    with pytest.raises(RunFailed, match="curve in .*r.json: beside 'acc' there is no 'stp', which says where the run stood"):
+        run(tmp_path, script=script, curve={"file": "r.json", "key": "acc", "updates": "stp"})
+
+
+def test_what_differs_of_two_commands_is_told(tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match=r"of another command \(curve: .* there, None here\)"):
+        run(tmp_path, curve=None)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from bigbatch import Diverged, Interrupted, Recipe, fit
-from bigbatch.core.checks import DataError, OutputError, RecipeError
+from bigbatch.core.checks import DataError, OutputError, RecipeError, UserError
 from bigbatch.core.clock import Clock
 from bigbatch.schedules import schedule_of
 from bigbatch.tasks import Splits, load_task
@@ -218,6 +218,42 @@ def test_a_loader_s_processes_draw_no_random_number_that_a_resumed_run_would_dra
         run(task=task, recipe=recipe, out=tmp_path / "run", save_every_s=0.0)
     resumed = run(task=task, recipe=recipe, out=tmp_path / "run", resume=True)
     assert (resumed.test_loss, resumed.validation_score) == (whole.test_loss, whole.validation_score)
+
+
+def test_a_loss_that_is_not_finite_at_the_first_weights_is_not_blamed_on_the_rate():
+    task = load_task("digits/mlp")
+    task.losses = _becomes_nan(task.losses, after=0)
+    with pytest.raises(Diverged, match="these are the initial weights, so it is not the rate: look at the data, the losses"):
+        run(task=task)
+
+
+class _Ragged(DigitsMLP):
+    def splits(self):
+        ragged = [(torch.ones(5 + i % 3), 0) for i in range(1297)]
+        return Splits(ragged, ragged[:200], ragged[:300])
+
+
+class _Frozen(DigitsMLP):
+    def model(self):
+        return super().model().requires_grad_(False)
+
+
+class _Two(DigitsMLP):
+    def splits(self):
+        return tuple(super().splits())[:2]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (_Ragged, r"samples have unlike shapes \(\[\d\] at entry 0 and \[\d\] at entry \d\); give the task a collate\(samples\)"),
+        (_Frozen, "the model has no parameter with requires_grad = True: there is nothing to train"),
+        (_Two, r"splits\(\) gave tuple; give Splits\(train, validation, test\)"),
+    ],
+)
+def test_a_first_task_of_ones_own_is_told_in_a_line_what_it_lacks(task, message):
+    with pytest.raises(UserError, match=message):
+        run(task=task())
 
 
 def test_batch_norm_needs_a_stated_group():

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ValidationError
 
 from bigbatch.core.checks import unknown
 from bigbatch.recipe.optional_sections import Adversarial, Augmentation, Curvature
-from bigbatch.recipe.sections import KINDS, Batch, Budget, Schedule
+from bigbatch.recipe.sections import KINDS, TAGS, Batch, Budget, Schedule
 
 _EITHER = {  # fields that are a number or a word: pydantic reports each alternative, a reader wants one rule
     "batch.ghost_batch": "must be a whole number above zero, or 'global'",
@@ -29,6 +29,10 @@ def readable_mistakes(error: ValidationError, recipe: type[BaseModel]) -> str:
         match mistake["type"]:
             case "extra_forbidden":
                 lines.append(unknown("field", field, _known_fields(place[:-1], recipe)))
+            case "model_attributes_type" | "model_type":
+                lines.append(_no_section(field, mistake["input"]))
+            case "tuple_type":
+                lines.append(f"{field} = {mistake['input']!r}: must be a list, such as [0.9, 0.999]")
             case "missing":
                 lines.append(f"{field}: is missing; give it")
             case "union_tag_not_found":
@@ -42,6 +46,14 @@ def readable_mistakes(error: ValidationError, recipe: type[BaseModel]) -> str:
             case _:
                 lines.append(f"{field} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}")
     return "; ".join(dict.fromkeys(lines))
+
+
+def _no_section(field: str, value: object) -> str:
+    """Of a value where a section belongs."""
+    if (tag := TAGS.get(field)) is None:
+        return f"{field} = {value!r}: must be a section, such as {field}.{next(iter(_known_fields([field], BaseModel)), 'name')} = ..."
+    kind = value if isinstance(value, str) and value in KINDS[field] else next(iter(KINDS[field]))
+    return f'{field} = {value!r}: must be a section, such as {field} = {{ {tag} = "{kind}" }}'
 
 
 def _is_tag(before: list[str], part: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError
+from bigbatch.core.checks import Diverged, Interrupted, RunFailed, UserError, unknown
 from bigbatch.core.metric import Metric, metric_of
 from bigbatch.core.storage.reading import first_mistake
 from bigbatch.core.storage.writing import write_atomically
@@ -76,6 +76,20 @@ class CommandSection(_Section):
     num_test_samples: Annotated[int, Field(gt=0)] | None = None  # that the score is the mean over
 
 
+def _mistake(error: ValidationError) -> str:
+    """The first thing that is wrong; of a source of scores what is wrong with the one that was meant."""
+    place, value = error.errors()[0]["loc"], error.errors()[0]["input"]
+    if error.errors()[0]["type"] == "extra_forbidden":
+        return unknown("field", str(place[-1]), CommandSection.model_fields)
+    if place[0] in ("score", "curve") and isinstance(value, dict):
+        meant = ScoreEvents if "tensorboard" in value else ScoreFile
+        if strange := [name for name in value if name not in meant.model_fields]:
+            return f"{place[0]}: {unknown('field', strange[0], meant.model_fields)}"
+        missing = [name for name, field in meant.model_fields.items() if field.is_required() and name not in value]
+        return f"{place[0]}: no {missing[0]}" if missing else first_mistake(error)
+    return first_mistake(error)
+
+
 class NoScore(RunFailed):
     """A command ended well and told no score: it would do so again."""
 
@@ -100,7 +114,7 @@ class CommandRunner:
             try:
                 section = CommandSection.model_validate(section)
             except ValidationError as error:
-                raise UserError(f"[command] {first_mistake(error)}") from None
+                raise UserError(f"[command] {_mistake(error)}") from None
         self.name, self._section = name, section
         self._metric = _metric(section.metric)
         self._folder = (base or Path.cwd()) / (section.folder or "")

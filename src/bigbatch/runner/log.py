@@ -204,7 +204,7 @@ def open_run(recipe: Recipe, request: Request, identity: dict[str, Any]) -> Resu
     path = folder / RUNNER
     known = read_json(path, "choose another --out") if path.exists() else identity
     changed = [name for name in identity if known.get(name) != identity[name]]
-    differing = [f"{name} ({known.get(name)!r:.120} there, {identity[name]!r:.120} here)" for name in changed]
+    differing = [f"{name} ({_unlike(known.get(name), identity[name])})" for name in changed]
     is_finished = (folder / "result.json").exists()
     if differing and is_finished:
         raise CheckpointError(f"{folder}: holds a run of another {differing[0]}; choose another --out")
@@ -220,6 +220,14 @@ def open_run(recipe: Recipe, request: Request, identity: dict[str, Any]) -> Resu
     if finished is None:
         write_atomically(path, f"{json.dumps(identity, indent=1)}\n".encode())
     return finished
+
+
+def _unlike(there: Any, here: Any) -> str:
+    """Where two identities differ: of mappings the first field."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        name = next(name for name in (*here, *there) if here.get(name) != there.get(name))
+        return f"{name}: {there.get(name)!r:.120} there, {here.get(name)!r:.120} here"
+    return f"{there!r:.120} there, {here!r:.120} here"
 
 
 def _differences(folder: Path, recipe: Recipe) -> list[str]:

@@ -135,6 +135,11 @@ class JSONFile:
         if number is None:
             return None
         position = {unit: float(v) for unit, key in self._position.items() if (v := _at(value, key)) is not None}
+        if self._position and not position:
+            keys = ", ".join(map(repr, self._position.values()))
+            raise RunFailed(
+                f"curve in {self._path}: beside {self._key!r} there is no {keys}, which says where the run stood; correct its key"
+            )
         return Reading(float(number), position)
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import re
 import threading
 import warnings
 from collections import deque
@@ -255,6 +256,10 @@ def _load(dataset: Dataset[Any], batches: Iterable[Tensor], device: torch.device
     except RuntimeError as error:
         if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
             raise UserError(f"data set {type(dataset).__name__}: a process that loads it ended; what it printed says why") from error
+        if unlike := re.search(r"stack expects each tensor to be equal size, but got (.*)", str(error)):
+            raise UserError(
+                f"data set {type(dataset).__name__}: samples have unlike shapes ({unlike[1]}); give the task a collate(samples)"
+            ) from error
         raise
 
 

@@ -44,6 +44,8 @@ def explain_divergence(error: Diverged, recipe: Recipe, train: Dataset[Any], fol
         if bad:
             return f"{error}; the inputs themselves hold NaN or infinity, first in training sample {bad[0]}: clean or drop it{kept}"
     remedy = "lower the rate, lengthen the warm-up, or try another rule"
+    if error.update == 1 and error.samples is not None:
+        remedy = "these are the initial weights, so it is not the rate: look at the data, the losses, and how the model begins"
     if recipe.get("schedule.warmup.return_to_minimum") is False:
         remedy = "lower the peak rate, or set schedule.warmup.return_to_minimum = true to go on from weights of the warm-up"
     return f"{error}; {remedy}{kept}"

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from bigbatch.comm.all_reduce import AllReduce
 from bigbatch.comm.protocol import Comm
 from bigbatch.comm.ranks import Ranks
-from bigbatch.core.checks import RecipeError, unknown
+from bigbatch.core.checks import RecipeError, UserError, unknown
 from bigbatch.core.methods import COMMS, OPTIMIZERS
 from bigbatch.layers.batch_norms import batch_norms
 from bigbatch.layers.ghost_batch_norm import convert_batch_norm
@@ -45,6 +45,7 @@ def build_model(task: Task, recipe: Recipe, device: torch.device = torch.device(
 
     Raises:
         RecipeError: If an option is unknown, or the model has batch norm and the recipe does not say over how many samples.
+        UserError: If nothing of the model is trained.
     """
     parameters = inspect.signature(task.model).parameters
     known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
@@ -53,6 +54,8 @@ def build_model(task: Task, recipe: Recipe, device: torch.device = torch.device(
         if name not in known and not takes_any:
             raise RecipeError(f"task {task.name}: " + unknown("model option", name, known))
     model = task.model(**recipe.model)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"task {task.name}: the model has no parameter with requires_grad = True: there is nothing to train")
     norms, ghost_batch = batch_norms(model), recipe.batch.ghost_batch
     if norms and ghost_batch is None:
         raise RecipeError(
