@@ -230,3 +230,52 @@ def test_forgotten_passes_count_nothing():
     model.zero_grad()
     run(model, monitor, pieces)
     assert tuple(monitor.flush()[0].parts["all"]) == pytest.approx(by_hand(model, pieces), rel=1e-9)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("layers", [False, True])
+def test_sparse_gradients_are_measured_as_dense_ones(accumulate, layers):
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Embedding(7, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 1)).double()
+        monitor = NoiseScaleMonitor(model, accumulate=accumulate, parts=layers_of(model) if layers else None)
+        for update in range(3):
+            for number in range(3):
+                ids = torch.randint(7, (5, 3), generator=torch.Generator().manual_seed(10 * update + number))
+                (model(ids).square().sum() / 15).backward()
+                monitor.micro_batch(5, divisor=15)
+            monitor.update()
+            model.zero_grad()
+        found.append(monitor.state_dict()["measured"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15, equal_nan=True)
+
+
+def test_parameters_of_unlike_precision_are_measured_in_the_widest():
+    torch.manual_seed(3)
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = nn.Linear(6, 5), nn.Linear(5, 1).double()
+
+        def forward(self, x):
+            return self.wide(self.narrow(x.float()).tanh().double())
+
+    model = Mixed()
+    pieces = [torch.randn(4, 6) for _ in range(3)]
+    expected, monitor = by_hand_of(model, pieces), NoiseScaleMonitor(model)
+    run(model, monitor, pieces)
+    told = monitor.flush()[0].parts["all"]
+    assert (told.signal, told.noise) == pytest.approx(expected, rel=1e-5)
+
+
+def by_hand_of(model, pieces):
+    gradients = []
+    for x in pieces:
+        found = torch.autograd.grad(sum_loss(model, x) / len(x), list(model.parameters()))
+        gradients.append(torch.cat([g.flatten().double() for g in found]))
+    n = [len(x) for x in pieces]
+    total, mean = sum(n), sum(k * g for k, g in zip(n, gradients, strict=True)) / sum(n)
+    noise = (sum(k * g @ g for k, g in zip(n, gradients, strict=True)) - total * mean @ mean) / (len(n) - 1)
+    return float(mean @ mean - noise / total), float(noise)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bigbatch import Recipe
-from bigbatch.study.grid import Cell, run_grid
+from bigbatch.study.grid import Cell, run_grid, verdict_of
 from bigbatch.tasks.task import load_task
 
 RECIPE = Recipe.named("digits/mlp").replace({"budget.epochs": None, "budget.updates": 10, "batch.micro_batch": 32})
@@ -39,3 +39,12 @@ def test_a_damaged_line_costs_its_own_run(tmp_path):
         again = run_grid(task, cells, seeds=[0], path=path, facts={"commit": "y"})
     assert [line["commit"] for line in again] == ["x", "y", "x"]
     assert [line["test_score"] for line in again] == [line["test_score"] for line in first]
+
+
+def test_a_reference_of_which_a_run_diverged_is_the_others():
+    run = {"diverged": False}
+    reference = [{**run, "test_score": score} for score in (0.9, 0.901, 0.899)]
+    cell = [{**run, "test_score": score} for score in (0.9, 0.9, 0.901)]
+    died = {"diverged": True, "test_score": None}
+    assert verdict_of(cell, [*reference, died], margin=0.5) == verdict_of(cell, reference, margin=0.5)
+    assert verdict_of(cell, [died], margin=0.5).outcome == "undecided"

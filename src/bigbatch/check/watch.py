@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from bigbatch.check.arrangement import Setup
 from bigbatch.check.probe import Probe
+from bigbatch.core.tensors.sharding import dense
 
 MOST_VALUES = 2**14
 """Of one tensor that are compared; of a larger one, every so many-th."""
@@ -132,6 +133,6 @@ def _flat(tensors: Iterable[Tensor]) -> Array:
     """Values of tensors as one array of float64."""
     parts = []
     for tensor in tensors:
-        values = (tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()).flatten()
+        values = dense(tensor.detach()).flatten()
         parts.append(values[:: max(1, len(values) // MOST_VALUES)].double())
     return torch.cat(parts).numpy().copy() if parts else np.zeros(0)

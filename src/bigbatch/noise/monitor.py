@@ -25,7 +25,7 @@ parameters, all at once, and adds the passes up, as autograd would have: to the 
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor
 
 from bigbatch.core.checks import UserError
 from bigbatch.core.tensors.norms import each_norm, norm_of
-from bigbatch.core.tensors.sharding import local
+from bigbatch.core.tensors.sharding import dense, local
 from bigbatch.noise.estimate import NoiseEstimate, estimate
 from bigbatch.noise.gradient_sum import GradientSum
 from bigbatch.noise.reader import ALL, Measured, Pending, Reader
@@ -105,7 +105,8 @@ class NoiseScaleMonitor:
         self._along, self._precondition = along, precondition
         self._sum = GradientSum(self._named) if accumulate else None
         first = next(iter(self._named.values()))
-        self._zero = torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+        widest = reduce(torch.promote_types, (p.dtype for p in self._named.values()), torch.float32)
+        self._zero = torch.zeros((), dtype=widest, device=first.device)
         number = {id(p): i for i, p in enumerate(self._named.values())}
         members = {name: [number[id(p)] for p in parameters if id(p) in number] for name, parameters in (parts or {}).items()}
         if process_group == "all":
@@ -175,7 +176,7 @@ class NoiseScaleMonitor:
             self._sum.give_back()
         self._check_unchanged()
         self._check_passes()
-        gradients = [torch.zeros_like(local(p)) if p.grad is None else local(p.grad) for p in self._named.values()]
+        gradients = [torch.zeros_like(local(p)) if p.grad is None else dense(local(p.grad)) for p in self._named.values()]
         if self._precondition is not None:
             named = zip(self._named.items(), gradients, strict=True)
             gradients = [g if p.grad is None else self._precondition(name, g) for (name, p), g in named]
@@ -317,6 +318,7 @@ class NoiseScaleMonitor:
 
     def _on_gradient(self, number: int, gradient: Tensor) -> None:
         """What a pass is about to add to a parameter's gradient."""
+        gradient = dense(gradient)
         if self._precondition is not None:
             gradient = self._precondition(self._names[number], gradient)
         if self._direction is not None:
@@ -334,7 +336,7 @@ class NoiseScaleMonitor:
     def _on_gradients(self, gradients: list[Tensor | None]) -> None:
         """What a pass has made, of all parameters at once."""
         weighed = {
-            number: gradient if self._precondition is None else self._precondition(self._names[number], gradient)
+            number: dense(gradient) if self._precondition is None else self._precondition(self._names[number], dense(gradient))
             for number, gradient in enumerate(gradients)
             if gradient is not None
         }

@@ -76,13 +76,15 @@ def run_grid(
 def verdict_of(
     lines: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, margin: float, metric: Metric = ACCURACY
 ) -> Verdict:
-    """The non-inferiority test of a cell's runs against the reference's; a cell with a diverged run is lost.
+    """The non-inferiority test of a cell's runs against the reference's that did not diverge; a cell with a diverged run is lost.
 
     `margin` is stated as the metric's: in points of accuracy.
     """
     if any(line["diverged"] for line in lines):
         return Verdict("lost", float("nan"), None, None)
-    scores = [[metric.comparable(line["test_score"]) for line in arm] for arm in (lines, reference)]
+    scores = [[metric.comparable(line["test_score"]) for line in arm if not line["diverged"]] for arm in (lines, reference)]
+    if not scores[1]:
+        return Verdict("undecided", float("nan"), None, None)
     return noninferiority(scores[0], scores[1], margin=metric.comparable_margin(margin))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
@@ -13,6 +14,11 @@ from bigbatch.core.checks import UserError
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: its shard of a DTensor, sharing memory, or the plain tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """All values of a tensor, such as the sparse gradient of an embedding."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def is_sharded(model: nn.Module) -> bool:

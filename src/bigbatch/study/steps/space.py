@@ -18,6 +18,17 @@ EDGE = 0.1
 """Part of a range, at each of its ends, in which a best value counts as at the edge."""
 
 
+def value_text(value: Any) -> str:
+    """A searched value for people.
+
+    >>> value_text(0.123456), value_text(1248), value_text("cosine")
+    ('0.123', '1,248', 'cosine')
+    """
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
 class Range(NamedTuple):
     """Values between two bounds.
 

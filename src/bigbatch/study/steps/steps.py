@@ -30,7 +30,7 @@ from bigbatch.runner.task import runner_of
 from bigbatch.study.constant_prediction import check_target
 from bigbatch.study.constant_rate import EPOCHS, OWN_SCHEDULE, at_constant_rate, keeps_no_schedule
 from bigbatch.study.result_files import STEPS
-from bigbatch.study.steps.space import LENGTH, LR, LR_REACH, Choice, Range, Space, applied, at_edge, default_space
+from bigbatch.study.steps.space import LENGTH, LR, LR_REACH, Choice, Range, Space, applied, at_edge, default_space, value_text
 from bigbatch.study.steps.storage import Storage, StoredTrials, Trial, check_driver
 from bigbatch.study.steps.study import Point, StepsStudy, best_of
 from bigbatch.study.steps.trials import Bench, Outcome, expected_runs, limit_of, run_trials
@@ -230,7 +230,7 @@ class _Runs:
         recipe = applied(self._recipe, {**values, "seed": seed})
         if self._settings.at_constant_rate and recipe.budget.updates is not None:
             recipe = recipe.replace({"budget.updates": limit})
-        shown = ", ".join(f"{field.rpartition('.')[2]} {value:.3g}" for field, value in values.items())
+        shown = ", ".join(f"{field.rpartition('.')[2]} {value_text(value)}" for field, value in values.items())
         title = f"batch {recipe.batch.global_batch:,}, {shown}"
         name = hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:12]
         out = self._folder / "runs" / name if self._settings.runner.wants_folder else None

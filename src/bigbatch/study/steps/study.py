@@ -13,7 +13,7 @@ from bigbatch.noise.critical_batch import CriticalBatch, Run, fit_critical_batch
 from bigbatch.noise.estimate import two_digits
 from bigbatch.noise.scaling_regimes import CONFIDENCE, LEAST_BATCHES, Interval, Regimes, fewest_updates, fit_regimes, power_of_batch
 from bigbatch.recipe import Recipe
-from bigbatch.study.steps.space import LR, MOMENTUM, Space, at_edge
+from bigbatch.study.steps.space import LR, MOMENTUM, Space, at_edge, value_text
 from bigbatch.study.steps.storage import Trial
 
 FEW_REACHED = 3
@@ -188,7 +188,7 @@ def stored_rows(study: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [f"{batch:,}", f"> {point['longest']:,}", "-", f"> {point['longest'] * batch:,}", "-", counts, note]
             continue
         upper = "no bound" if updates["upper"] is None else f"{updates['upper']:,.0f}"
-        settings = ", ".join(f"{field.rpartition('.')[2]} {value:.3g}" for field, value in best["values"].items())
+        settings = ", ".join(f"{field.rpartition('.')[2]} {value_text(value)}" for field, value in best["values"].items())
         interval = f"{updates['lower']:,.0f} to {upper}"
         yield [f"{batch:,}", f"{best['updates']:,}", interval, f"{best['updates'] * batch:,}", settings, counts, note]
 
