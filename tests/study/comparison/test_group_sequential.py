@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bigbatch.study.comparison.group_sequential import levels, obrien_fleming, pocock
+from bigbatch.study.comparison.group_sequential import levels, obrien_fleming, pocock, share_level
 
 LOOKS = tuple(range(3, 15))
 
@@ -45,3 +45,24 @@ def test_a_look_too_early_to_spend_anything_is_none():
     first, last = levels((1, 100), 100, obrien_fleming, 0.05)
     assert first == 0.0
     assert last == pytest.approx(0.05, rel=1e-6)
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("most", [14, 30, 60])
+def test_bounds_of_a_share_are_wrong_in_one_study_of_twenty_over_all_looks(few, most):
+    """By simulation, at the true share: looked at again and again at the full 5 %, the bound was wrong in 8 % of 30 and 12 % of 60."""
+    share, looks = 0.2, range(3, most + 1)
+    level = share_level(tuple(looks), share, 0.05, few=few)
+    cases = (np.random.default_rng(most).random((20_000, most)) < share).cumsum(1)
+
+    def wrong(at):
+        excluded = np.zeros(len(cases), dtype=bool)
+        for n in looks:
+            seen = cases[:, n - 1]
+            tail = stats.binom.cdf(seen, n, share) if few else stats.binom.sf(seen - 1, n, share)
+            excluded |= tail <= at
+        return excluded.mean()
+
+    assert wrong(level) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / len(cases))
+    assert wrong(level) > 0.03  # and no more careful than need be
+    assert most == 14 or wrong(0.05) > 0.075

@@ -91,7 +91,7 @@ class Comparison(Displayed):
                     return f"the test score of {each.name}, {named}, is not above 0, which a relative margin needs; state an absolute one"
                 return f"the test score of {each.name}, {named}, is not a number; see why the task's scores are not finite"
         died = Rate(reference.num_diverged, len(reference.results))
-        if died.cases == died.runs or died.at_least(self.design.confidence) > self.design.bad_share:
+        if died.cases == died.runs or died.at_least(self.design.diverged_confidence) > self.design.bad_share:
             return f"{died.words(self.design.confidence)} runs of the reference diverged; tune it"
         if all(len(each.results) > 2 and len({_told(result) for result in each.results}) == 1 for each in (reference, arm)):
             return (
@@ -134,7 +134,7 @@ class Comparison(Displayed):
             text += f"; {reference_diverged} of the reference's diverged too"
         if verdict.outcome == "lost":
             return text
-        rare = f"at {100 * confidence:g} % fewer than {math.ceil(100 * verdict.bad.at_most(confidence))} % are"
+        rare = f"at {100 * confidence:g} % fewer than {math.ceil(100 * verdict.bad.at_most(design.bad_confidence))} % are"
         what = f"bad (more than {abs(metric.difference(-design.margin)):g}{unit} {metric.worse_side} every run of the reference)"
         text += f"; {verdict.bad.cases or 'none'} of {verdict.bad.runs} runs {what}: {rare}"
         return text + (self._what_is_missing(verdict) if verdict.outcome == "undecided" else "")

@@ -20,7 +20,7 @@ import numpy as np
 from bigbatch.core.extras import needed
 
 with needed("the verdict of a study", extra="study"):
-    from scipy import optimize, special
+    from scipy import optimize, special, stats
 
 NUM_POINTS, REACH = 801, 8.0  # of the grid over a sum, from -8 standard deviations on
 LEAST = 1e-9  # a level below this is no look at all
@@ -76,3 +76,36 @@ def levels(looks: tuple[int, ...], total: int, spending: Spending, alpha: float)
         kernel = np.exp(-0.5 * ((grid[:, None] - sums) / spread) ** 2) / (spread * math.sqrt(2 * math.pi))
         sums, density, before = grid, width * (kernel @ density), n
     return tuple(found)
+
+
+@lru_cache
+def share_level(looks: tuple[int, ...], share: float, alpha: float, *, few: bool) -> float:
+    """One-sided level at which Clopper and Pearson's bound may exclude a share of cases at any look, wrongly in `alpha` of studies at most.
+
+    Exact, by the distribution of the cases in studies that go on; never above `alpha`.
+
+    Args:
+        looks: Runs at each look, rising.
+        share: That is excluded, in (0, 1).
+        alpha: The whole error.
+        few: Whether it is excluded for few cases, as too large; else for many, as too small.
+
+    >>> round(share_level((14,), 0.2, 0.05, few=True), 4), round(share_level(tuple(range(14, 61)), 0.2, 0.05, few=True), 3)
+    (0.05, 0.019)
+    """
+    level = alpha
+    while looks and _excluded(looks, share, level, few) > alpha:
+        level *= 0.99
+    return level
+
+
+def _excluded(looks: tuple[int, ...], share: float, level: float, few: bool) -> float:
+    """Probability that some look excludes the true share."""
+    before, going, error = 0, np.ones(1), 0.0  # of so many cases, among studies that go on
+    for n in looks:
+        going = np.convolve(going, stats.binom.pmf(np.arange(n - before + 1), n - before, share))
+        cases, before = np.arange(n + 1), n
+        tail = stats.binom.cdf(cases, n, share) if few else stats.binom.sf(cases - 1, n, share)
+        error += float(going[tail <= level].sum())
+        going = np.where(tail <= level, 0.0, going)
+    return error

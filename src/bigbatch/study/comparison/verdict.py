@@ -4,7 +4,7 @@ Test:    of the differences d = candidate - reference of runs that share a seed 
          finished pairs. Looks after `seeds` pairs and after each further one, to `max_seeds`.
          lost: t bound upper < -margin, error spent by Pocock's function; or the share of diverged runs surely above `bad_share`.
          held: lower > -margin, error spent by O'Brien and Fleming's; and Wilcoxon's signed-rank test of d > -margin agrees; and with
-               the same confidence fewer than `bad_share` of runs are bad (Clopper and Pearson).
+               the same confidence fewer than `bad_share` of runs are bad (Clopper and Pearson, at a level that holds over all looks).
          undecided: neither.
          A run is bad if it diverged, or scored more than the margin below every run of the reference.
 Units:   those of `bigbatch.core.metric.Metric.comparable`, of which larger are better: points of accuracy; the margin is positive.
@@ -28,7 +28,7 @@ import numpy as np
 
 from bigbatch.core.checks import UserError, check_positive
 from bigbatch.core.extras import needed
-from bigbatch.study.comparison.group_sequential import Spending, levels, obrien_fleming, pocock
+from bigbatch.study.comparison.group_sequential import Spending, levels, obrien_fleming, pocock, share_level
 from bigbatch.study.comparison.noninferiority import Outcome, check_finite, floored_spread
 
 with needed("the verdict of a study", extra="study"):
@@ -102,10 +102,24 @@ class Design:
     def least_runs(self) -> int:
         """Runs without a bad one that exclude `bad_share`.
 
-        >>> Design(margin=0.5).least_runs, Design(margin=0.5, bad_share=0.5).least_runs
+        >>> Design(margin=0.5).least_runs, Design(margin=0.5, seeds=5, max_seeds=5, bad_share=0.5).least_runs
         (14, 5)
         """
-        return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.bad_share) - 1e-9)
+        return math.ceil(math.log(1 - self.bad_confidence) / math.log(1 - self.bad_share) - 1e-9)
+
+    @cached_property
+    def bad_confidence(self) -> float:
+        """Of the bound on bad runs at each look, so that it excludes `bad_share` wrongly in 1 - `confidence` of studies at most.
+
+        >>> round(Design(margin=0.5).bad_confidence, 4), round(Design(margin=0.5, max_seeds=60).bad_confidence, 3)
+        (0.95, 0.981)
+        """
+        return 1 - share_level(tuple(range(self.seeds, self.max_seeds + 1)), self.bad_share, 1 - self.confidence, few=True)
+
+    @cached_property
+    def diverged_confidence(self) -> float:
+        """Of the bound on diverged runs at each look, likewise."""
+        return 1 - share_level(tuple(range(self.seeds, self.max_seeds + 1)), self.bad_share, 1 - self.confidence, few=False)
 
     @cached_property
     def held_levels(self) -> dict[int, float]:
@@ -151,7 +165,7 @@ def judge_seeds(candidate: Sequence[float | None], reference: Sequence[float | N
     Raises:
         UserError: If an arm has no run, the numbers differ, or a score is not finite.
 
-    >>> judge_seeds([89.9, 90.1, 90.0, 89.8, 90.2], [90.0, 90.2, 89.9, 89.9, 90.1], Design(margin=1.0, bad_share=0.5)).outcome
+    >>> judge_seeds([89.9, 90.1, 90.0, 89.8, 90.2], [90.0, 90.2, 89.9, 89.9, 90.1], Design(1.0, 5, 5, bad_share=0.5)).outcome
     'held'
     """
     if not candidate or len(candidate) != len(reference):
@@ -172,9 +186,9 @@ def judge_seeds(candidate: Sequence[float | None], reference: Sequence[float | N
         lower = difference - _half_width(held, n, spread) if held else None
         upper = difference + _half_width(lost, n, spread) if lost else None
     outcome: Outcome = "undecided"
-    if diverged.at_least(design.confidence) > design.bad_share or (upper is not None and upper < -design.margin):
+    if diverged.at_least(design.diverged_confidence) > design.bad_share or (upper is not None and upper < -design.margin):
         outcome = "lost"
-    elif lower is not None and lower > -design.margin and bad.at_most(design.confidence) <= design.bad_share and _agrees(d, design):
+    elif lower is not None and lower > -design.margin and bad.at_most(design.bad_confidence) <= design.bad_share and _agrees(d, design):
         outcome = "held"
     return SeedsVerdict(outcome, difference, lower, upper, n, bad, diverged, floored)
 
