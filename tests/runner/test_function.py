@@ -1,4 +1,5 @@
 import math
+import time
 from functools import partial
 
 import numpy as np
@@ -221,3 +222,33 @@ def test_a_partial_with_other_arguments_is_another_function(tmp_path):
     ):
         runners[1].run(recipe, out)
     assert runners[2].run(recipe, out).test_score == 0.5
+
+
+@pytest.mark.parametrize("logs_again", [True, False])
+def test_a_run_that_goes_on_keeps_what_it_told_before_it_was_stopped(tmp_path, logs_again):
+    """Its record used to begin anew, and its best score and its seconds to be those of the last attempt."""
+    recipe, stops = RECIPE.replace({"budget.updates": 16, "budget.epochs": None}), [True]
+
+    def goes_on(recipe, run):
+        place = run.checkpoint_dir / "update"
+        begun = int(place.read_text()) if place.exists() else 0
+        for update in range(begun + 1, recipe.num_updates + 1):
+            time.sleep(0.01)
+            run.log(updates=update, loss=1.0, score=0.5 if update == 5 else 1.0)
+            if update % 7 == 0:
+                place.write_text(str(update))
+            if update == 16 - 2 * logs_again and stops:
+                stops.clear()
+                place.write_text(str(update if not logs_again else 7))
+                raise Interrupted("stopped")
+        run.score(1.0)
+
+    runner = FunctionRunner(goes_on, metric=LOSS)
+    with pytest.raises(Interrupted):
+        runner.run(recipe, Request(out=tmp_path))
+    result = runner.run(recipe, Request(out=tmp_path))
+    lines = read_record(tmp_path / "record.jsonl")
+    assert [line["update"] for line in lines if line["kind"] == "reported"] == list(range(1, 17))
+    assert sum(line["kind"] == "start" for line in lines) == 1
+    assert result.best_validation_score == 0.5
+    assert result.train_s > 0.16

@@ -19,6 +19,7 @@ from bigbatch.runner.protocol import Request
 from bigbatch.train.state.file_names import RUNNER
 from bigbatch.train.state.folder import finished_result, write_recipe
 from bigbatch.train.state.record import Record
+from bigbatch.train.state.record_lines import read_record_lines
 from bigbatch.train.state.result import Result
 
 OUTPUT, CHECKPOINTS = OWN_FILES = ("output", "checkpoints")
@@ -50,12 +51,34 @@ class RunLog:
         self.validation = self.best = self.test = math.nan
         self.reached, self.wants_test = False, request.measure_test
         self._name, self._recipe, self._request, self._metric = name, recipe, request, metric
-        self._clock, self._began = Clock(), time.perf_counter()
-        tensorboard = None if request.out is not None else False
-        self._record = Record(request.out, Clock(), tensorboard=tensorboard, metric=metric).open()
+        self._clock, self._began, self._before_s = Clock(), time.perf_counter(), 0.0
+        self._opened: Record | None = None
+        self._earlier = _earlier_lines(request.out)
         if request.out is not None:
             write_recipe(request.out, recipe)
-            self._record.start(recipe, task=name)
+        if not self._earlier:
+            self._open(Clock())
+
+    def _open(self, clock: Clock) -> Record:
+        """The record. A run that goes on from files of its own keeps what an earlier attempt told before the first that it tells itself."""
+        if self._opened is not None:
+            return self._opened
+        kept = [line for line in self._earlier if line.get("samples", 0) < clock.samples]
+        at = Clock(*(max((line.get(name, 0) for line in kept), default=0) for name in ("samples", "update")))
+        tensorboard = None if self._request.out is not None else False
+        self._opened = record = Record(self._request.out, at, tensorboard=tensorboard, metric=self._metric, whole=False).open()
+        if self._request.out is not None and not record.begun:
+            record.start(self._recipe, task=self._name)
+        for line in kept:
+            self._before_s = line.get("seconds", self._before_s)
+            if line["kind"] == "evaluation" and line["split"] == "validation" and self._metric.is_better(line["score"], self.best):
+                self.best = line["score"]
+        return record
+
+    @property
+    def _seconds(self) -> float:
+        """Since the run began, without the time between two attempts."""
+        return self._before_s + time.perf_counter() - self._began
 
     def log(
         self,
@@ -78,16 +101,17 @@ class RunLog:
         loss, score = _number("loss", loss), _number("score", score)
         facts = {name: value for name, given in facts.items() if (value := _number(name, given)) is not None}
         self._clock = clock = self._clock_at(updates, samples, epochs)
+        record = self._open(clock)
         for what, value in (("loss", loss), ("validation score", score)):
             if value is not None and not math.isfinite(value):
                 raise Diverged(f"{what} = {value} after update {clock.updates:,}: must be finite", update=clock.updates)
         if loss is not None or facts:
-            self._record.reported(clock, loss, facts)
+            record.reported(clock, loss, facts, seconds=self._seconds)
         if score is None:
             return
         self.validation = self.checked(score)
         self.best = score if self._metric.is_better(score, self.best) else self.best
-        self._record.score(clock, "validation", score)
+        record.score(clock, "validation", score, seconds=self._seconds)
         target = self._request.target
         if target is not None and self._metric.reaches(score, target):
             self.reached = True
@@ -109,7 +133,7 @@ class RunLog:
         """Signal and noise, by part of the model, of the last updates up to where the run stands."""
         for before, parts in zip(range(len(updates) - 1, -1, -1), updates, strict=True):
             update = self._clock.updates - before
-            self._record.noise(Clock(update * self._recipe.batch.global_batch, update), parts)
+            self._open(self._clock).noise(Clock(update * self._recipe.batch.global_batch, update), parts)
 
     def checked(self, score: float) -> float:
         """A score, once it can be one of this metric.
@@ -129,7 +153,7 @@ class RunLog:
         if diverged is not None or self.reached:
             ended = (diverged.update if diverged is not None else None) or self._clock.updates or updates
             updates, samples = ended, min(samples, ended * self._recipe.batch.global_batch)
-        seconds = time.perf_counter() - self._began
+        record, seconds = self._open(Clock(samples + 1, updates + 1)), self._seconds
         result = Result(
             self._name,
             updates=updates,
@@ -143,14 +167,15 @@ class RunLog:
             diverged=diverged is not None,
         )
         if math.isfinite(self.test):
-            self._record.score(Clock(samples, updates), "test", self.test)
-        self._record.close()
+            record.score(Clock(samples, updates), "test", self.test, seconds=seconds)
+        record.close()
         store_result(result, self._request.out, why=diverged)
         return result
 
     def close(self) -> None:
         """Close the files of a run that did not end."""
-        self._record.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def _clock_at(self, updates: float | None, samples: float | None, epochs: float | None) -> Clock:
         batch = self._recipe.batch.global_batch
@@ -163,6 +188,13 @@ class RunLog:
             return Clock(round(updates * batch), round(updates))
         total = round(samples if samples is not None else (epochs or 0) * self._recipe.num_train_samples)
         return Clock(total, -(-total // batch))
+
+
+def _earlier_lines(folder: Path | None) -> list[dict[str, Any]]:
+    """What an earlier attempt told that left files to go on from; nothing where it left none."""
+    if folder is None or not (folder / "record.jsonl").exists() or not any(any((folder / name).glob("*")) for name in OWN_FILES):
+        return []
+    return read_record_lines(folder / "record.jsonl").values
 
 
 def _number(what: str, value: Any) -> float | None:

@@ -46,20 +46,28 @@ class Record:
         tensorboard: Whether to write TensorBoard events too; None does so where TensorBoard is installed.
         ranks: Every worker has a record, and flushes it after the same updates.
         metric: What scores are.
+        whole: Whether every update has its line, so that missing ones are noticed.
 
     Attributes:
         begun: Whether the first line is there, or none is wanted.
     """
 
     def __init__(
-        self, folder: Path | None, clock: Clock, *, tensorboard: bool | None, ranks: Ranks = SINGLE_PROCESS, metric: Metric = ACCURACY
+        self,
+        folder: Path | None,
+        clock: Clock,
+        *,
+        tensorboard: bool | None,
+        ranks: Ranks = SINGLE_PROCESS,
+        metric: Metric = ACCURACY,
+        whole: bool = True,
     ) -> None:
         self.last_loss = math.nan  # of the newest flushed update
         self.begun = folder is None and clock.updates > 0
         self._clock = clock
         self._pending: list[_Pending] = []
         self._ranks = ranks
-        self._metric = metric
+        self._metric, self._whole = metric, whole
         self._path = folder / "record.jsonl" if folder is not None else None
         self._tensorboard = tensorboard
         self._file: IO[str] | None = None
@@ -87,7 +95,7 @@ class Record:
         kept = [line for line in lines.values if not _comes_after(line, clock)] if clock.updates else []
         kept.sort(key=lambda line: line["kind"] != "start")  # the first line, wherever it went
         self.begun = bool(kept) and kept[0]["kind"] == "start"
-        if kept and (missing := missing_updates(kept, clock.updates)):
+        if kept and self._whole and (missing := missing_updates(kept, clock.updates)):
             rows = ", ".join(f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in missing)
             if damaged is None:
                 warnings.warn(f"{path}: lines of updates {rows} are missing; the record goes on without them", stacklevel=3)
@@ -190,17 +198,17 @@ class Record:
                 )
         self.write_out()
 
-    def reported(self, clock: Clock, loss: float | None, facts: Mapping[str, float]) -> None:
-        """What a function or a command tells of its training at `clock`: its loss, and anything else by name."""
-        line = {"kind": "reported", "update": clock.updates, "samples": clock.samples, "loss": loss}
+    def reported(self, clock: Clock, loss: float | None, facts: Mapping[str, float], *, seconds: float) -> None:
+        """What a function or a command tells of its training at `clock`, `seconds` after it began: its loss, and anything else by name."""
+        line = {"kind": "reported", "update": clock.updates, "samples": clock.samples, "loss": loss, "seconds": round(seconds, 3)}
         self._write({**line, "facts": {name: value if math.isfinite(value) else None for name, value in facts.items()}})
         for name, value in ({**facts, "loss": loss} if loss is not None else facts).items():
             self._add(f"train/{name}", value, clock)
         self.write_out()
 
-    def score(self, clock: Clock, split: str, score: float) -> None:
-        """A score that a function or a command tells, without a loss."""
-        line = {"kind": "evaluation", "split": split, "update": clock.updates, "samples": clock.samples}
+    def score(self, clock: Clock, split: str, score: float, *, seconds: float) -> None:
+        """A score that a function or a command tells, without a loss, `seconds` after it began."""
+        line = {"kind": "evaluation", "split": split, "update": clock.updates, "samples": clock.samples, "seconds": round(seconds, 3)}
         self._write({**line, "loss": None, "score": score})
         self._add(f"{split}/score ({self._metric.label})", self._metric.shown(score), clock)
         self.write_out()
