@@ -150,3 +150,9 @@ def test_what_it_writes_reads_back_to_the_last_digit(tmp_path, command):
     assert told["command"]["run"].startswith(command)
     assert told["command"]["metric"]["margin"] == 0.123456789
     assert (recipe.optimizer.lr, recipe.optimizer.adam_lr, recipe.budget.epochs) == (0.00012345678, 0.00012345678, 12.3456789)
+
+
+def test_an_optimizer_that_is_none_is_asked_for_again(folder):
+    answers = [RUN, "1280", "2", "32", "adam w", "sgd", "0.1", "accuracy,%,higher,0.5", "test_acc ([0-9.]+)"]
+    assert answer(folder, *answers).count("4/5") == 2
+    assert Recipe.load(folder / "bigbatch.toml").optimizer.name == "sgd"

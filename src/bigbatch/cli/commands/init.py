@@ -9,6 +9,7 @@ import typer
 
 from bigbatch.cli.display import output
 from bigbatch.core.checks import OutputError, UserError
+from bigbatch.core.methods import OPTIMIZERS
 
 WHAT = "A task, your own as module:Class, module:function, or the command line of a script with fields such as {optimizer.lr}."
 
@@ -40,7 +41,7 @@ def init(
         known["samples"] = _ask(samples, "--samples", "2/5  Samples of the training set", None, int)
         known["epochs"] = _ask(epochs, "--epochs", "     and epochs of the tuned run", 10.0, float)
         known["batch"] = _ask(batch, "--batch", "3/5  Batch at which it was tuned, over all workers", 128, int)
-        known["optimizer"] = _ask(optimizer, "--optimizer", "4/5  Optimizer", "sgd", str)
+        known["optimizer"] = _ask(optimizer, "--optimizer", f"4/5  Optimizer ({', '.join(OPTIMIZERS)})", "sgd", _optimizer)
         known["lr"] = _ask(lr, "--lr", "     and its tuned rate", None, float)
     if kind in ("function", "command"):
         known["metric"] = _ask(metric, "--metric", "5/5  Score: name,unit,higher|lower,margin", "accuracy,%,higher,0.5", str)
@@ -52,6 +53,13 @@ def init(
     if json != output.STANDARD:
         typer.echo("\n".join([f"wrote {out}; read it, and go on with", *(f"  {command}" for command in commands)]))
     output.write_json(json, {"file": str(out), "kind": kind, "commands": commands})
+
+
+def _optimizer(text: str) -> str:
+    """An answer; of what is none, the question is asked again."""
+    if text not in OPTIMIZERS:
+        raise ValueError(text)
+    return text
 
 
 def _ask(given: Any, option: str, question: str, default: Any, kind: Callable[[str], Any]) -> Any:
