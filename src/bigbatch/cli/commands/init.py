@@ -41,7 +41,7 @@ def init(
         known["samples"] = _ask(samples, "--samples", "2/5  Samples of the training set", None, int)
         known["epochs"] = _ask(epochs, "--epochs", "     and epochs of the tuned run", 10.0, float)
         known["batch"] = _ask(batch, "--batch", "3/5  Batch at which it was tuned, over all workers", 128, int)
-        known["optimizer"] = _ask(optimizer, "--optimizer", f"4/5  Optimizer ({', '.join(OPTIMIZERS)})", "sgd", _optimizer)
+        known["optimizer"] = _ask_optimizer(optimizer)
         known["lr"] = _ask(lr, "--lr", "     and its tuned rate", None, float)
     if kind in ("function", "command"):
         known["metric"] = _ask(metric, "--metric", "5/5  Score: name,unit,higher|lower,margin", "accuracy,%,higher,0.5", str)
@@ -55,11 +55,13 @@ def init(
     output.write_json(json, {"file": str(out), "kind": kind, "commands": commands})
 
 
-def _optimizer(text: str) -> str:
-    """An answer; of what is none, the question is asked again."""
-    if text not in OPTIMIZERS:
-        raise ValueError(text)
-    return text
+def _ask_optimizer(given: str | None) -> str:
+    """As `_ask`; a person who answers with none is asked again."""
+    while (name := str(_ask(given, "--optimizer", f"4/5  Optimizer ({', '.join(OPTIMIZERS)})", "sgd", str))) not in OPTIMIZERS:
+        if given is not None:
+            return given  # which is refused with all that is wrong
+        typer.echo(f"     {name!r}: is none of these", err=True)
+    return name
 
 
 def _ask(given: Any, option: str, question: str, default: Any, kind: Callable[[str], Any]) -> Any:
