@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.runner.scripts import CURVE, METRIC, RECIPE, RUN, section, write_script
 
-from bigbatch import Interrupted, UserError
+from bigbatch import Interrupted, UserError, plan
 from bigbatch.core.checks import CheckpointError, RunFailed
 from bigbatch.runner import CommandRunner, Request
 from bigbatch.runner.process import MOST_BYTES
@@ -299,3 +299,15 @@ def test_what_differs_of_two_commands_is_told(tmp_path):
     run(tmp_path)
     with pytest.raises(CheckpointError, match=r"of another command \(curve: .* there, None here\)"):
         run(tmp_path, curve=None)
+
+
+def test_a_warm_up_that_begins_above_zero_is_warned_of_where_the_script_can_t_know(tmp_path):
+    write_script(tmp_path)
+    reference = QUICK.replace({"schedule.warmup": {"kind": "gradual", "updates": 8}})
+    command = RUN.replace("--seed", "--note {warmup.updates} --seed")
+    runner = CommandRunner(section(command), base=tmp_path)
+    planned = plan(reference, global_batch=128, rule="linear", can_change=runner.can_change).recipe
+    with pytest.warns(UserWarning, match="has no place for schedule.warmup.start_factor = 0.2.*: unless the script's warm-up begins there"):
+        runner.check(planned)
+    CommandRunner(section(f"{command} --note {{schedule.warmup.start_factor}}"), base=tmp_path).check(planned)
+    runner.check(plan(reference, global_batch=128, rule="legw", can_change=runner.can_change).recipe)

@@ -147,6 +147,13 @@ class CommandRunner:
                 "command: has no {seed}: unless it draws one itself, all runs of an arm are the same; add it, such as --seed {seed}",
                 stacklevel=2,
             )
+        factor = recipe.get("schedule.warmup.start_factor")
+        if factor and not {"recipe", "schedule.warmup.start_factor"} & set(self._template.fields):
+            warnings.warn(
+                f"command: has no place for schedule.warmup.start_factor = {factor:.3g}: unless the script's warm-up begins there, it "
+                "follows another schedule; add {schedule.warmup.start_factor}, or choose a rule that begins at zero, such as --rule legw",
+                stacklevel=2,
+            )
         if not self._folder.is_dir():
             raise UserError(f"command: folder {self._folder}: is not there; correct `folder`")
 
