@@ -29,7 +29,10 @@ def test_bad_input(tmp_path):
         (["plan", "digits/mlp", "--global-batch", "64", "--noise", "none.json"], "error: --noise none.json: can't be read"),
         (["noise", "fashion_mnist/resnet8", "--quiet"], "error: global_batch = 128 is one normalisation group (ghost_batch = 128)"),
         (["train", "digits/mlp", "--set", "batch.rule={kind='norm_tset'}"], "batch.rule"),
-        (["train", "digits/mlp", "--set", "batch.rule={kind='norm_test', largest=8}", "--quiet"], "there is none; widen the bounds"),
+        (
+            ["train", "digits/mlp", "--set", "batch.rule={kind='norm_test', largest=8}", "--quiet"],
+            "must be at least global_batch = 32; give a larger one",
+        ),
     ):
         done = bigbatch(*arguments, cwd=tmp_path, expect=2)
         assert words in done.stderr

@@ -255,7 +255,7 @@ class FromDisk(Small):
         ({}, FromDisk, "batch.rule.low and high: are not given, and the training set is not in memory"),
         ({"batch.rule.eps": 1.5}, Small, r"batch.rule: eps = .*: must be above zero and at most the data's range"),
         ({"precision": "float32"}, Small, "batch.rule.tolerance = 1e-09: is below the rounding of float32; give 1e-05 or more"),
-        ({"batch.rule.largest": 10}, Small, "batch.rule: largest = 10: must be at least global_batch = 20"),
+        ({"batch.rule.largest": 10}, Small, "batch.rule.largest = 10: must be at least global_batch = 20"),
     ],
 )
 def test_what_can_not_work_is_refused_before_the_run(tmp_path, changes, task, message):
