@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from bigbatch.core.checks import UserError
 from bigbatch.curvature import GaussNewton, Hessian, hvp, keskar_sharpness, sam_sharpness, top_eigenvalues
@@ -242,3 +243,22 @@ def test_plain_means_are_pooled_as_before():
     v = torch.randn(18, dtype=torch.float64)
     for loss in (F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1), lambda z, y: F.mse_loss(z, F.one_hot(y, 3).double())):
         torch.testing.assert_close(Hessian(model, loss, [(x, y)], micro_batch=4)(v), Hessian(model, loss, [(x, y)])(v))
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.b(checkpoint(lambda y: self.a(y).tanh(), x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activation_checkpointing_is_to_be_turned_off(dtype):
+    """It computes anew with the module's own weights: torch's error about types told nobody so."""
+    torch.manual_seed(0)
+    model, x = _Checkpointed().to(dtype), torch.randn(8, 4, dtype=dtype)
+    hessian = Hessian(model, lambda outputs, targets: (outputs - targets).square().mean(1), [(x, x[:, :1])])
+    with pytest.raises(UserError, match="turn activation checkpointing off"):
+        hessian(torch.ones(sum(p.numel() for p in model.parameters()), dtype=dtype))

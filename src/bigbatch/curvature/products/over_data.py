@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bigbatch.core.checks import UserError
 from bigbatch.curvature.products.checksum import checksum
 from bigbatch.curvature.products.evaluated import Graph, Loss, evaluated, refuse_sums, summed
 from bigbatch.curvature.products.fixed_batches import FixedBatches, Piece
@@ -269,7 +270,14 @@ class OverData(ABC):
         except Exception:  # not a model for float64
             check_symmetry(made.times, [weights[name] for name in self._flat.names])
         else:
-            check_products(at, self._product_of_few, self._by_difference)
+            try:
+                check_products(at, self._product_of_few, self._by_difference)
+            except RuntimeError as error:  # of what a backward pass computes anew, with the module's own weights in place of these
+                if "dtype" not in (why := str(error).partition("\n")[0]):
+                    raise
+                raise UserError(
+                    f"second derivative: the gradient at other weights fails ({why[:150]}); turn activation checkpointing off"
+                ) from error
 
     @contextmanager
     def _pass(self) -> Iterator[dict[str, Tensor]]:

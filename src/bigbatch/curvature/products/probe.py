@@ -160,7 +160,7 @@ def _wrong(at: Evaluator, how: str, name: str) -> UserError:
         kind = f", a {type(at._model.get_submodule(owner)).__name__}"
     return UserError(
         f"second derivative: {how}, most at parameter {name!r} (of {owner or 'the model itself'}{kind}): {_BLAME}; exchange what follows "
-        "that parameter, such as a custom autograd function, for plain operations"
+        "that parameter, such as a custom autograd function, for plain operations, and turn activation checkpointing off"
     )
 
 
