@@ -251,4 +251,4 @@ def test_a_run_that_goes_on_keeps_what_it_told_before_it_was_stopped(tmp_path, l
     assert [line["update"] for line in lines if line["kind"] == "reported"] == list(range(1, 17))
     assert sum(line["kind"] == "start" for line in lines) == 1
     assert result.best_validation_score == 0.5
-    assert result.train_s > 0.16
+    assert result.train_s > 0.12  # the last attempt alone sleeps for 0.09

@@ -281,6 +281,7 @@ ACCURACY = Metric("accuracy", "%", margin=0.5, scale=100.0)
 
 
 NO_SHARES = {"loss", "mse", "rmse", "mae", "nll", "bpb", "bpc", "perplexity", "ppl", "cross_entropy", "cross-entropy", "error"}
+"""Names of scores that are no shares of samples of which more is better: alone they say too little."""
 
 
 def _share(name: str) -> Metric:

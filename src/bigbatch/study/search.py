@@ -100,7 +100,7 @@ def search(
         run_jobs(runs_of, runner, jobs, done=ended)
         trials = []
         for settings in grid(choices):
-            told = [(found(settings, seed) or {})["validation_score"] for seed in seeds]
+            told = [line["validation_score"] for seed in seeds if (line := found(settings, seed)) is not None]
             scores = [metric.of_diverged if score is None else float(score) for score in told]
             trials.append(Trial(settings, statistics.fmean(scores), tuple(scores)))
     return sorted(trials, key=lambda trial: metric.rank(trial.mean))

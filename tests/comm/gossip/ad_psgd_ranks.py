@@ -63,17 +63,17 @@ PLACE = {"device": torch.device("cpu"), "moved": lambda model: model, "kind": AD
 
 
 def one_fails():
-    """It lets its error through at once, and the other notices that it is gone, long before it would be through."""
-    rank, world = start()
+    """It lets its error through before the other is through with its updates, and the other notices that it is gone."""
+    (rank, world), updates, made = start(), 20_000, []
 
     def at_update(update):
+        made.append(update)
         if rank == 1 and update == 3:
             raise ZeroDivisionError("of this rank")
 
-    began = time.monotonic()
     with pytest.raises(ZeroDivisionError if rank == 1 else RuntimeError):
-        run(rank, world, lr=0.0, updates=20_000, pause_s=0.01, at_update=at_update)
-    assert time.monotonic() - began < 100  # of the 200 seconds that all updates take at least
+        run(rank, world, lr=0.0, updates=updates, pause_s=0.01, at_update=at_update)
+    assert len(made) < updates
     leave()
 
 

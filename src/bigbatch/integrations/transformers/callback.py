@@ -99,7 +99,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
         """Count passes anew."""
         self._passes, self._resumed_passes = self._resumed_passes, 0
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 of TrainerCallback
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """After the optimizer's step, and before the scheduler's."""
         own, loss, began = self._num_samples, self._loss, self._began
         self._begin_update()
@@ -134,7 +134,7 @@ class BigBatchCallback(TrainerCallback):  # type: ignore[misc]
             self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Take the hooks off the model; `monitor` keeps what it measured."""
+        """Read what is measured, while all processes are here; the hooks come off where `train` ends."""
         if self.monitor is not None:
             self.monitor.flush()
 
